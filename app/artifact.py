@@ -1,0 +1,173 @@
+"""The metadata inside the .onnx file: everything that the service must know about a model, in one JSON document.
+
+It is written by the exporter to `metadata_props["fcos"]`. Sizes are (height, width), in pixels.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from app.errors import ArtifactError
+
+METADATA_KEY = "fcos"
+FORMAT_VERSION = 1
+CANVAS_MULTIPLE = 32
+
+
+class Size(NamedTuple):
+    """Height and width in pixels; in JSON `[height, width]`."""
+
+    height: int
+    width: int
+
+
+Positive = Annotated[int, Field(ge=1, le=65_536)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Points(Part):
+    """Where a level's points lie: the centre of point i is (i + offset) * step.
+
+    `stride` is the level's nominal stride. `canvas` is canvas_size // grid_size per axis, which is torchvision's
+    `AnchorGenerator` (with offset 0) and differs from the nominal stride where the stride does not divide the canvas.
+    """
+
+    offset: FiniteFloat
+    step: Literal["stride", "canvas"]
+
+
+class Resize(Part):
+    """scale = min(short / shorter side, long / longer side); up as well as down."""
+
+    short: Positive
+    long: Positive
+
+
+class Defaults(Part):
+    score_threshold: Fraction
+    iou_threshold: Fraction
+    max_detections: Annotated[int, Field(ge=1, le=1000)]
+
+
+class Metadata(Part):
+    """What a model file says about itself. A class's id is its index in `classes`."""
+
+    format_version: Literal[1]
+    name: Name
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    strides: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    points: Points
+    resize: Resize
+    canvases: Annotated[tuple[Size, ...], Field(min_length=1)]
+    mean_pixel: tuple[
+        Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+    ]
+    defaults: Defaults
+    top_k: Positive  # candidates per level that reach the NMS
+    precision: Literal["fp32", "fp16", "int8"]
+    variant: Literal["raw"]
+    training: dict[str, JsonValue]
+    metrics: dict[str, FiniteFloat]
+    checkpoint_sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"class names must be unique, but {repeated[0]!r} stands more than once")
+        if any(b <= a for a, b in zip(self.strides, self.strides[1:], strict=False)):
+            raise ValueError(f"strides must rise from level to level, but are {list(self.strides)}")
+        for canvas in self.canvases:
+            if min(canvas) < CANVAS_MULTIPLE or canvas.height % CANVAS_MULTIPLE or canvas.width % CANVAS_MULTIPLE:
+                raise ValueError(f"canvas {list(canvas)} is not a multiple of {CANVAS_MULTIPLE} on both sides")
+        # No resized picture is larger than these two, and pictures of exactly these sizes exist.
+        short, long = min(self.resize.short, self.resize.long), self.resize.long
+        for height, width in ((short, long), (long, short)):
+            if not any(height <= canvas.height and width <= canvas.width for canvas in self.canvases):
+                raise ValueError(
+                    f"no canvas holds a picture of {height} x {width} (height x width), "
+                    f"which the resize rule {self.resize.short}/{self.resize.long} gives"
+                )
+        return self
+
+    def to_json(self) -> str:
+        """Returns: The text for `metadata_props["fcos"]`; `parse` reads it back to an equal object."""
+        return self.model_dump_json()
+
+
+def grids(strides: tuple[int, ...], canvas: Size) -> list[Size]:
+    """Returns: One grid of points per level; a level of stride s has ceil(H / s) x ceil(W / s) points."""
+    return [Size(-(-canvas.height // stride), -(-canvas.width // stride)) for stride in strides]
+
+
+def parse(text: str | None, file: str) -> Metadata:
+    """Reads the metadata of a model file.
+
+    Args:
+        text: What the file holds under `METADATA_KEY`; None where it holds nothing.
+        file: The file's name, for the messages.
+
+    Raises:
+        ArtifactError: One sentence that names the file and the reason.
+    """
+    if text is None:
+        raise ArtifactError(
+            f"{file} holds no metadata under {METADATA_KEY!r}, so it is not a model of this project: "
+            "write one with `python -m export`."
+        )
+    try:
+        document: Any = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{file} holds metadata that is not JSON ({error}): export the model again.") from None
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{file} holds metadata that is not a JSON object: export the model again.")
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{file} has metadata of format version {version!r}, but this release reads version {FORMAT_VERSION}: "
+            "export the model again with this release, or run the release that wrote it."
+        )
+    try:
+        return Metadata.model_validate(document)
+    except ValidationError as error:
+        raise ArtifactError(f"{file} has invalid metadata, {first_fault(error)}: export the model again.") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """Returns: The first fault of a validation in a few words: where, what value, what was expected."""
+    fault = error.errors(include_url=False)[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    where = ".".join(str(key) for key in fault["loc"])
+    if not where:
+        return message
+    if fault["type"] == "missing":
+        return f"`{where}` is missing"
+    if fault["type"] == "extra_forbidden":
+        return f"`{where}` is not known"
+    value = repr(fault["input"])
+    value = value if len(value) <= 80 else value[:77] + "..."
+    return f"`{where}` has value {value} ({message})"
+
+
+def file_version(path: Path) -> str:
+    """Returns: The first 8 hexadecimal digits of the file's sha256, by which a served model is told from another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]

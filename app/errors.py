@@ -1,0 +1,82 @@
+"""Every refusal: code, HTTP status, title and message; and the errors that keep the service from starting.
+
+Nothing here knows HTTP's machinery: `api.py` turns a `Refusal` into an `application/problem+json` document (RFC 9457).
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class StartError(Exception):
+    """The service cannot start. The message is one sentence for the person who started it; the exit code is 2."""
+
+
+class ArtifactError(StartError):
+    """The model file is missing, not ours, or does not keep the contract of `artifact.py`."""
+
+
+class ProviderError(StartError):
+    """The execution provider that was asked for cannot be had."""
+
+
+class SettingsError(StartError):
+    """A setting has a value that cannot be used, or is unknown."""
+
+
+class Kind(NamedTuple):
+    """What one kind of refusal is to a client: its HTTP status and its title."""
+
+    status: int
+    title: str
+
+
+# Clients may build on the codes: one is never renamed.
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "empty_body": Kind(400, "No picture was sent"),
+        "malformed_request": Kind(400, "The request cannot be read"),
+        "not_found": Kind(404, "There is nothing at this address"),
+        "method_not_allowed": Kind(405, "This address does not take this method"),
+        "not_acceptable": Kind(406, "No acceptable kind of answer"),
+        "picture_too_large": Kind(413, "The picture has too many pixels"),
+        "body_too_large": Kind(413, "The request is too large"),
+        "unsupported_media_type": Kind(415, "The request's content type is not taken"),
+        "not_a_picture": Kind(415, "The bytes are not a picture that can be read"),
+        "corrupt_picture": Kind(422, "The picture is damaged"),
+        "invalid_parameter": Kind(422, "A parameter cannot be used"),
+        "unknown_class": Kind(422, "The model does not know this class"),
+        "internal_error": Kind(500, "The service failed"),
+        "not_ready": Kind(503, "The service is not ready"),
+    }
+)
+
+
+class Refusal(Exception):
+    """A request, or one picture, that gets no answer.
+
+    Args:
+        code: One of `KINDS`.
+        message: One or two sentences for the client: what is wrong, and what to do.
+        headers: HTTP headers that go with the answer.
+        members: Further members of the problem document.
+    """
+
+    def __init__(self, code: str, message: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.kind = KINDS[code]
+        self.headers = dict(headers or {})
+        self.members = members
+
+    def problem(self) -> dict[str, Any]:
+        """Returns: The problem document, as RFC 9457 lays it out."""
+        return {
+            "type": f"urn:fcos-detect:problem:{self.code}",
+            "title": self.kind.title,
+            "status": self.kind.status,
+            "detail": self.message,
+            "code": self.code,
+            **self.members,
+        }
