@@ -71,9 +71,7 @@ def fit(picture: Image.Image | NDArray[np.uint8], metadata: Metadata) -> tuple[N
     """
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(
-                f"picture must be uint8 [height, width, 3], but got {picture.dtype} {list(picture.shape)}"
-            )
+            raise ValueError(f"picture must be uint8 [height, width, 3], but got {picture.dtype} {list(picture.shape)}")
         if 0 in picture.shape:
             raise ValueError(f"picture must have pixels, but has shape {list(picture.shape)}")
         picture = Image.fromarray(picture)
@@ -102,4 +100,5 @@ def unfit(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float3
     ratio_x, ratio_y = picture.width / resized.width, picture.height / resized.height
     ratios = np.array([ratio_x, ratio_y, ratio_x, ratio_y], np.float32)
     limits = np.array([picture.width, picture.height, picture.width, picture.height], np.float32)
-    return np.clip(boxes * ratios, np.float32(0), limits)
+    own: NDArray[np.float32] = np.clip(boxes * ratios, np.float32(0), limits)
+    return own

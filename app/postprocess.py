@@ -1,0 +1,238 @@
+"""Raw heads → detections: scores, the best points of each level, decode, NMS (FCOS, sections 3.1 and 3.2).
+
+Gives what torchvision's `FCOS.postprocess_detections` gives on the same heads, several times faster: it looks for
+candidates among the logits and computes scores, boxes and overlaps only for the few that are found.
+
+N: pictures. P: points of all levels, row-major, level after level. C: classes. K: boxes. Boxes are xyxy, float32.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.artifact import Metadata, Points, Size, grids
+from app.canvas import Placement
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.intp]
+
+# Boxes are compared in blocks of this many: most pictures need one or two, and a block's overlaps stay in the cache.
+NMS_BLOCK = 192
+# exp(-x) of a smaller logit overflows float32, and its sigmoid is 0 for any purpose.
+LOWEST_LOGIT = np.float32(-87)
+
+
+class Heads(NamedTuple):
+    """What the graph gives for N pictures of one canvas, all float32."""
+
+    class_logits: Floats  # [N, P, C]
+    distances: Floats  # [N, P, 4] left, top, right, bottom of each point, canvas pixels, >= 0
+    centerness: Floats  # [N, P] logits
+
+    def of(self, index: int) -> "PictureHeads":
+        """Returns: The heads of one picture, without copying."""
+        return PictureHeads(self.class_logits[index], self.distances[index], self.centerness[index])
+
+
+class PictureHeads(NamedTuple):
+    """What the graph gives for one picture."""
+
+    class_logits: Floats  # [P, C]
+    distances: Floats  # [P, 4]
+    centerness: Floats  # [P]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a request may choose. A class filter lets only these class ids compete; None lets all."""
+
+    score_threshold: float  # in [0, 1]; a score must be above it
+    iou_threshold: float  # in [0, 1]; of two boxes that overlap more, the lower score goes
+    max_detections: int
+    class_ids: tuple[int, ...] | None = None
+    class_agnostic: bool = False  # boxes of different classes suppress one another too
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Found objects, best first."""
+
+    boxes: Floats  # [K, 4]
+    scores: Floats  # [K] in (0, 1]
+    class_ids: Indices  # [K]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, chosen: NDArray[np.bool_] | Indices) -> "Detections":
+        return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
+
+
+@lru_cache(maxsize=64)  # more than a model has canvases
+def point_centres(strides: tuple[int, ...], points: Points, canvas: Size) -> Floats:
+    """Returns: The points of all levels on a canvas, float32 [P, 2], x and y in canvas pixels. Read-only."""
+    levels = []
+    for stride, grid in zip(strides, grids(strides, canvas), strict=True):
+        steps = (
+            (stride, stride) if points.step == "stride" else (canvas.width // grid.width, canvas.height // grid.height)
+        )
+        xs = (np.arange(grid.width) + points.offset) * steps[0]
+        ys = (np.arange(grid.height) + points.offset) * steps[1]
+        levels.append(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2))
+    centres = np.concatenate(levels).astype(np.float32)
+    centres.flags.writeable = False
+    return centres
+
+
+def postprocess(heads: PictureHeads, placement: Placement, metadata: Metadata, parameters: Parameters) -> Detections:
+    """Turns one picture's heads into detections, best first, at most `max_detections`.
+
+    Equal scores keep the order of level, point and class. Values that are not finite never become a detection.
+
+    Returns:
+        Boxes in canvas pixels, clipped to the picture as it lies on the canvas; `canvas.unfit` maps them back.
+
+    Raises:
+        ValueError: The heads do not have the points or the classes that the metadata says.
+    """
+    centres = point_centres(metadata.strides, metadata.points, placement.canvas)
+    expected = ((len(centres), len(metadata.classes)), (len(centres), 4), (len(centres),))
+    if tuple(head.shape for head in heads) != expected:
+        raise ValueError(
+            f"heads of canvas {list(placement.canvas)} must have the shapes {expected}, "
+            f"but got {tuple(head.shape for head in heads)}"
+        )
+
+    point_ids, class_ids, scores = _candidates(heads, placement.canvas, metadata, parameters)
+    boxes = _decode(centres[point_ids], heads.distances[point_ids], placement.resized)
+    order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(boxes[order]).all(axis=1)]
+    found = Detections(boxes[order], scores[order], class_ids[order])
+
+    groups = np.zeros_like(found.class_ids) if parameters.class_agnostic else found.class_ids
+    return found.take(nms(found.boxes, groups, parameters.iou_threshold, parameters.max_detections))
+
+
+def _candidates(
+    heads: PictureHeads, canvas: Size, metadata: Metadata, parameters: Parameters
+) -> tuple[Indices, Indices, Floats]:
+    """Returns: Point, class and score of the `top_k` best of each level above the threshold, in order of level."""
+    classes = len(metadata.classes)
+    allowed = None
+    if parameters.class_ids is not None:
+        allowed = np.zeros(classes, np.bool_)
+        allowed[list(parameters.class_ids)] = True
+
+    found: list[tuple[Indices, Indices, Floats]] = []
+    first = 0
+    for grid in grids(metadata.strides, canvas):
+        level = slice(first, first + grid.height * grid.width)
+        logits = heads.class_logits[level].reshape(-1)
+        centerness = heads.centerness[level]
+
+        flat = np.flatnonzero(logits > _lowest_class_logit(centerness, parameters.score_threshold))
+        point_ids, class_ids = np.divmod(flat, classes)
+        if allowed is not None:
+            chosen = allowed[class_ids]
+            flat, point_ids, class_ids = flat[chosen], point_ids[chosen], class_ids[chosen]
+
+        class_logits, centerness = logits[flat], centerness[point_ids]
+        scores = np.sqrt(_sigmoid(class_logits) * _sigmoid(centerness))
+        chosen = scores > parameters.score_threshold
+        chosen &= np.isfinite(class_logits) & np.isfinite(centerness)
+        point_ids, class_ids, scores = point_ids[chosen], class_ids[chosen], scores[chosen]
+
+        best = _best(scores, metadata.top_k)
+        found.append((point_ids[best] + first, class_ids[best], scores[best]))
+        first = level.stop
+    points, labels, values = zip(*found, strict=True)
+    return np.concatenate(points), np.concatenate(labels), np.concatenate(values)
+
+
+def _lowest_class_logit(centerness: Floats, score_threshold: float) -> np.float32:
+    """Returns: A class logit below which no point of the level can have a score above the threshold.
+
+    sqrt(class * centerness) > t needs class > t² / centerness, and no point's centerness is above the level's best.
+    """
+    best = float(_sigmoid(np.fmax.reduce(centerness)))  # fmax passes over NaN
+    lowest = score_threshold**2 / best if best > 0 else math.inf
+    if not lowest < 1:
+        return np.float32(np.inf)
+    if lowest == 0:
+        return np.float32(-np.inf)
+    return np.float32(math.log(lowest / (1 - lowest)) - 1e-3)  # rounding must not cost a candidate
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    one = np.float32(1)
+    return one / (one + np.exp(-np.maximum(logits, LOWEST_LOGIT)))
+
+
+def _best(scores: Floats, count: int) -> Indices | slice:
+    """Returns: The indices of the `count` highest scores, ascending; of equal scores the first ones."""
+    if len(scores) <= count:
+        return slice(None)
+    lowest = np.partition(scores, -count)[-count]
+    above, equal = np.flatnonzero(scores > lowest), np.flatnonzero(scores == lowest)
+    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
+
+
+def _decode(centres: Floats, distances: Floats, resized: Size) -> Floats:
+    """Returns: Boxes [K, 4] of points [K, 2] and their distances l, t, r, b [K, 4], clipped to the picture."""
+    boxes = np.concatenate([centres - distances[:, :2], centres + distances[:, 2:]], axis=1)
+    limits = np.array([resized.width, resized.height, resized.width, resized.height], np.float32)
+    clipped: Floats = np.clip(boxes, np.float32(0), limits)
+    return clipped
+
+
+def nms(boxes: Floats, groups: Indices, iou_threshold: float, limit: int) -> Indices:
+    """Greedy non-maximum suppression that stops as soon as `limit` boxes are kept.
+
+    Args:
+        boxes: [K, 4], best first.
+        groups: [K]; only boxes of the same group suppress one another.
+        iou_threshold: A box goes if its IoU with a kept one is above this, as in `torchvision.ops.nms`.
+
+    Returns:
+        The indices of the kept boxes, ascending.
+    """
+    sides = np.ascontiguousarray(boxes.T)  # [4, K]: each side's values together, which makes the comparisons fast
+    kept: list[int] = []
+    for start in range(0, len(boxes), NMS_BLOCK):
+        block = np.arange(start, min(start + NMS_BLOCK, len(boxes)))
+        block = block[~_overlap(sides, groups, np.array(kept, np.intp), block, iou_threshold).any(axis=0)]
+        within = _overlap(sides, groups, block, block, iou_threshold)
+        # One whole number per row, one bit per box: the greedy walk then costs next to nothing.
+        rows = np.packbits(within, axis=1, bitorder="little")
+        removed = 0
+        for position, row in enumerate(rows):
+            if removed >> position & 1:
+                continue
+            kept.append(int(block[position]))
+            if len(kept) == limit:
+                return np.array(kept, np.intp)
+            removed |= int.from_bytes(row.tobytes(), "little")
+    return np.array(kept, np.intp)
+
+
+def _overlap(sides: Floats, groups: Indices, a: Indices, b: Indices, iou_threshold: float) -> NDArray[np.bool_]:
+    """Returns: [A, B], whether boxes a and b, indices into `sides` [4, K], overlap and are of the same group."""
+    a_left, a_top, a_right, a_bottom = sides[:, a]
+    b_left, b_top, b_right, b_bottom = sides[:, b]
+    shared = np.minimum.outer(a_right, b_right)
+    shared -= np.maximum.outer(a_left, b_left)
+    np.maximum(shared, 0, out=shared)
+    height = np.minimum.outer(a_bottom, b_bottom)
+    height -= np.maximum.outer(a_top, b_top)
+    np.maximum(height, 0, out=height)
+    shared *= height
+    union = np.add.outer((a_right - a_left) * (a_bottom - a_top), (b_right - b_left) * (b_bottom - b_top))
+    union -= shared
+    # Not shared / union: two boxes without area have 0 / 0, and suppress nothing.
+    overlap: NDArray[np.bool_] = shared > np.float32(iou_threshold) * union
+    overlap &= np.equal.outer(groups[a], groups[b])
+    return overlap

@@ -1,0 +1,158 @@
+"""Post-processing against torchvision's, on the same heads: milliseconds and matched boxes.
+
+    python benchmarks/postprocess.py [--output postprocess.csv]
+
+22,400 points (an 800 x 1344 canvas) x 91 classes, about 1,200 candidates in clusters as a detector gives them. Needs
+torch and torchvision. Writes one CSV row per repetition and prints the medians.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.models.detection import fcos_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.artifact import Metadata, Size, grids
+from app.canvas import Placement
+from app.postprocess import Parameters, PictureHeads, postprocess
+
+CLASSES = 91
+CANVAS = Size(800, 1344)
+STRIDES = (8, 16, 32, 64, 128)
+PARAMETERS = Parameters(score_threshold=0.2, iou_threshold=0.6, max_detections=100)
+
+
+def torchvision_like_metadata() -> Metadata:
+    return Metadata.model_validate(
+        {
+            "format_version": 1,
+            "name": "benchmark",
+            "classes": [f"class {index}" for index in range(CLASSES)],
+            "strides": STRIDES,
+            "points": {"offset": 0, "step": "canvas"},
+            "resize": {"short": 800, "long": 1333},
+            "canvases": [(800, 1344), (1344, 800)],
+            "mean_pixel": [0, 0, 0],
+            "defaults": {"score_threshold": 0.2, "iou_threshold": 0.6, "max_detections": 100},
+            "top_k": 1000,
+            "precision": "fp32",
+            "variant": "raw",
+            "training": {},
+            "metrics": {},
+            "checkpoint_sha256": "0" * 64,
+        }
+    )
+
+
+def clustered_heads(rng: np.random.Generator, objects: int = 52) -> PictureHeads:
+    """Background at about -6, and around each object a cluster of points that agree on its box, nearly."""
+    levels = grids(STRIDES, CANVAS)
+    points = sum(grid.height * grid.width for grid in levels)
+    logits = rng.normal(-6.0, 0.8, (points, CLASSES)).astype(np.float32)
+    centerness = rng.normal(0.0, 1.0, points).astype(np.float32)
+    distances = np.abs(rng.normal(0, 40, (points, 4))).astype(np.float32)
+    first = np.cumsum([0] + [grid.height * grid.width for grid in levels])
+    for _ in range(objects):
+        level = rng.choice(5, p=[0.4, 0.3, 0.2, 0.07, 0.03])
+        grid, stride, label = levels[level], STRIDES[level], rng.integers(CLASSES)
+        row, column = rng.integers(grid.height), rng.integers(grid.width)
+        half = stride * rng.uniform(2, 8, 2)  # of the width and the height
+        for y in range(max(0, row - 2), min(grid.height, row + 3)):
+            for x in range(max(0, column - 2), min(grid.width, column + 3)):
+                point = first[level] + y * grid.width + x
+                logits[point, label] = rng.normal(0.5, 1.5)
+                dx, dy = (x - column) * stride, (y - row) * stride
+                sides = np.array([half[0] + dx, half[1] + dy, half[0] - dx, half[1] - dy])
+                distances[point] = np.maximum(sides + rng.normal(0, 0.1 * stride, 4), 0)
+    return PictureHeads(logits, distances, centerness)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("postprocess.csv"))
+    parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("--repetitions", type=int, default=10)
+    arguments = parser.parse_args()
+
+    metadata = torchvision_like_metadata()
+    resized = Size(800, 1333)
+    placement = Placement(picture=resized, resized=resized, canvas=CANVAS)
+    reference = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
+    levels = grids(STRIDES, CANVAS)
+    counts = [grid.height * grid.width for grid in levels]
+    features = [torch.empty(1, 1, *grid) for grid in levels]
+    anchors = reference.anchor_generator(ImageList(torch.empty(1, 3, *CANVAS), [tuple(resized)]), features)
+    split_anchors = [list(one.split(counts)) for one in anchors]
+    strides = np.repeat(np.array(STRIDES, np.float32), counts)[:, None]
+
+    rows = []
+    for picture in range(arguments.pictures):
+        heads = clustered_heads(np.random.default_rng(picture))
+        outputs = {
+            "cls_logits": list(torch.from_numpy(heads.class_logits)[None].split(counts, dim=1)),
+            "bbox_regression": list(torch.from_numpy(heads.distances / strides)[None].split(counts, dim=1)),
+            "bbox_ctrness": list(torch.from_numpy(heads.centerness)[None, :, None].split(counts, dim=1)),
+        }
+        scores = torch.sqrt(
+            torch.from_numpy(heads.class_logits).sigmoid() * torch.from_numpy(heads.centerness)[:, None].sigmoid()
+        )
+        candidates = int((scores > PARAMETERS.score_threshold).sum())
+        for repetition in range(arguments.repetitions):
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                theirs = reference.postprocess_detections(outputs, split_anchors, [tuple(resized)])[0]
+            between = time.perf_counter()
+            ours = postprocess(heads, placement, metadata, PARAMETERS)
+            ended = time.perf_counter()
+            matched = count_matched(ours, theirs)
+            row = (picture, repetition, candidates, (between - begun) * 1e3, (ended - between) * 1e3)
+            rows.append((*row, len(theirs["boxes"]), len(ours), matched))
+
+    header = (
+        "picture",
+        "repetition",
+        "candidates",
+        "torchvision_ms",
+        "ours_ms",
+        "torchvision_boxes",
+        "ours_boxes",
+        "matched",
+    )
+    with arguments.output.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    theirs_ms, ours_ms = (statistics.median(row[index] for row in rows) for index in (3, 4))
+    total = sum(row[5] for row in rows)
+    print(f"candidates (median)    {statistics.median(row[2] for row in rows):8.0f}")
+    print(f"torchvision (median)   {theirs_ms:8.2f} ms")
+    print(f"ours (median)          {ours_ms:8.2f} ms   {theirs_ms / ours_ms:.1f} times as fast")
+    print(f"matched boxes          {sum(row[7] for row in rows)} of {total} (ours: {sum(row[6] for row in rows)})")
+
+
+def count_matched(ours, theirs) -> int:  # type: ignore[no-untyped-def]
+    """Returns: How many of torchvision's boxes have their own box in ours: label, score to 1e-5, sides to 1e-3 px."""
+    free = set(range(len(ours)))
+    matched = 0
+    for box, score, label in zip(
+        theirs["boxes"].numpy(), theirs["scores"].numpy(), theirs["labels"].numpy(), strict=True
+    ):
+        for index in free:
+            if (
+                ours.class_ids[index] == label
+                and abs(ours.scores[index] - score) < 1e-5
+                and np.abs(ours.boxes[index] - box).max() < 1e-3
+            ):
+                free.remove(index)
+                matched += 1
+                break
+    return matched
+
+
+if __name__ == "__main__":
+    main()
