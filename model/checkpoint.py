@@ -1,0 +1,134 @@
+"""Checkpoints: everything needed to rebuild a detector, in one file of plain tensors (never a pickle of code)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.artifact import Defaults, Metadata, Points, Resize, Size
+from model.config import STRIDES, FCOSConfig, InputConfig
+from model.fcos import FCOS
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained detector and where it comes from."""
+
+    config: FCOSConfig
+    input_config: InputConfig
+    weights: dict[str, Tensor]
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Data, schedule, versions: plain JSON values."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    score_threshold: float = 0.3
+    """The default of the service."""
+    resume: dict[str, Any] | None = None
+    """State of the run that goes on from here; None in a finished one."""
+
+    def model(self) -> FCOS:
+        """The detector, in eval mode, on the CPU.
+
+        Raises:
+            ValueError: the weights do not fit the configuration.
+        """
+        model = FCOS(self.config, self.input_config)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from error
+        return model.eval()
+
+    def metadata(self, name: str, precision: str = "fp32", checkpoint_sha256: str = "0" * 64) -> Metadata:
+        """What the exported file says of itself."""
+        return metadata_of(self.config, self.input_config, name).model_copy(
+            update={
+                "defaults": Defaults(score_threshold=self.score_threshold, iou_threshold=0.6, max_detections=100),
+                "precision": precision,
+                "training": self.training,
+                "metrics": self.metrics,
+                "checkpoint_sha256": checkpoint_sha256,
+            }
+        )
+
+
+def metadata_of(config: FCOSConfig, input_config: InputConfig, name: str = "unnamed") -> Metadata:
+    """The service's description of a network, before anything is known of its training."""
+    red, green, blue = (round(value) for value in input_config.mean)
+    return Metadata(
+        format_version=1,
+        name=name,
+        classes=config.classes,
+        strides=STRIDES,
+        points=Points(offset=config.point_offset, step=config.point_step),
+        resize=Resize(short=input_config.short, long=input_config.long),
+        canvases=tuple(Size(*canvas) for canvas in input_config.canvases),
+        mean_pixel=(red, green, blue),
+        defaults=Defaults(score_threshold=0.3, iou_threshold=0.6, max_detections=100),
+        top_k=1000,
+        precision="fp32",
+        variant="raw",
+        training={},
+        metrics={},
+        checkpoint_sha256="0" * 64,
+    )
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; a run that dies meanwhile leaves the old file whole."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "config": checkpoint.config.to_dict(),
+        "input_config": checkpoint.input_config.to_dict(),
+        "weights": checkpoint.weights,
+        "training": checkpoint.training,
+        "metrics": checkpoint.metrics,
+        "score_threshold": checkpoint.score_threshold,
+        "resume": checkpoint.resume,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(document, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: there is no file, or it is not a checkpoint of this project, or of a newer version.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that torch can read ({type(error).__name__})") from error
+    if not isinstance(document, dict) or "format_version" not in document:
+        raise ValueError(f"{path} is not a checkpoint of this project: train one with `python model/train.py`")
+    version = document.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has checkpoint format {version}, but this release reads {FORMAT_VERSION}")
+    try:
+        return Checkpoint(
+            config=FCOSConfig.from_dict(document.pop("config")),
+            input_config=InputConfig.from_dict(document.pop("input_config")),
+            **document,
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is a damaged checkpoint: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

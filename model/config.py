@@ -1,0 +1,95 @@
+"""What a detector is: its network and the pictures it wants. Both travel inside every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, Self
+
+STRIDES = (8, 16, 32, 64, 128)  # P3..P7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Config:
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings: loads with `weights_only=True` and dumps as JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises `ValueError` for a key that this version does not know."""
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"{cls.__name__} does not know {', '.join(unknown)}: written by a newer version?")
+        return cls(**{key: _frozen(value) for key, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputConfig(_Config):
+    """How a picture becomes the network's input.
+
+    The picture is resized by `min(short / shorter side, long / longer side)` and laid at the top-left of the smallest
+    canvas that holds it; the rest of the canvas is the mean pixel.
+    """
+
+    short: int = 416
+    long: int = 416
+    canvases: tuple[tuple[int, int], ...] = ((320, 416), (416, 320), (416, 416))
+    """(height, width) each, multiples of 32."""
+    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    """RGB, 0..255."""
+    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+
+    def __post_init__(self) -> None:
+        for height, width in self.canvases:
+            if height % 32 or width % 32 or min(height, width) < 32:
+                raise ValueError(f"a canvas side must be a positive multiple of 32, but got {height}x{width}")
+        if not self.canvases:
+            raise ValueError("at least one canvas is needed, such as 416x416")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FCOSConfig(_Config):
+    """The network. The defaults are sized for a CPU; the paper's are in `paper()`."""
+
+    classes: tuple[str, ...]
+    """Class names; a class's id is its position."""
+    backbone: str = "tf_efficientnet_lite0"
+    """Any timm model with `features_only` levels at strides 8, 16 and 32."""
+    channels: int = 96
+    """Of the pyramid and of the head."""
+    head_convs: int = 2
+    """Convolutions in each of the two towers."""
+    head_conv: Literal["full", "separable"] = "separable"
+    """`separable`: depthwise, then pointwise."""
+    head_kernel: int = 5
+    norm: Literal["gn", "bn"] = "gn"
+    """`bn` keeps statistics per level (the convolutions stay shared) and folds into them at export."""
+    norm_groups: int = 32
+    point_offset: float = 0.5
+    """A point lies at `(index + point_offset) * step`: 0.5 in the paper, 0 in torchvision."""
+    point_step: Literal["stride", "canvas"] = "stride"
+    """`canvas`: `canvas side // grid side`, torchvision's rule."""
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"class names must be unique and at least one, but got {list(self.classes)}")
+        if self.norm == "gn" and self.channels % self.norm_groups:
+            raise ValueError(
+                f"channels must be a multiple of norm_groups ({self.norm_groups}), but got {self.channels}: "
+                f"choose {self.channels // self.norm_groups * self.norm_groups or self.norm_groups}, or norm 'bn'"
+            )
+        if self.head_kernel % 2 == 0:
+            raise ValueError(f"head_kernel must be odd, but got {self.head_kernel}")
+
+    @classmethod
+    def paper(cls, classes: tuple[str, ...]) -> Self:
+        """FCOS-R50 as published (arXiv:1904.01355): 256 channels, four full 3x3 convolutions, GroupNorm(32)."""
+        return cls(classes=classes, backbone="resnet50", channels=256, head_convs=4, head_conv="full", head_kernel=3)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

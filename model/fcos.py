@@ -1,0 +1,67 @@
+"""The detector: backbone, pyramid and head as one module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.backbone import Backbone
+from model.config import FCOSConfig, InputConfig
+from model.fpn import FPN
+from model.head import Head
+from model.losses import fcos_losses
+from model.points import canvas_points
+
+
+class Heads(NamedTuple):
+    """Raw outputs for the P points of P3..P7, row by row, level after level."""
+
+    class_logits: Tensor  # [N, P, C]
+    distances: Tensor  # [N, P, 4] canvas pixels, >= 0
+    centerness: Tensor  # [N, P] logits
+
+
+class FCOS(nn.Module):
+    """Fully convolutional one-stage detector (Tian et al., arXiv:1904.01355).
+
+    Args:
+        config: the network.
+        input_config: canvases and normalisation.
+
+    Raises:
+        ValueError: timm does not know the backbone, or it lacks the levels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: FCOSConfig, input_config: InputConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_config = input_config
+        self.backbone = Backbone(config.backbone)
+        self.fpn = FPN(self.backbone.channels, config.channels)
+        self.head = Head(config)
+        # A part of the config, not of the weights: rebuilt, never loaded.
+        self.register_buffer("mean", torch.tensor(input_config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(input_config.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Heads:
+        """images: RGB canvases, uint8 or float 0..255, [N, 3, H, W]; H and W multiples of 32."""
+        x = (images.float() - self.mean) / self.std
+        return Heads(*self.head(self.fpn(self.backbone(x))))
+
+    def losses(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
+        """The losses of a batch; see `model.losses.fcos_losses`.
+
+        Args:
+            images: as for `forward`.
+            boxes: N tensors [G, 4], canvas pixels; G may be 0.
+            labels: N tensors [G], class ids.
+        """
+        heads = self(images)
+        height, width = images.shape[-2:]
+        points, strides = canvas_points((height, width), self.config, images.device)
+        return fcos_losses(*heads, points, strides, boxes, labels)
