@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
 # Boxes are compared in blocks of this many: most pictures need one or two, and a block's overlaps stay in the cache.
-NMS_BLOCK = 192
+NMS_BLOCK = 160
 # exp(-x) of a smaller logit overflows float32, and its sigmoid is 0 for any purpose.
 LOWEST_LOGIT = np.float32(-87)
 

@@ -1,0 +1,66 @@
+"""The pipeline as one object, usable without HTTP: picture → canvas → heads → detections in the picture's own pixels.
+
+runner = OnnxRunner.load(Path("model.onnx"))
+detector = Detector(runner.metadata, runner)
+detections = detector.detect(Image.open("cat.jpg").convert("RGB"))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.artifact import Metadata
+from app.canvas import Placement, fit, unfit
+from app.postprocess import Detections, Heads, Parameters, PictureHeads, postprocess
+
+Runner = Callable[[NDArray[np.uint8]], Heads]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model and what runs it. The three stages stand alone, so that a server can give each its own thread.
+
+    Attributes:
+        metadata: What the model file says about itself.
+        run: The graph: canvases, uint8 [N, H, W, 3] → their heads.
+    """
+
+    metadata: Metadata
+    run: Runner
+
+    def parameters(self) -> Parameters:
+        """Returns: The model's default parameters."""
+        defaults = self.metadata.defaults
+        return Parameters(defaults.score_threshold, defaults.iou_threshold, defaults.max_detections)
+
+    def fit(self, picture: Image.Image | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
+        """Stage 1. Returns: The canvas, uint8 [H, W, 3], and where the picture lies on it."""
+        return fit(picture, self.metadata)
+
+    def finish(self, heads: PictureHeads, placement: Placement, parameters: Parameters) -> Detections:
+        """Stage 3, after `run`. Returns: Detections, best first; boxes xyxy in the picture's own pixels."""
+        found = postprocess(heads, placement, self.metadata, parameters)
+        boxes = unfit(found.boxes, placement)
+        # Points beyond the picture, on the canvas's padding, decode to boxes that clipping leaves without area.
+        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return Detections(boxes, found.scores, found.class_ids).take(has_area)
+
+    def detect(self, picture: Image.Image | NDArray[np.uint8], parameters: Parameters | None = None) -> Detections:
+        """Detects objects in one upright RGB picture.
+
+        Args:
+            picture: A Pillow picture of mode RGB, or uint8 [height, width, 3].
+            parameters: The model's defaults where None.
+
+        Returns:
+            Detections, best first; boxes float32 [K, 4], xyxy in the picture's own pixels.
+
+        Raises:
+            ValueError: The picture is not RGB of 8 bits.
+        """
+        canvas, placement = self.fit(picture)
+        heads = self.run(canvas[None])
+        return self.finish(heads.of(0), placement, parameters or self.parameters())

@@ -1,0 +1,86 @@
+"""Refusals as HTTP answers: every error a client sees is an `application/problem+json` document (RFC 9457)."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from app.errors import KINDS, Refusal
+from app.schemas import Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_response(refusal: Refusal) -> Response:
+    return JSONResponse(
+        refusal.problem(), status_code=refusal.kind.status, headers=refusal.headers, media_type=MEDIA_TYPE
+    )
+
+
+def problem_docs(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Returns: OpenAPI's `responses` for these codes of `errors.KINDS`."""
+    titles: dict[int, list[str]] = {}
+    for code in codes:
+        titles.setdefault(KINDS[code].status, []).append(f"`{code}`: {KINDS[code].title}")
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {
+        status: {"description": "; ".join(lines), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status, lines in titles.items()
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the application a problem document."""
+    app.add_exception_handler(Refusal, _refusal)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _failed)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return problem_response(error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    sentences = []
+    for fault in error.errors():
+        name = ".".join(str(key) for key in fault["loc"][1:])
+        if fault["type"] == "extra_forbidden":
+            sentences.append(f"{name} is not a parameter of this address; /docs lists those that are.")
+        else:
+            value = repr(fault.get("input"))[:100]
+            message = fault["msg"][:1].lower() + fault["msg"][1:]
+            sentences.append(f"{name} has value {value}: {message}.")
+    return problem_response(Refusal("invalid_parameter", " ".join(sentences)))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        refusal = Refusal("not_found", f"There is nothing at {path}; /docs lists what there is.")
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        refusal = Refusal(
+            "method_not_allowed",
+            f"{path} does not take {request.method}, only {allowed}.",
+            headers=error.headers,
+        )
+    else:
+        refusal = Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")
+    return problem_response(refusal)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the status is for the access log
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again once this is sent, and the server logs it with its traceback.
+    return problem_response(Refusal("internal_error", "The service failed on this request; its log says how."))

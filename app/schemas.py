@@ -1,0 +1,158 @@
+"""What a request may say and what an answer looks like: the service's HTTP contract."""
+
+import difflib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from app.artifact import Defaults, Metadata, Resize, Size
+from app.errors import Refusal
+from app.postprocess import Detections, Parameters
+
+
+class DetectQuery(BaseModel):
+    """The query of POST /detect. A parameter that is left out has the model's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    score_threshold: Annotated[
+        float | None, Field(ge=0, le=1, description="Only detections with a score above it. Default: the model's.")
+    ] = None
+    iou_threshold: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="Of two boxes whose IoU is above it the better one stays. Default: the model's."),
+    ] = None
+    max_detections: Annotated[
+        int | None, Field(ge=1, le=1000, description="At most so many, the best ones. Default: the model's.")
+    ] = None
+    classes: Annotated[
+        list[str] | None, Field(description="Only these classes, by name; repeat it for several. Default: all.")
+    ] = None
+    class_agnostic: Annotated[
+        bool, Field(description="Overlapping boxes of different classes suppress one another, too.")
+    ] = False
+
+    def parameters(self, metadata: Metadata) -> Parameters:
+        """Fills in the model's defaults. Raises: Refusal: `unknown_class`."""
+        defaults = metadata.defaults
+        return Parameters(
+            defaults.score_threshold if self.score_threshold is None else self.score_threshold,
+            defaults.iou_threshold if self.iou_threshold is None else self.iou_threshold,
+            defaults.max_detections if self.max_detections is None else self.max_detections,
+            None if self.classes is None else tuple(_class_id(name, metadata.classes) for name in self.classes),
+            self.class_agnostic,
+        )
+
+
+def _class_id(name: str, classes: tuple[str, ...]) -> int:
+    if name in classes:
+        return classes.index(name)
+    near = difflib.get_close_matches(name, classes, n=3) or list(classes[:3])
+    raise Refusal(
+        "unknown_class",
+        f"The model has no class {name[:100]!r}. The nearest it has: {', '.join(near)}; GET /model lists all.",
+        nearest=near,
+    )
+
+
+class Answerable(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Box(Answerable):
+    """Pixels of the upright picture, from its top-left corner."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class Detection(Answerable):
+    label: str
+    class_id: int
+    score: Annotated[float, Field(ge=0, le=1)]
+    box: Box
+
+
+class PictureSize(Answerable):
+    """The upright picture's size (EXIF orientation applied): the frame of the boxes."""
+
+    width: int
+    height: int
+
+
+class ModelName(Answerable):
+    name: str
+    version: Annotated[str, Field(description="The first 8 hexadecimal digits of the model file's sha256.")]
+    provider: Annotated[str, Field(description="ONNX Runtime's execution provider that did the work.")]
+
+
+class Timing(Answerable):
+    """Milliseconds: decoding and fitting the picture, waiting for the model, the model, post-processing."""
+
+    decode: float
+    queue: float
+    inference: float
+    postprocess: float
+
+
+class Answer(Answerable):
+    """What was found in one picture, best first."""
+
+    detections: list[Detection]
+    image: PictureSize
+    model: ModelName
+    timing_ms: Timing
+
+
+class ModelInfo(ModelName):
+    """What is served."""
+
+    provider_note: Annotated[str | None, Field(description="Why `auto` did not take CUDA; null if it did.")]
+    classes: list[str]
+    precision: str
+    canvases: Annotated[list[Size], Field(description="[height, width] of what the model sees.")]
+    resize: Resize
+    defaults: Defaults
+    metrics: Annotated[dict[str, float], Field(description="COCO metrics on the model's validation pictures.")]
+    training: dict[str, JsonValue]
+    checkpoint_sha256: str
+
+
+class Alive(Answerable):
+    status: Literal["alive"] = "alive"
+
+
+class Ready(Answerable):
+    status: Literal["ready"] = "ready"
+    model: ModelName
+    provider_note: Annotated[str | None, Field(description="Why `auto` did not take CUDA; null if it did.")]
+
+
+class Problem(BaseModel):
+    """Why there is no answer (RFC 9457). `code` is stable, `detail` is for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+def detection_list(found: Detections, classes: tuple[str, ...]) -> list[Detection]:
+    """Returns: Detections in the answer's form, with coordinates to a thousandth of a pixel."""
+    rows = zip(found.class_ids.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return [
+        Detection(
+            label=classes[class_id],
+            class_id=class_id,
+            score=round(score, 6),
+            box=Box(
+                **dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(side, 3) for side in box), strict=True)),
+            ),
+        )
+        for class_id, score, box in rows
+    ]
