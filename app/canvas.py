@@ -33,7 +33,7 @@ def resized_size(picture: Size, resize: Resize) -> Size:
     """Applies scale = min(short / shorter side, long / longer side), each side rounded down, at least 1.
 
     In whole numbers, so that it is exact. torchvision's `GeneralizedRCNNTransform` multiplies floats and gives the same
-    size, except where the exact product is a whole number and the float falls just short of it (416 / 417 * 417).
+    size, except where the exact product is a whole number and the float falls just short of it (149 * (1333 / 149)).
     """
     shorter, longer = min(picture), max(picture)
     if resize.short * longer <= resize.long * shorter:

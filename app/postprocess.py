@@ -108,10 +108,11 @@ def postprocess(heads: PictureHeads, placement: Placement, metadata: Metadata, p
         )
 
     point_ids, class_ids, scores = _candidates(heads, placement.canvas, metadata, parameters)
-    boxes = _decode(centres[point_ids], heads.distances[point_ids], placement.resized)
+    distances = heads.distances[point_ids]
     order = np.argsort(-scores, kind="stable")
-    order = order[np.isfinite(boxes[order]).all(axis=1)]
-    found = Detections(boxes[order], scores[order], class_ids[order])
+    order = order[np.isfinite(distances[order]).all(axis=1)]
+    boxes = _decode(centres[point_ids[order]], distances[order], placement.resized)
+    found = Detections(boxes, scores[order], class_ids[order])
 
     groups = np.zeros_like(found.class_ids) if parameters.class_agnostic else found.class_ids
     return found.take(nms(found.boxes, groups, parameters.iou_threshold, parameters.max_detections))

@@ -1,0 +1,18 @@
+"""Fixtures that several test modules share."""
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.support import write_model
+
+# A busy machine is no failure of the property.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that finds coloured rectangles (see `support.py`)."""
+    return write_model(tmp_path_factory.mktemp("model") / "colours.onnx")

@@ -1,0 +1,114 @@
+"""A tiny model file that finds coloured rectangles, made by code: the service's tests need no weights.
+
+Each level averages its cells; class i is how much colour i stands out of the other two; every box is two strides wide
+around its point. Grey, which the canvas is padded with, is nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from app.artifact import METADATA_KEY, Metadata
+
+METADATA: dict[str, Any] = {
+    "format_version": 1,
+    "name": "colours",
+    "classes": ["red", "green", "blue"],
+    "strides": [8, 16, 32, 64, 128],
+    "points": {"offset": 0.5, "step": "stride"},
+    "resize": {"short": 160, "long": 160},
+    "canvases": [[128, 160], [160, 128], [160, 160]],
+    "mean_pixel": [127, 127, 127],
+    "defaults": {"score_threshold": 0.3, "iou_threshold": 0.6, "max_detections": 100},
+    "top_k": 1000,
+    "precision": "fp32",
+    "variant": "raw",
+    "training": {"data": "none"},
+    "metrics": {"AP": 0.5},
+    "checkpoint_sha256": "0" * 64,
+}
+
+
+def metadata(**changes: Any) -> Metadata:
+    return Metadata.model_validate({**METADATA, **changes})
+
+
+def write_model(
+    path: Path,
+    metadata_text: str | None = None,
+    *,
+    outputs: tuple[str, ...] = ("class_logits", "distances", "centerness"),
+) -> Path:
+    """Writes the model. `metadata_text` replaces its metadata; an empty one leaves them out."""
+    nodes, constants = [], []
+
+    def constant(name: str, values: Any) -> str:
+        constants.append(numpy_helper.from_array(np.array(values), name))
+        return name
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    # A colour's weight is 1 for itself and -1/2 for the two others, so grey gives 0; the scale makes pure colour +5.
+    weights = (1.5 * np.eye(3) - 0.5)[:, :, None, None] * 10 / 255
+    constant("colour", weights.astype(np.float32))
+    constant("bias", np.full(3, -5, np.float32))
+    constant("nothing4", np.zeros((4, 3, 1, 1), np.float32))
+    constant("nothing1", np.zeros((1, 3, 1, 1), np.float32))
+    constant("sure", np.full(1, 4, np.float32))
+
+    floats = node("Cast", ["images"], "floats", to=TensorProto.FLOAT)
+    planes = node("Transpose", [floats], "planes", perm=[0, 3, 1, 2])
+    for stride in METADATA["strides"]:
+        cells = node(
+            "AveragePool", [planes], f"cells{stride}", kernel_shape=[stride] * 2, strides=[stride] * 2, ceil_mode=1
+        )
+        side = constant(f"side{stride}", np.full(4, stride, np.float32))
+        for name, weight, bias in (
+            ("class_logits", "colour", "bias"),
+            ("distances", "nothing4", side),
+            ("centerness", "nothing1", "sure"),
+        ):
+            plane = node("Conv", [cells, weight, bias], f"{name}_plane{stride}")
+            last = node("Transpose", [plane], f"{name}_last{stride}", perm=[0, 2, 3, 1])
+            channels = constant(
+                f"{name}_shape{stride}", np.array([0, -1, {"class_logits": 3, "distances": 4, "centerness": 1}[name]])
+            )
+            node("Reshape", [last, channels], f"{name}{stride}")
+    for name in outputs:
+        node("Concat", [f"{name}{stride}" for stride in METADATA["strides"]], f"{name}_points", axis=1)
+    constant("last_axis", np.array([2], np.int64))
+    for name in outputs:
+        if name == "centerness":
+            node("Squeeze", ["centerness_points", "last_axis"], name)
+        else:
+            node("Identity", [f"{name}_points"], name)
+
+    shapes = {"class_logits": ["N", "P", 3], "distances": ["N", "P", 4], "centerness": ["N", "P"]}
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "H", "W", 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in outputs],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    text = metadata().to_json() if metadata_text is None else metadata_text
+    if text:
+        helper.set_model_props(model, {METADATA_KEY: text})
+    onnx.save(model, path)
+    return path
+
+
+def rectangle_picture(
+    width: int = 160, height: int = 120, box: tuple[int, int, int, int] = (32, 16, 96, 80), colour: str = "red"
+) -> Image.Image:
+    """A grey picture with one coloured rectangle, xyxy."""
+    picture = Image.new("RGB", (width, height), (127, 127, 127))
+    picture.paste(colour, box)
+    return picture
