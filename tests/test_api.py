@@ -1,0 +1,252 @@
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from app.api import create_app
+from app.artifact import file_version
+from app.errors import KINDS
+from app.service import Service
+from app.settings import Settings
+from tests.support import rectangle_picture
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+PICTURE = encoded(rectangle_picture())
+
+
+def ready(client: TestClient) -> TestClient:
+    deadline_s = time.monotonic() + 20
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline_s, client.get("/readyz").text
+        time.sleep(0.01)
+    return client
+
+
+@pytest.fixture(scope="module")
+def settings(model_file: Path) -> Settings:
+    return Settings(model=model_file, provider="cpu", threads=1, max_upload_bytes=200_000, max_pixels=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        yield ready(client)
+
+
+def problem(response: httpx.Response, status: int, code: str) -> str:
+    """Returns: The problem document's detail, after checking that it is one."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["status"] == status
+    assert document["code"] == code
+    assert document["title"] == KINDS[code].title
+    detail: str = document["detail"]
+    assert detail.endswith(".")
+    return detail
+
+
+def test_an_answer_is_what_the_design_says(client: TestClient, model_file: Path) -> None:
+    answer = client.post("/detect", content=PICTURE, headers={"Content-Type": "image/png"}).json()
+    assert set(answer) == {"detections", "image", "model", "timing_ms"}
+    assert answer["image"] == {"width": 160, "height": 120}
+    assert answer["model"] == {
+        "name": "colours", "version": file_version(model_file), "provider": "CPUExecutionProvider"
+    }  # fmt: skip
+    assert set(answer["timing_ms"]) == {"decode", "queue", "inference", "postprocess"}
+    assert all(value >= 0 for value in answer["timing_ms"].values())
+    best = answer["detections"][0]
+    assert set(best) == {"label", "class_id", "score", "box"}
+    assert (best["label"], best["class_id"]) == ("red", 0)
+    assert 0.3 < best["score"] <= 1
+    box = best["box"]
+    assert 0 <= box["xmin"] < box["xmax"] <= 160
+    assert 0 <= box["ymin"] < box["ymax"] <= 120
+    scores = [one["score"] for one in answer["detections"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "image/jpeg"}, {"Content-Type": "application/octet-stream"}])
+def test_every_way_to_send_a_picture_gives_the_same(client: TestClient, headers: dict[str, str]) -> None:
+    raw = client.post("/detect", content=PICTURE, headers=headers).json()
+    form = client.post("/detect", files={"image": ("any name.txt", PICTURE, "text/plain")}).json()
+    assert raw["detections"] == form["detections"]
+
+
+def test_rotating_the_exif_tag_does_not_move_a_box(client: TestClient) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = encoded(rectangle_picture().transpose(Image.Transpose.ROTATE_90), exif=exif)
+    one, other = (client.post("/detect", content=content).json() for content in (PICTURE, lying))
+    assert one["image"] == other["image"] == {"width": 160, "height": 120}
+    assert one["detections"] == other["detections"]
+
+
+def test_parameters_are_obeyed(client: TestClient) -> None:
+    def detections(**query: Any) -> list[dict[str, Any]]:
+        response = client.post("/detect", params=query, content=PICTURE)
+        assert response.status_code == 200, response.text
+        return response.json()["detections"]
+
+    everything = detections()
+    assert len(everything) > 2
+    assert len(detections(max_detections=2)) == 2
+    assert detections(score_threshold=1) == []
+    assert detections(classes="green") == []
+    assert detections(classes=["red", "green"]) == everything
+    assert len(detections(iou_threshold=0)) < len(everything)
+    assert all(one["score"] > 0.9 for one in detections(score_threshold=0.9))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "hint"),
+    [
+        ({"content": b""}, 400, "empty_body", "no body"),
+        ({"files": {"image": ("a.jpg", b"")}}, 400, "empty_body", "no bytes"),
+        ({"content": b"not a picture"}, 415, "not_a_picture", "JPEG"),
+        ({"content": encoded(rectangle_picture(), "JPEG")[:-200]}, 422, "corrupt_picture", "truncated"),
+        ({"content": PICTURE, "params": {"classes": "rad"}}, 422, "unknown_class", "red"),
+        ({"content": PICTURE, "params": {"classes": ""}}, 422, "unknown_class", "red"),
+        ({"content": PICTURE, "params": {"score_threshold": 2}}, 422, "invalid_parameter", "score_threshold"),
+        ({"content": PICTURE, "params": {"score_threshold": "nan"}}, 422, "invalid_parameter", "score_threshold"),
+        ({"content": PICTURE, "params": {"iou_threshold": "x"}}, 422, "invalid_parameter", "iou_threshold"),
+        ({"content": PICTURE, "params": {"max_detections": 0}}, 422, "invalid_parameter", "max_detections"),
+        ({"content": PICTURE, "params": {"treshold": 0.5}}, 422, "invalid_parameter", "treshold is not a parameter"),
+        ({"content": b"hi", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported_media_type", "text/plain"),
+        ({"data": {"image": "text"}}, 415, "unsupported_media_type", "x-www-form-urlencoded"),
+        ({"files": {"image": (None, "text")}}, 400, "malformed_request", "@"),
+        ({"files": {"picture": ("a.png", PICTURE)}}, 400, "malformed_request", "'picture'"),
+        ({"files": [("image", PICTURE), ("image", PICTURE)]}, 400, "malformed_request", "Too many files"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "malformed_request", "boundary"),
+        ({"content": PICTURE, "headers": {"Accept": "text/html"}}, 406, "not_acceptable", "application/json"),
+        ({"content": encoded(Image.new("L", (1001, 1000)))}, 413, "picture_too_large", "1001 x 1000"),
+        ({"content": bytes(200_001)}, 413, "body_too_large", "200000"),
+        ({"content": iter([bytes(150_000), bytes(150_000)])}, 413, "body_too_large", "200000"),
+        ({"files": {"image": bytes(200_001)}}, 413, "body_too_large", "200000"),
+    ],
+)
+def test_bad_requests_are_problems_that_say_what_is_wrong(
+    client: TestClient, request_: dict[str, Any], status: int, code: str, hint: str
+) -> None:
+    assert hint in problem(client.post("/detect", **request_), status, code)
+
+
+def test_an_unknown_class_names_the_nearest(client: TestClient) -> None:
+    response = client.post("/detect", params={"classes": "grean"}, content=PICTURE)
+    assert response.json()["nearest"][0] == "green"
+
+
+def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
+    problem(client.get("/detections"), 404, "not_found")
+    response = client.get("/detect")
+    assert "POST" in problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "application/json"),
+        ("", "application/json"),
+        ("image/png", "image/png"),
+        ("image/jpeg", "image/jpeg"),
+        ("image/*", "image/jpeg"),
+        ("application/json;q=0.1, image/png", "image/png"),
+        ("text/html, */*;q=0.8", "application/json"),
+        ("image/png;q=0, image/*", "image/jpeg"),
+    ],
+)
+def test_the_accept_header_chooses_the_answer(client: TestClient, accept: str, media_type: str) -> None:
+    response = client.post("/detect", content=PICTURE, headers={"Accept": accept})
+    assert response.headers["content-type"] == media_type
+    if media_type.startswith("image/"):
+        picture = Image.open(io.BytesIO(response.content))
+        assert picture.size == (160, 120)
+        assert picture.convert("RGB").tobytes() != rectangle_picture().tobytes()
+
+
+def test_the_model_describes_itself(client: TestClient, model_file: Path) -> None:
+    model = client.get("/model").json()
+    assert model["classes"] == ["red", "green", "blue"]
+    assert model["version"] == file_version(model_file)
+    assert model["provider"] == "CPUExecutionProvider"
+    assert model["canvases"] == [[128, 160], [160, 128], [160, 160]]
+    assert model["metrics"] == {"AP": 0.5}
+    assert model["precision"] == "fp32"
+
+
+def test_probes(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "alive"}
+    answer = client.get("/readyz").json()
+    assert answer["status"] == "ready"
+    assert answer["model"]["provider"] == "CPUExecutionProvider"
+
+
+def test_nothing_is_answered_before_the_model_is_warm(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never_warm(self: Service) -> None:
+        pass
+
+    monkeypatch.setattr(Service, "warm_up", never_warm)
+    with TestClient(create_app(settings)) as cold:
+        assert cold.get("/healthz").status_code == 200
+        for response in (cold.get("/readyz"), cold.post("/detect", content=PICTURE)):
+            problem(response, 503, "not_ready")
+            assert response.headers["retry-after"]
+
+
+def test_a_model_that_fails_its_canary_never_gets_ready(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service.load(settings)
+
+    def broken(canvases: object) -> object:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(service.runner), "__call__", lambda self, canvases: broken(canvases))
+    with TestClient(create_app(settings, service)) as client:
+        while "warmed up" in (detail := problem(client.get("/readyz"), 503, "not_ready")):
+            time.sleep(0.01)
+        assert "failed on its first pictures" in detail
+    assert "out of memory" in caplog.text
+
+
+def test_a_failure_of_ours_shows_nothing_of_the_inside(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        ready(client)
+
+        async def fail(self: Service, data: bytes, parameters: object) -> None:
+            raise RuntimeError("secret")
+
+        monkeypatch.setattr(Service, "detect", fail)
+        response = client.post("/detect", content=PICTURE)
+        problem(response, 500, "internal_error")
+        assert "secret" not in response.text
+
+
+def test_the_documentation_shows_both_ways_to_send_and_every_problem(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    schema = client.get("/openapi.json").json()
+    detect = schema["paths"]["/detect"]["post"]
+    assert set(detect["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    assert {"application/json", "image/png", "image/jpeg"} == set(detect["responses"]["200"]["content"])
+    for status, response in detect["responses"].items():
+        if status != "200":
+            assert set(response["content"]) == {"application/problem+json"}
+    assert {parameter["name"] for parameter in detect["parameters"]} == {
+        "score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic"
+    }  # fmt: skip
+    text = str(schema)
+    for reference in {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert reference in schema["components"]["schemas"]

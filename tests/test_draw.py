@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.draw import class_colour, draw
+from app.schemas import Box, Detection
+
+
+def detection(xmin: float, ymin: float, xmax: float, ymax: float, class_id: int = 0) -> Detection:
+    return Detection(
+        label="potted plant", class_id=class_id, score=0.5, box=Box(xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 30), (640, 480), (3000, 200), (4000, 3000)])
+def test_the_box_is_drawn_and_the_picture_itself_is_not(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size)
+    drawn = draw(picture, [detection(0.1 * size[0], 0.1 * size[1], 0.9 * size[0], 0.9 * size[1])])
+    assert drawn.size == size
+    assert np.asarray(drawn).any()
+    assert not np.asarray(picture).any()
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (1280, 960), (5000, 4000)])
+def test_labels_grow_with_the_picture_and_stay_inside(width: int, height: int) -> None:
+    """Where the box is, at an edge or in a corner, the label covers the same share of the picture."""
+    blank = Image.new("RGB", (width, height))
+    shares = []
+    for x, y in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
+        spot = detection(x * width, y * height, x * width, y * height)
+        shares.append(np.asarray(draw(blank, [spot])).any(axis=2).mean())
+    assert min(shares) > 0.004
+    assert max(shares) < 1.3 * min(shares)
+
+
+def test_nothing_found_leaves_the_picture_as_it_is() -> None:
+    picture = Image.new("RGB", (50, 50), "teal")
+    assert draw(picture, []).tobytes() == picture.tobytes()
+
+
+def test_classes_have_colours_of_their_own() -> None:
+    colours = np.array([class_colour(index) for index in range(91)])
+    assert len({tuple(colour) for colour in colours.tolist()}) == 91
+    neighbours = np.abs(colours[1:] - colours[:-1]).sum(axis=1)
+    assert neighbours.min() > 100

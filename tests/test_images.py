@@ -1,0 +1,171 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+
+from app.errors import Refusal
+from app.images import open_picture
+
+MAX_PIXELS = 1_000_000
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def quarters() -> Image.Image:
+    """Four colours, one in each quarter: any wrong turn shows."""
+    picture = Image.new("RGB", (64, 48), "red")
+    picture.paste("lime", (32, 0, 64, 24))
+    picture.paste("blue", (0, 24, 32, 48))
+    picture.paste("white", (32, 24, 64, 48))
+    return picture
+
+
+def refused(content: bytes, max_pixels: int = MAX_PIXELS) -> str:
+    with pytest.raises(Refusal) as caught:
+        open_picture(content, max_pixels)
+    assert 400 <= caught.value.kind.status < 500
+    return caught.value.code
+
+
+# How the upright picture is stored for each EXIF orientation.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_pictures_come_out_upright(orientation: int, kind: str) -> None:
+    method = STORED[orientation]
+    stored = quarters() if method is None else quarters().transpose(method)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    picture = open_picture(encoded(stored, kind, exif=exif, **options), MAX_PIXELS)
+    assert picture.size == (64, 48)
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(quarters())).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_listed_format_is_read(kind: str) -> None:
+    picture = open_picture(encoded(Image.fromarray(data.cat()), kind), MAX_PIXELS)
+    assert (picture.mode, picture.size) == ("RGB", (451, 300))
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "PCX", "TGA", "EPS", "PDF"])
+def test_formats_beyond_the_list_are_not_opened(kind: str) -> None:
+    assert refused(encoded(quarters(), kind)) == "not_a_picture"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_modes_without_transparency_keep_their_look(mode: str) -> None:
+    black_and_white = Image.new("RGB", (40, 40), "white")
+    black_and_white.paste("black", (0, 0, 20, 40))
+    kind = "PNG" if mode in ("1", "L", "P") else "TIFF"
+    picture = open_picture(encoded(black_and_white.convert(mode), kind), MAX_PIXELS)
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(black_and_white)).max() <= 3
+
+
+def test_16_bits_are_scaled_not_clipped() -> None:
+    deep = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
+    for kind in ("PNG", "TIFF"):
+        assert open_picture(encoded(deep, kind), MAX_PIXELS).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG"),
+        encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "WEBP", lossless=True),
+        encoded(Image.new("LA", (8, 8), (0, 0)), "PNG"),
+        encoded(Image.new("P", (8, 8), 0), "PNG", transparency=0),
+        encoded(Image.new("P", (8, 8), 0), "GIF", transparency=0),
+        encoded(Image.new("RGB", (8, 8), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
+    ],
+    ids=["RGBA", "WebP", "LA", "palette", "GIF", "colour key"],
+)
+def test_transparent_pixels_are_white(content: bytes) -> None:
+    assert open_picture(content, MAX_PIXELS).getpixel((4, 4)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    red, _, blue = open_picture(content, MAX_PIXELS).getpixel((8, 8))  # type: ignore[misc]
+    assert red > 200 > 50 > blue
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    assert refused(encoded(Image.new("F", (8, 8), 0.5), "TIFF")) == "not_a_picture"
+
+
+def test_no_bytes() -> None:
+    assert refused(b"") == "empty_body"
+
+
+@pytest.mark.parametrize("content", [b"hello, world", b"%PDF-1.7", b"<svg></svg>", b"\0" * 100, b"\xff\xd8\xff"])
+def test_what_is_no_picture(content: bytes) -> None:
+    assert refused(content) in ("not_a_picture", "corrupt_picture")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
+    content = encoded(Image.fromarray(data.cat()), kind)
+    assert refused(content[: int(len(content) * share)]) in ("corrupt_picture", "not_a_picture")
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG header of any size, with next to nothing behind it."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [1001, 10_000, 15_000, 60_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
+    assert refused(png_that_claims(side, side)) == "picture_too_large"
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    content = encoded(quarters(), "PNG")
+    assert open_picture(content, 64 * 48).size == (64, 48)
+    assert refused(content, 64 * 48 - 1) == "picture_too_large"
+
+
+def test_damaged_exif_does_not_cost_the_picture() -> None:
+    content = encoded(quarters(), "JPEG", exif=b"Exif\0\0" + b"not a TIFF header at all")
+    assert open_picture(content, MAX_PIXELS).size == (64, 48)
+
+
+@given(st.binary(max_size=200), st.integers(0, 2000))
+def test_any_damage_is_a_refusal_or_a_picture(noise: bytes, place: int) -> None:
+    content = encoded(quarters(), "JPEG")
+    place = min(place, len(content))
+    try:
+        assert open_picture(content[:place] + noise + content[place + len(noise) :], MAX_PIXELS).mode == "RGB"
+    except Refusal as refusal:
+        assert 400 <= refusal.kind.status < 500

@@ -1,0 +1,136 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support import rectangle_picture, write_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(**settings: object) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
+    return clean | {name: str(value) for name, value in settings.items()}
+
+
+def run(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_one_sentence(result: subprocess.CompletedProcess[str], text: str) -> None:
+    """Exit code 2, and one line on stderr that says what is wrong."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert text in lines[0]
+
+
+def test_a_missing_model(tmp_path: Path) -> None:
+    assert_one_sentence(run(FCOS_MODEL=tmp_path / "gone.onnx", FCOS_PORT=0), "gone.onnx")
+
+
+def test_a_foreign_model(tmp_path: Path) -> None:
+    foreign = write_model(tmp_path / "foreign.onnx", metadata_text="")
+    assert_one_sentence(run(FCOS_MODEL=foreign, FCOS_PORT=0, FCOS_PROVIDER="cpu"), "holds no metadata")
+    (tmp_path / "text.onnx").write_text("hello")
+    assert_one_sentence(
+        run("detect", "a.jpg", FCOS_MODEL=tmp_path / "text.onnx", FCOS_PROVIDER="cpu"), "not an ONNX model"
+    )
+
+
+def test_a_bad_setting(model_file: Path) -> None:
+    assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_PROVIDER="gpu"), "FCOS_PROVIDER has value 'gpu'")
+
+
+def test_a_port_in_use(model_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_PORT=port), f"port {port}")
+
+
+def test_detect_answers_every_picture_and_fails_where_one_does(model_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rectangle_picture().save(folder / "a.png")
+    rectangle_picture(colour="blue").save(folder / "b.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    out, drawings = tmp_path / "out.json", tmp_path / "drawings"
+
+    result = run(
+        "detect", tmp_path / "broken.jpg", folder, tmp_path / "gone.jpg", folder / "a.png", "--json", out,
+        "--draw", drawings, FCOS_MODEL=model_file, FCOS_PROVIDER="cpu",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+    answers = json.loads(out.read_text())
+    names = [Path(answer["file"]).name for answer in answers]
+    assert names == ["broken.jpg", "a.png", "b.jpg", "gone.jpg", "a.png"]
+    assert [answer.get("problem", {}).get("code") for answer in answers] == [
+        "not_a_picture", None, None, "not_found", None
+    ]  # fmt: skip
+    assert set(answers[1]) == {"file", "detections", "image", "model", "timing_ms"}
+    assert answers[1]["detections"][0]["label"] == "red"
+    assert answers[2]["detections"][0]["label"] == "blue"
+    assert answers[1]["detections"] == answers[4]["detections"]
+    assert sorted(path.name for path in drawings.iterdir()) == ["a-2.png", "a.png", "b.png"]
+    with Image.open(drawings / "a.png") as drawing:
+        assert drawing.size == (160, 120)
+
+
+def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    result = run("detect", tmp_path / "a.png", FCOS_MODEL=model_file, FCOS_PROVIDER="cpu")
+    assert result.returncode == 0, result.stderr
+    assert "red 0.9" in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_the_service_gets_ready_answers_and_ends_well(model_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "app"],
+        cwd=ROOT,
+        env=environment(FCOS_MODEL=model_file, FCOS_PORT=port, FCOS_PROVIDER="cpu"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{address}/readyz") as response:
+                    assert response.status == 200
+                    break
+            except (urllib.error.URLError, ConnectionError):
+                assert time.monotonic() < deadline
+                assert server.poll() is None
+                time.sleep(0.05)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=60)
+    assert server.returncode == 0, log
+    assert f"{address}" in log
+    assert "colours" in log
+    assert "CPUExecutionProvider" in log
+    assert "Traceback" not in log

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from app.artifact import file_version, grids
+from app.errors import ArtifactError, ProviderError
+from app.session import CPU, OnnxRunner, _why_no_cuda
+from tests.support import METADATA, metadata, write_model
+
+
+def test_heads_have_the_contracts_shapes(model_file: Path) -> None:
+    runner = OnnxRunner.load(model_file)
+    assert runner.version == file_version(model_file)
+    for canvas in runner.metadata.canvases:
+        points = sum(grid.height * grid.width for grid in grids(runner.metadata.strides, canvas))
+        heads = runner(np.zeros((2, *canvas, 3), np.uint8))
+        assert [head.shape for head in heads] == [(2, points, 3), (2, points, 4), (2, points)]
+        assert all(head.dtype == np.float32 for head in heads)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no model file .*gone\.onnx"):
+        OnnxRunner.load(tmp_path / "gone.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(1000)])
+def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"m\.onnx"):
+        OnnxRunner.load(tmp_path / "m.onnx")
+
+
+def test_a_model_without_metadata_is_foreign(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no metadata"):
+        OnnxRunner.load(write_model(tmp_path / "m.onnx", metadata_text=""))
+
+
+def test_a_model_with_other_outputs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="has inputs images"):
+        OnnxRunner.load(write_model(tmp_path / "m.onnx", outputs=("class_logits", "distances")))
+
+
+@pytest.mark.parametrize("change", [{"classes": ["a", "b"]}, {"strides": [8, 16, 32, 64]}])
+def test_a_graph_that_contradicts_its_metadata_is_refused(tmp_path: Path, change: dict[str, list[str]]) -> None:
+    text = metadata(**{**METADATA, **change}).to_json()
+    with pytest.raises(ArtifactError, match="its metadata says"):
+        OnnxRunner.load(write_model(tmp_path / "m.onnx", metadata_text=text))
+
+
+def test_a_graph_that_gives_nan_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(write_model(tmp_path / "m.onnx"))
+    for constant in model.graph.initializer:
+        if constant.name == "bias":
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.nan, np.float32), "bias"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="not finite in class_logits"):
+        OnnxRunner.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.skipif(_why_no_cuda() is None, reason="CUDA's libraries are here")
+class TestWithoutCuda:
+    def test_auto_falls_back_and_says_so(self, model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+        runner = OnnxRunner.load(model_file, "auto")
+        assert runner.provider == CPU
+        assert runner.fallback
+        assert runner.fallback in caplog.text
+
+    def test_cuda_is_refused_and_the_reason_named(self, model_file: Path) -> None:
+        reason = _why_no_cuda()
+        assert reason is not None
+        with pytest.raises(ProviderError, match="FCOS_PROVIDER=cuda") as caught:
+            OnnxRunner.load(model_file, "cuda")
+        assert reason in str(caught.value)

@@ -1,0 +1,29 @@
+import pytest
+
+from app.errors import SettingsError
+from app.settings import Settings, load_settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FCOS_PORT", "abc", "FCOS_PORT has value 'abc'"),
+        ("FCOS_PORT", "70000", "FCOS_PORT has value '70000'"),
+        ("FCOS_PROVIDER", "gpu", "FCOS_PROVIDER has value 'gpu'"),
+        ("FCOS_MAX_PIXELS", "0", "FCOS_MAX_PIXELS"),
+        ("FCOS_PROVIDR", "cpu", "did you mean FCOS_PROVIDER"),
+        ("FCOS_X", "1", "FCOS_X is not a setting"),
+    ],
+)
+def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=message):
+        load_settings()
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"FCOS_{name.upper()}", raising=False)
+    assert load_settings() == Settings()
+    monkeypatch.setenv("FCOS_PORT", "9000")
+    assert load_settings().port == 9000
