@@ -160,18 +160,22 @@ def _signature(tensors: dict[str, tuple[str, int]]) -> str:
 
 
 def _why_no_cuda() -> str | None:
-    """Loads CUDA's libraries. Returns: Why the CUDA provider cannot be had; None if nothing is missing."""
+    """Loads CUDA's libraries. Returns: Why the CUDA provider cannot be had; None if nothing is missing.
+
+    ONNX Runtime only logs which library is missing; the dynamic loader says it. Elsewhere than on Linux the session
+    itself has to find out.
+    """
     if CUDA not in ort.get_available_providers():
         return "the installed onnxruntime has no CUDA provider"
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, and misses more than is needed
-        ort.preload_dlls(directory="")
-    if sys.platform != "linux":
-        return None
-    # ONNX Runtime only logs which library is missing; the dynamic loader says it.
-    libraries = Path(ort.__file__).parent / "capi"
     try:
-        ctypes.CDLL(str(libraries / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(libraries / "libonnxruntime_providers_cuda.so"))
+        if sys.platform == "linux":
+            ctypes.CDLL("libcuda.so.1")  # the driver's; without it the large libraries need not be loaded
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, and misses more than is needed
+            ort.preload_dlls(directory="")
+        if sys.platform == "linux":
+            libraries = Path(ort.__file__).parent / "capi"
+            ctypes.CDLL(str(libraries / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(libraries / "libonnxruntime_providers_cuda.so"))
     except OSError as error:
         return str(error)
     return None
