@@ -1,4 +1,4 @@
-"""Which point learns which box (FCOS, arXiv:1904.01355, 3.2; center sampling, arXiv:2006.09214, 3.1).
+"""Which point learns which box: FCOS's rule (arXiv:1904.01355, 3.2; center sampling, arXiv:2006.09214, 3.1), or ATSS's.
 
 N pictures, P points, G ground-truth boxes. Distances and boxes are canvas pixels.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from model.config import STRIDES
 from model.points import encode
@@ -16,12 +17,17 @@ LEVEL_RANGES = ((0.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512
 CENTER_RADIUS = 1.5
 """Half side, in strides, of the square around a box's centre within which its points lie."""
 
+ATSS_CANDIDATES = 9
+"""Per level and box: the paper's k."""
+ATSS_SQUARE = 8
+"""Strides; the side of the square that stands for a point."""
+
 
 def assign(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
     """The box that each point learns.
 
-    A point takes a box if it lies within `CENTER_RADIUS` strides of the box's centre, inside the box, and the largest of
-    its four distances falls into its level's range. Where several boxes qualify, the one of smallest area wins.
+    A point takes a box if it lies within `CENTER_RADIUS` strides of the box's centre, inside the box, and the largest
+    of its four distances falls into its level's range. Where several boxes qualify, the one of smallest area wins.
 
     Args:
         points: [P, 2], x and y.
@@ -46,6 +52,44 @@ def assign(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     smallest, index = torch.where(match, area[None], torch.inf).min(1)
     return torch.where(smallest.isinf(), -1, index)
+
+
+def assign_atss(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
+    """The box that each point learns, by adaptive training sample selection (ATSS, arXiv:1912.02424, 3.1).
+
+    A box's candidates are the `ATSS_CANDIDATES` points of each level nearest to its centre. Around each lies a square
+    of `ATSS_SQUARE` strides; candidates whose square has an IoU with the box of at least the candidates' mean plus
+    standard deviation, and that lie inside the box, learn it. Where several boxes qualify, the one of largest IoU wins.
+
+    Args:
+        points: [P, 2], x and y.
+        strides: [P].
+        boxes: [G, 4]; G may be 0.
+
+    Returns:
+        [P], the index of the box, -1 for background.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(points),), -1, dtype=torch.long, device=points.device)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    apart = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")  # [P, G]
+    chosen = []
+    first = 0
+    # In the order of the levels, not of the strides' values: a level is a run of equal strides.
+    for count in torch.unique_consecutive(strides, return_counts=True)[1].tolist():
+        nearest = apart[first : first + count].topk(min(ATSS_CANDIDATES, count), dim=0, largest=False).indices
+        chosen.append(nearest + first)
+        first += count
+    candidates = torch.cat(chosen)  # [K, G]
+
+    half = (strides * (ATSS_SQUARE / 2))[:, None]
+    iou = box_iou(torch.cat((points - half, points + half), 1), boxes)  # [P, G]
+    of_candidates = iou.gather(0, candidates)  # [K, G]
+    threshold = of_candidates.mean(0) + of_candidates.std(0)
+    match = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, candidates, of_candidates >= threshold)
+    match &= encode(points[:, None], boxes[None]).amin(-1) > 0
+    largest, index = torch.where(match, iou, -1.0).max(1)
+    return torch.where(largest < 0, -1, index)
 
 
 def _ranges(strides: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from model.backbone import Backbone
 from model.config import FCOSConfig, InputConfig
 from model.fpn import FPN
 from model.head import Head
-from model.losses import fcos_losses
+from model.losses import DEFAULT_OBJECTIVE, Objective, fcos_losses
 from model.points import canvas_points
 
 
@@ -53,15 +53,18 @@ class FCOS(nn.Module):
         x = (images.float() - self.mean) / self.std
         return Heads(*self.head(self.fpn(self.backbone(x))))
 
-    def losses(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], objective: Objective = DEFAULT_OBJECTIVE
+    ) -> dict[str, Tensor]:
         """The losses of a batch; see `model.losses.fcos_losses`.
 
         Args:
             images: as for `forward`.
             boxes: N tensors [G, 4], canvas pixels; G may be 0.
             labels: N tensors [G], class ids.
+            objective: the quality that the centerness output learns, and the assignment.
         """
         heads = self(images)
         height, width = images.shape[-2:]
         points, strides = canvas_points((height, width), self.config, images.device)
-        return fcos_losses(*heads, points, strides, boxes, labels)
+        return fcos_losses(*heads, points, strides, boxes, labels, objective)

@@ -1,10 +1,14 @@
 """Focal, GIoU and centerness losses of FCOS (arXiv:1904.01355, 3.1 and 3.2).
 
-N pictures, P points, C classes. All in float32; the normalisers are averaged over the processes of a distributed run,
-without which the loss of a process depends on which pictures it happened to get (0.5 AP, FCOS's authors).
+N pictures, P points, C classes, K positive points. All in float32; the normalisers are averaged over the processes of a
+distributed run, without which the loss of a process depends on which pictures it happened to get (0.5 AP, by FCOS's
+authors).
 """
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -12,8 +16,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from model.assign import assign
+from model.assign import assign, assign_atss
 from model.points import decode, encode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is learnt; the network and its outputs stay the same."""
+
+    quality: Literal["centerness", "iou"] = "centerness"
+    """What the centerness output predicts: how central a point is, or how good its box."""
+    assignment: Literal["fcos", "atss"] = "fcos"
+    """Which points learn a box."""
+
+
+DEFAULT_OBJECTIVE = Objective()
 
 
 def fcos_losses(
@@ -24,6 +41,7 @@ def fcos_losses(
     strides: Tensor,
     boxes: list[Tensor],
     labels: list[Tensor],
+    objective: Objective = DEFAULT_OBJECTIVE,
 ) -> dict[str, Tensor]:
     """The three losses of a batch, each a scalar; their sum is minimised.
 
@@ -35,11 +53,13 @@ def fcos_losses(
         strides: [P].
         boxes: N tensors [G, 4], canvas pixels; G may be 0.
         labels: N tensors [G], class ids.
+        objective: the quality that the centerness output learns, and the assignment.
 
     Returns:
         `class`, `box` and `centerness`. Finite and differentiable also where no point is positive.
     """
-    matched = torch.stack([assign(points, strides, b) for b in boxes])  # [N, P]
+    rule = assign_atss if objective.assignment == "atss" else assign
+    matched = torch.stack([rule(points, strides, b) for b in boxes])  # [N, P]
     positive = matched >= 0
     picture, point = positive.nonzero(as_tuple=True)  # [K] each
     offsets = torch.tensor([0, *[len(b) for b in boxes]], device=points.device).cumsum(0)
@@ -49,24 +69,36 @@ def fcos_losses(
 
     one_hot = torch.zeros_like(class_logits, dtype=torch.float32)
     one_hot[picture, point, target_labels] = 1.0
-    target_centerness = centerness_target(encode(points[point], target_boxes))  # [K]
-
-    positives = average_over_processes(positive.sum().float()).clamp(min=1.0)
-    weight = average_over_processes(target_centerness.sum()).clamp(min=1e-6)
-
-    class_loss = sigmoid_focal_loss(class_logits.float(), one_hot, alpha=0.25, gamma=2.0, reduction="sum") / positives
-    if len(point) == 0:
-        # Still part of the graph: every parameter has a gradient, and a distributed run does not wait for ever.
-        return {"class": class_loss, "box": distances.float().sum() * 0, "centerness": centerness.float().sum() * 0}
     # GIoU does not change with the scale: in strides the numbers stay near one.
     unit = strides[point, None]
     predicted = decode(points[point] / unit, distances[picture, point].float() / unit)
-    giou = generalized_box_iou_loss(predicted, target_boxes / unit, reduction="none")
-    box_loss = (giou * target_centerness).sum() / weight
-    centerness_loss = F.binary_cross_entropy_with_logits(
-        centerness[picture, point].float(), target_centerness, reduction="sum"
+    giou = generalized_box_iou_loss(predicted, target_boxes / unit, reduction="none")  # [K]
+    if objective.quality == "iou":
+        quality, weight = paired_iou(predicted.detach(), target_boxes / unit), torch.ones_like(giou)
+    else:
+        quality = weight = centerness_target(encode(points[point], target_boxes))
+
+    # Every process takes part in both sums, also one without a positive point, whose terms are 0 but keep their graph:
+    # every parameter gets a gradient, and none waits for ever.
+    positives = average_over_processes(positive.sum().float(), least=1.0)
+    weights = average_over_processes(weight.sum(), least=1e-6)
+    class_loss = sigmoid_focal_loss(class_logits.float(), one_hot, alpha=0.25, gamma=2.0, reduction="sum")
+    quality_loss = F.binary_cross_entropy_with_logits(centerness[picture, point].float(), quality, reduction="sum")
+    return {
+        "class": class_loss / positives,
+        "box": (giou * weight).sum() / weights,
+        "centerness": quality_loss / positives,
+    }
+
+
+def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU of each predicted box with its own target: [K, 4] and [K, 4] -> [K] in 0..1."""
+    shared = (torch.minimum(predicted[:, 2:], target[:, 2:]) - torch.maximum(predicted[:, :2], target[:, :2])).clamp(
+        min=0
     )
-    return {"class": class_loss, "box": box_loss, "centerness": centerness_loss / positives}
+    intersection = shared.prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (predicted, target)]
+    return intersection / (areas[0] + areas[1] - intersection).clamp(min=1e-7)
 
 
 def centerness_target(distances: Tensor) -> Tensor:
@@ -76,10 +108,13 @@ def centerness_target(distances: Tensor) -> Tensor:
     return ratio.sqrt()
 
 
-def average_over_processes(value: Tensor) -> Tensor:
-    """Sum over the processes of a distributed run, divided by their number; the value itself in a single process."""
+def average_over_processes(value: Tensor, least: float) -> Tensor:
+    """The sum over the processes of a distributed run, at least `least`, divided by their number.
+
+    Gradients are averaged over the processes, so that this makes them what one process with the whole batch would get.
+    """
     if not (dist.is_available() and dist.is_initialized()):
-        return value
+        return value.clamp(min=least)
     value = value.clone()
     dist.all_reduce(value)
-    return value / dist.get_world_size()
+    return value.clamp(min=least) / dist.get_world_size()

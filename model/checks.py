@@ -1,0 +1,231 @@
+"""What is wrong with a data set, found before any work: every problem with its id, and what to do about each kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from model.formats import Document, upright_size
+
+SHOWN = 10
+OVERHANG_PX = 2.0
+"""A box may leave its picture by this much, as rounding makes it; it is clipped."""
+
+ADVICE = {
+    "unreadable entry": "give every image id, file_name, width and height, every category id and name, every "
+    "annotation image_id, category_id and bbox [x, y, width, height]",
+    "duplicate id": "give each image and each category an id, and a name, of its own",
+    "missing picture": "put the files into the pictures' folder, or correct file_name",
+    "unreadable picture": "replace the file, or take the picture out",
+    "wrong size": "write the upright picture's size; where width and height are exchanged, an EXIF tag turns the picture",
+    "unknown image id": "take these annotations out, or add their images",
+    "unknown category id": "take these annotations out, or add their categories",
+    "degenerate box": "take out boxes without width or height",
+    "box outside": "a bbox is [x, y, width, height] in pixels of the upright picture, not [x1, y1, x2, y2]",
+    "duplicate box": "nothing to do: one of them is kept",
+    "class without boxes": "nothing to do, but the class will not be learnt",
+    "unknown class": "train and val need the same class names",
+}
+WARNINGS = {"duplicate box", "class without boxes"}
+
+
+@dataclasses.dataclass
+class Problems:
+    """Everything found wrong with one data set.
+
+    Attributes:
+        source: where its annotations lie, for the message.
+        errors: (kind, where) of what would train a wrong detector.
+        warnings: (kind, where) of what would not.
+    """
+
+    source: str
+    errors: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    warnings: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    def add(self, kind: str, where: str) -> None:
+        (self.warnings if kind in WARNINGS else self.errors).append((kind, where))
+
+    def describe(self, found: list[tuple[str, str]]) -> str:
+        """Some problems in words: how many of each kind, the first ten, and what to do."""
+        kinds = Counter(kind for kind, _ in found)
+        lines = [f"{self.source} has {', '.join(f'{number} x {kind}' for kind, number in kinds.items())}"]
+        lines += [f"  {kind}: {where}" for kind, where in found[:SHOWN]]
+        if len(found) > SHOWN:
+            lines.append(f"  ... and {len(found) - SHOWN} more")
+        return "\n".join(lines + [f"  what to do ({kind}): {ADVICE[kind]}" for kind in kinds])
+
+
+def check(document: Document, source: str, images: Path | None = None) -> tuple[Document, Problems]:
+    """Find everything wrong with a document.
+
+    Args:
+        document: as `model.formats.read_document` gives it.
+        source: its name in the messages.
+        images: the pictures' folder; their files are looked at where it is given.
+
+    Returns:
+        The document without what is wrong, its annotations numbered from 1 and each with `area` and `iscrowd`, and its
+        images and categories in the order of their ids; and the problems. The given document stays as it is.
+    """
+    problems = Problems(source)
+    categories = _named(document["categories"], "category", "name", _is_category, problems)
+    pictures = _named(document["images"], "image", "file_name", _is_image, problems)
+    if images is not None:
+        pictures = _with_files(pictures, images, problems)
+    annotations = _sound(document["annotations"], document, pictures, categories, problems)
+
+    used = {annotation["category_id"] for annotation in annotations if not annotation["iscrowd"]}
+    for number, category in categories.items():
+        if number not in used:
+            problems.add("class without boxes", f"category {number} ({category['name']})")
+    clean = {"images": list(pictures.values()), "annotations": annotations, "categories": list(categories.values())}
+    return clean, problems
+
+
+def check_classes(train: Iterable[str], val: Iterable[str], problems: Problems) -> None:
+    """Add to val's problems the classes that train does not have."""
+    for name in sorted(set(val) - set(train)):
+        problems.add("unknown class", f"val has {name!r}, train does not")
+
+
+def _is_category(one: Any) -> bool:
+    return (
+        isinstance(one, dict)
+        and isinstance(one.get("id"), int)
+        and isinstance(one.get("name"), str)
+        and one["name"] != ""
+    )
+
+
+def _is_image(one: Any) -> bool:
+    sides = isinstance(one, dict) and all(
+        isinstance(one.get(key), (int, float)) and one[key] >= 1 for key in ("width", "height")
+    )
+    return sides and isinstance(one.get("id"), int) and isinstance(one.get("file_name"), str)
+
+
+def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Problems) -> dict[int, dict[str, Any]]:
+    """Images or categories by id, ascending; the first of those with the same id or name."""
+    found: dict[int, dict[str, Any]] = {}
+    names: set[str] = set()
+    for position, entry in enumerate(entries):
+        if not is_sound(entry):
+            if (
+                isinstance(entry, dict) and entry.get("width", 0) is None
+            ):  # VOC and YOLO: only the picture knows its size
+                problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
+            else:
+                problems.add("unreadable entry", f"{what} at position {position}")
+        elif entry["id"] in found:
+            problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]})")
+        elif entry[name] in names:
+            problems.add("duplicate id", f"{what} {entry['id']}: another has the name {entry[name]}")
+        else:
+            found[entry["id"]] = entry
+            names.add(entry[name])
+    return dict(sorted(found.items()))
+
+
+def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Problems) -> dict[int, dict[str, Any]]:
+    def look(picture: dict[str, Any]) -> tuple[str, str] | None:
+        where = f"image {picture['id']} ({picture['file_name']})"
+        path = images / picture["file_name"]
+        if not path.is_file():
+            return "missing picture", where
+        try:
+            size = upright_size(path)
+        except OSError:
+            return "unreadable picture", where
+        if size != (picture["height"], picture["width"]):
+            says = f"{picture['width']} x {picture['height']}"
+            return "wrong size", f"{where} is {size[1]} x {size[0]} upright, but its entry says {says} (width x height)"
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(look, pictures.values()))
+    for outcome in outcomes:
+        if outcome is not None:
+            problems.add(*outcome)
+    return {number: one for (number, one), outcome in zip(pictures.items(), outcomes, strict=True) if outcome is None}
+
+
+def _sound(
+    entries: list[Any],
+    document: Document,
+    pictures: dict[int, dict[str, Any]],
+    categories: dict[int, dict[str, Any]],
+    problems: Problems,
+) -> list[dict[str, Any]]:
+    """The annotations that can be learnt from."""
+    # An annotation of a picture that was taken out above goes with it; its picture has been reported.
+    listed = {one.get("id") for one in document["images"] if isinstance(one, dict) and isinstance(one.get("id"), int)}
+    sound: list[dict[str, Any]] = []
+    seen: set[tuple[Hashable, ...]] = set()
+    for position, entry in enumerate(entries):
+        kind, where, box = None, "", None
+        if isinstance(entry, dict):
+            where = f"annotation {entry.get('id', f'at position {position}')} of image {entry.get('image_id')}"
+            box = _numbers(entry.get("bbox"))
+        if not isinstance(entry, dict) or "image_id" not in entry or "category_id" not in entry or box is None:
+            kind, where = "unreadable entry", where or f"annotation at position {position}"
+        elif not _in(entry["image_id"], listed):
+            kind = "unknown image id"
+        elif not _in(entry["category_id"], categories):
+            kind, where = "unknown category id", f"{where}: {entry['category_id']!r}"
+        elif entry["image_id"] not in pictures:
+            continue
+        elif not all(map(math.isfinite, box)) or box[2] <= 0 or box[3] <= 0:
+            kind, where = "degenerate box", f"{where}: {box}"
+        if kind is not None or box is None:
+            problems.add(kind or "", where)
+            continue
+        picture = pictures[entry["image_id"]]
+        x, y, width, height = box
+        left, top = max(x, 0.0), max(y, 0.0)
+        right, bottom = min(x + width, picture["width"]), min(y + height, picture["height"])
+        if x < -OVERHANG_PX or y < -OVERHANG_PX or x + width > right + OVERHANG_PX or y + height > bottom + OVERHANG_PX:
+            size = f"{picture['width']} x {picture['height']}"
+            problems.add("box outside", f"{where}: {box} in a picture of {size} (width x height)")
+        elif right - left <= 0 or bottom - top <= 0:
+            problems.add("degenerate box", f"{where}: {box}, on the picture's edge")
+        if right - left <= 0 or bottom - top <= 0:
+            continue
+        crowd = int(bool(entry.get("iscrowd", 0)))
+        key = (entry["image_id"], entry["category_id"], *box, crowd)
+        if key in seen:
+            problems.add("duplicate box", f"{where}: {box}")
+            continue
+        seen.add(key)
+        area = entry.get("area")
+        area = float(area) if isinstance(area, (int, float)) and area > 0 else width * height
+        sound.append(
+            {
+                "id": len(sound) + 1,  # COCO's protocol takes an id of 0 for "unmatched"
+                "image_id": entry["image_id"],
+                "category_id": entry["category_id"],
+                "bbox": box,
+                "area": area,
+                "iscrowd": crowd,
+            }
+        )
+    return sound
+
+
+def _numbers(bbox: Any) -> list[float] | None:
+    if (
+        not isinstance(bbox, (list, tuple))
+        or len(bbox) != 4
+        or not all(isinstance(side, (int, float)) for side in bbox)
+    ):
+        return None
+    return [float(side) for side in bbox]
+
+
+def _in(key: Any, known: Any) -> bool:
+    return isinstance(key, Hashable) and key in known

@@ -1,0 +1,176 @@
+"""Annotations as one COCO document, whatever their format: a COCO json, a folder of Pascal VOC xml, or of YOLO txt.
+
+A document is `{"images": [...], "annotations": [...], "categories": [...]}` as in COCO's json. Nothing is checked here:
+`model.checks` does that, for all formats alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from PIL import Image
+
+Document = dict[str, Any]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Document:
+    """Read annotations.
+
+    Args:
+        path: a COCO json; a folder of VOC xml; or a folder of YOLO txt, whose class names stand in `classes.txt` or
+            `data.yaml` in the same folder or the one above.
+        images: the folder of the pictures. A picture without an xml or txt file holds no object.
+        classes: for VOC, the classes in order; those found in the folder, sorted, where there are none.
+
+    Raises:
+        ValueError: the file or folder is missing, or is none of these.
+    """
+    if path.is_file():
+        return _read_json(path)
+    if not path.is_dir():
+        raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
+    if not images.is_dir():
+        raise ValueError(f"no folder of pictures at {images}")
+    if any(path.glob("*.xml")):
+        return _read_voc(path, images, classes)
+    if any(file.name != "classes.txt" for file in path.glob("*.txt")):
+        return _read_yolo(path, images)
+    raise ValueError(f"the folder {path} holds neither VOC xml nor YOLO txt files")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture with its EXIF orientation applied, from its header alone.
+
+    Raises:
+        OSError: there is none, or it is no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(0x0112) in _SWAPPED
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except (SyntaxError, ValueError) as error:  # a broken header, to some of Pillow's parsers
+        raise OSError(str(error)) from None
+
+
+def _read_json(path: Path) -> Document:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable json: {error}") from None
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(document, dict) or not isinstance(document.get(key), list)]
+    if missing:
+        raise ValueError(f"{path} is no COCO detection json: it has no list of {' and no list of '.join(missing)}")
+    assert isinstance(document, dict)
+    return document
+
+
+def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
+    """Pascal VOC: pixels count from 1 and boxes include their last one; `difficult` objects become COCO's crowds."""
+    by_stem = _pictures(images)
+    pictures: list[dict[str, Any]] = []
+    objects: list[tuple[int, str, dict[str, Any]]] = []
+    for number, file in enumerate(sorted(path.glob("*.xml")), 1):
+        try:
+            root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
+        except (ElementTree.ParseError, OSError) as error:
+            raise ValueError(f"{file} is not readable xml: {error}") from None
+        name = (root.findtext("filename") or "").strip()
+        if not name or not (images / name).is_file():  # LabelImg and its like often keep an old name there
+            name = by_stem.get(file.stem, name or f"{file.stem}.jpg")
+        width, height = (_number(root.findtext(f"size/{key}")) for key in ("width", "height"))
+        if not (width and height):
+            width, height = _size_or_none(images / name)
+        pictures.append({"id": number, "file_name": name, "width": width, "height": height})
+        for found in root.iter("object"):
+            x1, y1, x2, y2 = (_number(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+            bbox = None
+            if x1 is not None and y1 is not None and x2 is not None and y2 is not None:
+                bbox = [x1 - 1, y1 - 1, x2 - (x1 - 1), y2 - (y1 - 1)]
+            crowd = int((found.findtext("difficult") or "0").strip() == "1")
+            label = (found.findtext("name") or "").strip()
+            objects.append((number, label, {"bbox": bbox, "iscrowd": crowd}))
+    names = list(classes) or sorted({label for _, label, _ in objects})
+    # An unknown name keeps itself as its id, so that the check can say it.
+    ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
+    return _document(pictures, [{"image_id": i, "category_id": ids.get(n, n)} | box for i, n, box in objects], ids)
+
+
+def _read_yolo(path: Path, images: Path) -> Document:
+    """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0."""
+    names = _yolo_names(path)
+    pictures: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    by_stem = _pictures(images)
+    labels = {file.stem for file in path.glob("*.txt")} - {"classes"}
+    for number, stem in enumerate(sorted(labels | set(by_stem)), 1):
+        name = by_stem.get(stem, f"{stem}.jpg")
+        width, height = _size_or_none(images / name)
+        pictures.append({"id": number, "file_name": name, "width": width, "height": height})
+        file = path / f"{stem}.txt"
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            if words := line.split():
+                annotations.append({"image_id": number} | _yolo_box(words, width or 0, height or 0))
+    return _document(pictures, annotations, {name: position for position, name in enumerate(names)})
+
+
+def _yolo_box(words: list[str], width: float, height: float) -> dict[str, Any]:
+    try:
+        label, cx, cy, w, h = int(words[0]), *(float(word) for word in words[1:5])
+    except ValueError:
+        return {"category_id": words[0], "bbox": None}
+    if len(words) > 5:  # a polygon, as YOLO's segmentation files have
+        return {"category_id": label, "bbox": None}
+    return {"category_id": label, "bbox": [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]}
+
+
+def _yolo_names(path: Path) -> list[str]:
+    for folder in (path, path.parent):
+        if (plain := folder / "classes.txt").is_file():
+            return [line.strip() for line in plain.read_text().splitlines() if line.strip()]
+        for file in (folder / "data.yaml", folder / "dataset.yaml"):
+            if file.is_file():
+                import yaml  # type: ignore[import-untyped]
+
+                try:
+                    names = yaml.safe_load(file.read_text())["names"]
+                    return [str(name) for _, name in sorted(names.items())] if isinstance(names, dict) else list(names)
+                except (yaml.YAMLError, KeyError, TypeError) as error:
+                    raise ValueError(f"{file} has no readable list `names` ({type(error).__name__})") from None
+    raise ValueError(f"no class names for {path}: put classes.txt, one name a line, in it or in the folder above")
+
+
+def _pictures(folder: Path) -> dict[str, str]:
+    """Stem -> file name of the pictures in a folder."""
+    return {file.stem: file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES}
+
+
+def _size_or_none(path: Path) -> tuple[float | None, float | None]:
+    try:
+        height, width = upright_size(path)
+    except OSError:
+        return None, None
+    return width, height
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else value
+
+
+def _document(pictures: list[dict[str, Any]], annotations: list[dict[str, Any]], ids: dict[str, Any]) -> Document:
+    return {
+        "images": pictures,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+    }
