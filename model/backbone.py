@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,13 +26,16 @@ class Backbone(nn.Module):
         ValueError: timm does not know the name, or the model has no such levels.
     """
 
+    body: Any
+
     def __init__(self, name: str) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
             raise ValueError(f"timm knows no model '{name}'" + (f"; near it: {near}" if near else ""))
         try:
-            reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+            body: Any = timm.create_model(name, features_only=True)
+            reductions = body.feature_info.reduction()
             indices = tuple(reductions.index(stride) for stride in (8, 16, 32))
         except (ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"'{name}' gives no features at strides 8, 16 and 32: choose another backbone") from error
@@ -63,7 +67,7 @@ class StaticSameConv2d(nn.Conv2d):
 def _make_padding_static(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, Conv2dSame):
-            child.__class__ = StaticSameConv2d
+            child.__class__ = StaticSameConv2d  # type: ignore[assignment]
 
 
 def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -> str:
@@ -146,5 +150,7 @@ def _load_matching(backbone: Backbone, state: dict[str, Tensor], what: str) -> N
     wrong = [key for key in own if key not in found or own[key].shape != found[key].shape]
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
-        raise ValueError(f"{what} does not fit this backbone: {', '.join(wrong[:3])} of {len(wrong)} missing or mis-shaped")
+        raise ValueError(
+            f"{what} does not fit this backbone: {', '.join(wrong[:3])} of {len(wrong)} missing or mis-shaped"
+        )
     backbone.body.load_state_dict(own | {k: v for k, v in found.items() if v.shape == own[k].shape})

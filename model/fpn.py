@@ -30,7 +30,9 @@ class FPN(nn.Module):
         """features: C3, C4, C5, each [N, c, h, w]. Returns P3..P7, each [N, channels, h', w']."""
         merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
         for level in (1, 0):
-            merged[level] = merged[level] + F.interpolate(merged[level + 1], size=merged[level].shape[-2:], mode="nearest")
+            merged[level] = merged[level] + F.interpolate(
+                merged[level + 1], size=merged[level].shape[-2:], mode="nearest"
+            )
         pyramid = [output(x) for output, x in zip(self.output, merged, strict=True)]
         p6 = self.p6(pyramid[-1])
         return [*pyramid, p6, self.p7(F.relu(p6))]

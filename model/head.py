@@ -1,4 +1,4 @@
-"""The head that all levels share (FCOS, arXiv:1904.01355, section 3; centerness on the box branch as in arXiv:2006.09214)."""
+"""The head that all levels share (FCOS, arXiv:1904.01355; centerness on the box branch as in arXiv:2006.09214)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from model.config import STRIDES, FCOSConfig
 
 CLASS_PRIOR = 0.01
-"""What the class scores start at, so that the many background points do not drown the first steps (arXiv:1708.02002, 4.1)."""
+"""What class scores start at, lest the many background points drown the first steps (arXiv:1708.02002, 4.1)."""
 
 
 class Tower(nn.Module):
-    """[convolution, norm, ReLU] several times. Convolutions are shared by the levels; BatchNorm's statistics are not."""
+    """[convolution, norm, ReLU] several times. The levels share convolutions, but not BatchNorm's statistics."""
 
     def __init__(self, config: FCOSConfig) -> None:
         super().__init__()
@@ -60,7 +60,14 @@ class Head(nn.Module):
         nn.init.constant_(_bias(self.class_logits), -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """pyramid: P3..P7. Returns class logits [N, P, C], distances [N, P, 4] in canvas pixels, centerness logits [N, P]."""
+        """All points of all levels, level after level, row by row.
+
+        Args:
+            pyramid: P3..P7, each [N, channels, h, w].
+
+        Returns:
+            Class logits [N, P, C], distances [N, P, 4] in canvas pixels, centerness logits [N, P].
+        """
         classes, distances, centerness = [], [], []
         for level, (x, stride) in enumerate(zip(pyramid, STRIDES, strict=True)):
             class_features, box_features = self.class_tower(x, level), self.box_tower(x, level)

@@ -17,7 +17,9 @@ def level_shapes(canvas: tuple[int, int]) -> list[tuple[int, int]]:
     return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
 
 
-def canvas_points(canvas: tuple[int, int], config: FCOSConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def canvas_points(
+    canvas: tuple[int, int], config: FCOSConfig, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Points of a canvas, level after level, row by row.
 
     Returns:
@@ -25,7 +27,9 @@ def canvas_points(canvas: tuple[int, int], config: FCOSConfig, device: torch.dev
     """
     points, strides = [], []
     for stride, (rows, columns) in zip(STRIDES, level_shapes(canvas), strict=True):
-        step_y, step_x = (stride, stride) if config.point_step == "stride" else (canvas[0] // rows, canvas[1] // columns)
+        step_y, step_x = (
+            (stride, stride) if config.point_step == "stride" else (canvas[0] // rows, canvas[1] // columns)
+        )
         y = (torch.arange(rows, dtype=torch.float32, device=device) + config.point_offset) * step_y
         x = (torch.arange(columns, dtype=torch.float32, device=device) + config.point_offset) * step_x
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")

@@ -1,0 +1,57 @@
+# make serve   the service on 127.0.0.1:8000 with the shipped model
+# make test    all tests
+# make lint    ruff and mypy
+# Each sets up what it needs in .venv, once; a changed requirements file sets it up again.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+# uv installs in a fraction of pip's time; without it pip does the same.
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format requirements clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+serve: $(VENV)/.serve
+	$(BIN)/python -m app
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version): make ... PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The development environment holds everything that serving needs: where it is there, nothing more is installed.
+$(VENV)/.serve: requirements/serve.txt | $(BIN)/python
+	@test $(VENV)/.dev -nt requirements/serve.txt || $(INSTALL) -r requirements/serve.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt | $(BIN)/python
+	$(INSTALL) -r requirements/dev.txt
+	@touch $@
+
+# The pinned versions, anew from pyproject.toml. Needs uv.
+requirements:
+	for extra in serve dev gpu; do \
+		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate \
+			--no-header $$([ $$extra = serve ] || echo --extra $$extra) pyproject.toml -o requirements/$$extra.txt || exit; \
+	done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

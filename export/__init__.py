@@ -1,0 +1,1 @@
+"""Checkpoint → one .onnx file with everything the service needs inside."""

@@ -1,0 +1,106 @@
+"""The exported module, and its translation to ONNX.
+
+N pictures, H, W canvas, P points, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from app.artifact import METADATA_KEY, Metadata
+from app.postprocess import Heads
+from app.session import INPUT
+from model.fcos import FCOS
+
+OPSET = 20
+"""From 21 on GroupNormalization is one node, for which ONNX Runtime 1.31 has no CUDA kernel, only a function body."""
+
+
+class ServedGraph(nn.Module):
+    """uint8 canvases in, raw heads out: a picture crosses to the device as bytes, normalisation happens there."""
+
+    def __init__(self, model: FCOS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images: uint8 [N, H, W, 3]. Returns class_logits [N, P, C], distances [N, P, 4], centerness [N, P]."""
+        return tuple(self.model(images.permute(0, 3, 1, 2)))
+
+
+def to_onnx(model: FCOS) -> onnx.ModelProto:
+    """Translate a detector to ONNX, with batch, height and width dynamic.
+
+    Raises:
+        ValueError: the network cannot be translated.
+    """
+    graph = ServedGraph(model).eval()
+    # The exporter takes a size of 1 for a constant. So two pictures, and sides that give even P7 several rows and
+    # columns.
+    example = torch.zeros(2, 320, 416, 3, dtype=torch.uint8)
+    dimensions = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=list(Heads._fields),
+                dynamic_shapes=(dimensions,),
+                verbose=False,
+            )
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the network cannot be translated to ONNX: {first}") from error
+    assert program is not None
+    proto = program.model_proto
+    _name_dimensions(proto)
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def add_metadata(proto: onnx.ModelProto, metadata: Metadata) -> None:
+    """Write the model's description of itself into the file."""
+    kept = [entry for entry in proto.metadata_props if entry.key != METADATA_KEY]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    proto.metadata_props.add(key=METADATA_KEY, value=metadata.to_json())
+    proto.producer_name = "fcos-detect"
+
+
+def _name_dimensions(proto: onnx.ModelProto) -> None:
+    """The exporter names dimensions by formulas; a reader of the file should see N, H, W and P."""
+    names = {INPUT: ("N", "H", "W", None), "class_logits": ("N", "P", None), "distances": ("N", "P", None)}
+    names["centerness"] = ("N", "P")
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dimension, name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=True):
+            if name is not None:
+                dimension.dim_param = name
+    del proto.graph.value_info[:]  # it speaks of the old names
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter prints its progress and warns about its own internals; neither is the user's business."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,80 @@
+"""Which point learns which box, against assignments worked out by hand."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.assign import CENTER_RADIUS, LEVEL_RANGES, assign
+from model.config import STRIDES, FCOSConfig
+from model.points import canvas_points, decode, encode
+
+CANVAS = (256, 320)
+POINTS, POINT_STRIDES = canvas_points(CANVAS, FCOSConfig(classes=("thing",)))
+
+
+def learned(box_index: int, assigned: Tensor) -> set[tuple[float, float, int]]:
+    """(x, y, stride) of the points that learn a box."""
+    chosen = assigned == box_index
+    return {(*point, int(s)) for point, s in zip(POINTS[chosen].tolist(), POINT_STRIDES[chosen].tolist(), strict=True)}
+
+
+def test_a_small_box_is_learned_by_the_nine_points_around_its_centre_on_p3() -> None:
+    # Centre (20, 20), which is a point of P3. Within 1.5 strides, 12 px and not on the edge: 12, 20 and 28 each way.
+    assigned = assign(POINTS, POINT_STRIDES, torch.tensor([[4.0, 4.0, 36.0, 36.0]]))
+    assert learned(0, assigned) == {(x, y, 8) for x in (12.0, 20.0, 28.0) for y in (12.0, 20.0, 28.0)}
+
+
+def test_points_outside_a_narrow_box_learn_nothing() -> None:
+    # 6 px wide: of the columns 12, 20 and 28 only 20 lies inside.
+    assigned = assign(POINTS, POINT_STRIDES, torch.tensor([[17.0, 4.0, 23.0, 36.0]]))
+    assert learned(0, assigned) == {(20.0, y, 8) for y in (12.0, 20.0, 28.0)}
+
+
+def test_size_decides_the_level() -> None:
+    # Centre (160, 128). At the centre the largest distance is half the longer side: 100 -> P4 (64..128).
+    # P4's points around it are 136, 152, 168, 184 across and 104, 120, 136, 152 down, of which 24 px on either side,
+    # the edge not counted, leave 152 and 168, 120 and 136. Their largest distance is 108, P4's as well.
+    assigned = assign(POINTS, POINT_STRIDES, torch.tensor([[60.0, 88.0, 260.0, 168.0]]))
+    assert learned(0, assigned) == {(x, y, 16) for x in (152.0, 168.0) for y in (120.0, 136.0)}
+
+
+def test_where_boxes_meet_the_smaller_wins() -> None:
+    inner, outer = [8.0, 8.0, 40.0, 40.0], [0.0, 0.0, 48.0, 48.0]
+    for boxes, smaller in ((torch.tensor([inner, outer]), 0), (torch.tensor([outer, inner]), 1)):
+        assigned = assign(POINTS, POINT_STRIDES, boxes)
+        assert (20.0, 20.0, 8) in learned(smaller, assigned)
+        assert not learned(1 - smaller, assigned)  # the same centre: the larger box gets no point at all
+
+
+def test_areas_that_differ_by_less_than_float32_can_add_to_a_large_number_are_told_apart() -> None:
+    # 1000.0 and 1000.25 px: "1e8 - area" rounds both to the same float.
+    boxes = torch.tensor([[10.0, 10.0, 30.0, 60.0125], [10.0, 10.0, 30.0, 60.0]])
+    assigned = assign(POINTS, POINT_STRIDES, boxes)
+    assert not learned(0, assigned)
+    assert learned(1, assigned)
+
+
+def test_without_boxes_everything_is_background() -> None:
+    assigned = assign(POINTS, POINT_STRIDES, torch.zeros(0, 4))
+    assert assigned.shape == (len(POINTS),)
+    assert (assigned == -1).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 12))
+def test_every_assignment_keeps_the_papers_conditions(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([CANVAS[1], CANVAS[0]])
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    assigned = assign(POINTS, POINT_STRIDES, boxes)
+    chosen = assigned >= 0
+    points, strides, box = POINTS[chosen], POINT_STRIDES[chosen], boxes[assigned[chosen]]
+    distances = encode(points, box)
+    assert (distances > 0).all()
+    low, high = torch.tensor([LEVEL_RANGES[STRIDES.index(int(s))] for s in strides]).reshape(-1, 2).T
+    assert (distances.amax(1) >= low).all()
+    assert (distances.amax(1) <= high).all()
+    center = (box[:, :2] + box[:, 2:]) / 2
+    assert ((points - center).abs() < CENTER_RADIUS * strides[:, None]).all()
+    torch.testing.assert_close(decode(points, distances), box, atol=1e-4, rtol=0)

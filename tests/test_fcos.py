@@ -1,0 +1,174 @@
+"""The network as a whole: shapes, initial state, gradients, and independence of what stands beside a picture."""
+
+import pytest
+import timm
+import torch
+from timm.layers import Conv2dSame
+from torch import nn
+
+from model.backbone import Backbone, StaticSameConv2d, load_imagenet_weights
+from model.config import STRIDES, FCOSConfig, InputConfig
+from model.fcos import FCOS
+from model.fpn import FPN
+from model.points import level_shapes
+
+CLASSES = ("cat", "dog", "bird")
+TINY = "test_efficientnet"
+INPUT = InputConfig(short=128, long=160, canvases=((128, 160), (160, 128)))
+
+
+def tiny(**options: object) -> FCOS:
+    torch.manual_seed(0)
+    values = {"classes": CLASSES, "backbone": TINY, "channels": 32, "norm_groups": 8, **options}
+    return FCOS(FCOSConfig(**values), INPUT)  # type: ignore[arg-type]
+
+
+def pictures(batch: int = 2, canvas: tuple[int, int] = (128, 160)) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, *canvas), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("canvas", [(128, 160), (96, 32), (416, 416)])
+def test_every_level_gives_its_points(canvas: tuple[int, int]) -> None:
+    heads = tiny().eval()(pictures(2, canvas))
+    points = sum(rows * columns for rows, columns in level_shapes(canvas))
+    assert heads.class_logits.shape == (2, points, 3)
+    assert heads.distances.shape == (2, points, 4)
+    assert heads.centerness.shape == (2, points)
+    assert (heads.distances >= 0).all()
+
+
+@pytest.mark.parametrize("options", [{"norm": "gn"}, {"norm": "bn"}, {"head_conv": "full", "head_kernel": 3}])
+def test_every_parameter_gets_a_finite_gradient(options: dict[str, object]) -> None:
+    model = tiny(**options)
+    boxes = [torch.tensor([[10.0, 10, 60, 60], [20, 20, 150, 120]]), torch.tensor([[5.0, 5, 25, 25]])]
+    # Boxes for every level: P6 and P7 learn from what is larger than this canvas.
+    boxes[1] = torch.cat((boxes[1], torch.tensor([[-300.0, -300, 460, 428], [-900.0, -900, 1060, 1028]])))
+    labels = [torch.tensor([0, 1]), torch.tensor([2, 0, 1])]
+    sum(model.losses(pictures(), boxes, labels).values(), torch.zeros(())).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def test_a_batch_without_boxes_gives_every_parameter_a_finite_gradient() -> None:
+    model = tiny()
+    nothing = [torch.zeros(0, 4)] * 2
+    losses = model.losses(pictures(), nothing, [torch.zeros(0, dtype=torch.long)] * 2)
+    sum(losses.values(), torch.zeros(())).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def test_before_training_every_class_has_a_probability_of_one_percent() -> None:
+    scores = tiny().eval()(pictures()).class_logits.sigmoid()
+    assert scores.mean().item() == pytest.approx(0.01, abs=1e-3)
+    assert scores.max().item() < 0.03
+
+
+def test_head_convolutions_start_small_and_without_bias() -> None:
+    head = tiny(head_conv="full", channels=64).head
+    for name, module in head.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.15), name
+            if name != "class_logits":
+                assert module.bias is not None
+                assert (module.bias == 0).all(), name
+    assert all(scale.item() == 1 for scale in head.scales)
+
+
+def test_a_negative_scale_never_gives_a_negative_distance() -> None:
+    model = tiny().eval()
+    with torch.no_grad():
+        for scale in model.head.scales:
+            scale.fill_(-3.0)
+        nn.init.normal_(model.head.distances.weight)
+    assert (model(pictures()).distances >= 0).all()
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_a_pictures_heads_do_not_depend_on_its_batch_mates(norm: str) -> None:
+    model = tiny(norm=norm).eval()
+    images = pictures(3)
+    together, alone = model(images), model(images[1:2])
+    for all_of_them, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(all_of_them[1:2], one, atol=1e-4, rtol=1e-5)
+
+
+def test_levels_share_convolutions_and_keep_their_own_batch_statistics() -> None:
+    shared, own = tiny(norm="gn").head, tiny(norm="bn").head
+    assert len(own.class_tower.norms[0]) == len(STRIDES)
+    assert len(shared.class_tower.norms[0]) == 1
+    assert len(own.class_tower.convs) == len(shared.class_tower.convs) == 2
+
+
+def test_pyramid_sizes_halve_and_p6_comes_from_p5() -> None:
+    torch.manual_seed(0)
+    fpn = FPN([4, 6, 8], 16)
+    features = [torch.rand(1, c, 20 // k, 28 // k) for c, k in ((4, 1), (6, 2), (8, 4))]
+    pyramid = fpn(features)
+    assert [tuple(level.shape[-2:]) for level in pyramid] == [(20, 28), (10, 14), (5, 7), (3, 4), (2, 2)]
+    torch.testing.assert_close(pyramid[3], fpn.p6(pyramid[2]))
+
+
+def test_static_padding_is_tensorflows_same_padding() -> None:
+    for kernel, stride in ((3, 2), (5, 2), (3, 1), (5, 1)):
+        dynamic = Conv2dSame(4, 6, kernel, stride=stride)
+        static = StaticSameConv2d(4, 6, kernel, stride=stride)
+        static.load_state_dict(dynamic.state_dict())
+        x = torch.rand(2, 4, 64, 96)
+        torch.testing.assert_close(static(x), dynamic(x))
+
+
+def test_the_default_backbones_features_are_timms() -> None:
+    torch.manual_seed(0)
+    ours = Backbone("tf_efficientnet_lite0").eval()
+    theirs = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval()
+    theirs.load_state_dict(ours.body.state_dict())
+    x = torch.rand(1, 3, 96, 64)
+    for mine, other in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_packaged_imagenet_weights_are_loaded_whole() -> None:
+    backbone = Backbone("tf_efficientnet_lite0")
+    before = backbone.body.conv_stem.weight.clone()
+    assert load_imagenet_weights(backbone, "tf_efficientnet_lite0").startswith("ImageNet")
+    assert not torch.equal(before, backbone.body.conv_stem.weight)
+    # Statistics of a trained network, not the zeros and ones of a new one.
+    variances = [m.running_var for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(v is not None and not torch.equal(v, torch.ones_like(v)) for v in variances)
+
+
+def test_resnet_weights_of_torchvision_fit_by_name() -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(3)
+    theirs = resnet18(weights=None)
+    path_state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    backbone = Backbone("resnet18")
+    missing, unexpected = backbone.body.load_state_dict(path_state, strict=False)
+    assert missing == []
+    assert all(key.startswith("layer") is False for key in unexpected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet999"}, "timm knows no model 'resnet999'"),
+        ({"backbone": "vit_tiny_patch16_224"}, "no features at strides 8, 16 and 32"),
+        ({"channels": 80, "norm_groups": 32}, "multiple of norm_groups"),
+        ({"classes": ("cat", "cat")}, "unique"),
+        ({"classes": ()}, "at least one"),
+        ({"head_kernel": 4}, "odd"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_in_words(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_configs_survive_a_round_trip_and_refuse_strange_keys() -> None:
+    config = FCOSConfig(classes=CLASSES, channels=64, norm="bn")
+    assert FCOSConfig.from_dict(config.to_dict()) == config
+    assert InputConfig.from_dict(INPUT.to_dict()) == INPUT
+    with pytest.raises(ValueError, match="colour"):
+        FCOSConfig.from_dict({**config.to_dict(), "colour": "red"})

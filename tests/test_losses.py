@@ -1,0 +1,108 @@
+"""The losses at inputs whose value is known, and where there is nothing to learn."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.assign import assign
+from model.config import FCOSConfig
+from model.losses import centerness_target, fcos_losses
+from model.points import canvas_points, encode
+
+CANVAS = (128, 160)
+POINTS, STRIDES = canvas_points(CANVAS, FCOSConfig(classes=("cat", "dog", "bird")))
+BOXES = [torch.tensor([[20.0, 20.0, 60.0, 52.0], [70.0, 30.0, 150.0, 120.0]]), torch.tensor([[8.0, 8.0, 120.0, 110.0]])]
+LABELS = [torch.tensor([0, 2]), torch.tensor([1])]
+
+
+def losses(class_logits: Tensor, distances: Tensor, centerness: Tensor) -> dict[str, Tensor]:
+    return fcos_losses(class_logits, distances, centerness, POINTS, STRIDES, BOXES, LABELS)
+
+
+def perfect() -> tuple[Tensor, Tensor, Tensor]:
+    """Heads that say exactly what the targets are."""
+    class_logits = torch.full((2, len(POINTS), 3), -30.0)
+    distances = torch.ones(2, len(POINTS), 4)
+    centerness = torch.full((2, len(POINTS)), -30.0)
+    for picture, (boxes, labels) in enumerate(zip(BOXES, LABELS, strict=True)):
+        assigned = assign(POINTS, STRIDES, boxes)
+        chosen = assigned >= 0
+        class_logits[picture, chosen, labels[assigned[chosen]]] = 30.0
+        distances[picture, chosen] = encode(POINTS[chosen], boxes[assigned[chosen]])
+        centerness[picture, chosen] = torch.logit(centerness_target(distances[picture, chosen]), eps=1e-6)
+    return class_logits, distances, centerness
+
+
+def test_perfect_heads_have_no_class_loss_and_no_box_loss() -> None:
+    found = losses(*perfect())
+    assert found["class"].item() == pytest.approx(0, abs=1e-6)
+    assert found["box"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_centerness_loss_is_lowest_at_its_target() -> None:
+    class_logits, distances, centerness = perfect()
+    at_target = losses(class_logits, distances, centerness)["centerness"]
+    for shift in (-0.5, 0.5):
+        assert losses(class_logits, distances, centerness + shift)["centerness"] > at_target
+    # Targets are no 0 or 1, so the entropy of a target is what cannot be learnt away.
+    assert at_target > 0.1
+
+
+def test_focal_loss_of_one_confident_mistake() -> None:
+    # Everything is right but one background point that says "cat" with probability 0.9:
+    # (1 - alpha) * p^2 * -ln(1 - p), over the number of positives.
+    class_logits, distances, centerness = perfect()
+    assigned = [assign(POINTS, STRIDES, boxes) for boxes in BOXES]
+    background = int((assigned[0] < 0).nonzero()[0])
+    class_logits[0, background, 0] = math.log(0.9 / 0.1)
+    positives = sum(int((a >= 0).sum()) for a in assigned)
+    expected = 0.75 * 0.9**2 * -math.log(0.1) / positives
+    assert losses(class_logits, distances, centerness)["class"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_giou_loss_of_boxes_half_as_wide() -> None:
+    # A prediction inside the truth with half its area: IoU 0.5, the hull is the truth, so GIoU is 0.5 too.
+    class_logits, distances, centerness = perfect()
+    distances[..., 0::2] /= 2
+    assert losses(class_logits, distances, centerness)["box"].item() == pytest.approx(0.5, abs=1e-5)
+
+
+def test_centerness_is_one_at_the_centre_and_falls_to_the_edges() -> None:
+    distances = torch.tensor([[5.0, 5, 5, 5], [10, 3, 10, 3], [2, 5, 8, 5], [1, 1, 9, 9]])
+    expected = [1.0, 1.0, 0.5, 1 / 9]
+    torch.testing.assert_close(centerness_target(distances), torch.tensor(expected))
+
+
+def test_a_batch_without_boxes_is_finite_and_every_head_still_has_a_gradient() -> None:
+    heads = [torch.randn(2, len(POINTS), 3), torch.rand(2, len(POINTS), 4) * 40, torch.randn(2, len(POINTS))]
+    heads = [head.requires_grad_() for head in heads]
+    none = [torch.zeros(0, 4), torch.zeros(0, 4)]
+    found = fcos_losses(*heads, POINTS, STRIDES, none, [torch.zeros(0, dtype=torch.long)] * 2)
+    assert found["box"].item() == 0
+    assert found["centerness"].item() == 0
+    sum(found.values(), torch.zeros(())).backward()
+    assert all(head.grad is not None and head.grad.isfinite().all() for head in heads)
+
+
+def test_a_picture_without_boxes_adds_nothing_to_the_box_loss_of_its_batch() -> None:
+    class_logits, distances, centerness = perfect()
+    distances = distances * 1.3
+    alone = fcos_losses(class_logits[:1], distances[:1], centerness[:1], POINTS, STRIDES, BOXES[:1], LABELS[:1])
+    both = fcos_losses(
+        class_logits, distances, centerness, POINTS, STRIDES,
+        [BOXES[0], torch.zeros(0, 4)], [LABELS[0], torch.zeros(0, dtype=torch.long)],
+    )  # fmt: skip
+    torch.testing.assert_close(both["box"], alone["box"])
+    torch.testing.assert_close(both["centerness"], alone["centerness"])
+
+
+def test_predicted_boxes_without_area_give_finite_gradients() -> None:
+    class_logits, distances, centerness = perfect()
+    distances = torch.zeros_like(distances).requires_grad_()
+    found = losses(class_logits, distances, centerness)["box"]
+    found.backward()
+    assert found.isfinite()
+    assert distances.grad is not None
+    assert distances.grad.isfinite().all()
