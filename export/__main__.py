@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.output.suffix != ".onnx":
             raise ValueError(f"--output must end in .onnx, but is {options.output}")
+        if not options.output.parent.is_dir():
+            raise ValueError(f"there is no folder {options.output.parent} to write to")
         checkpoint = checkpoints.load(options.checkpoint)
         name = options.name or str(checkpoint.training.get("name", options.checkpoint.stem))
         metadata = checkpoint.metadata(name, checkpoint_sha256=checkpoints.sha256(options.checkpoint))

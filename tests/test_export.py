@@ -1,0 +1,160 @@
+"""What is exported computes what torch computes, says what it is, and is not written where it would be wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+
+from app.artifact import Metadata
+from app.detector import Detector
+from app.session import OnnxRunner
+from export.__main__ import export, main
+from export.graph import ServedGraph
+from export.verify import compare
+from model import checkpoint as checkpoints
+from model.config import FCOSConfig, InputConfig
+from model.evaluate import torch_runner
+from model.fcos import FCOS
+
+INPUT = InputConfig(short=128, long=160, canvases=((128, 160), (160, 128)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> checkpoints.Checkpoint:
+    """A small detector whose heads vary, as a trained one's do."""
+    torch.manual_seed(0)
+    config = FCOSConfig(classes=("cat", "dog"), backbone="test_efficientnet", channels=32, norm="bn")
+    model = FCOS(config, INPUT)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        # What the service thresholds is the class score: a bias near 0 gives it something to find.
+        torch.nn.init.zeros_(model.head.class_logits.bias)
+    return checkpoints.Checkpoint(
+        config=config, input_config=INPUT, weights=model.state_dict(), training={"name": "tiny"}, metrics={"AP": 0.25}
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint_file(checkpoint: checkpoints.Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoints.save(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint_file: Path) -> Path:
+    """The file that the command writes."""
+    output = checkpoint_file.with_name("tiny.onnx")
+    assert main([str(checkpoint_file), "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: checkpoints.Checkpoint) -> FCOS:
+    return checkpoint.model()
+
+
+def pictures(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(*shape, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(3, 160, 128), (1, 64, 256), (5, 96, 96), (1, 32, 32)])
+def test_shapes_that_the_export_did_not_try_give_torchs_heads_too(
+    exported: Path, model: FCOS, shape: tuple[int, int, int]
+) -> None:
+    images = pictures(*shape)
+    with torch.inference_mode():
+        expected = ServedGraph(model)(torch.from_numpy(images))
+    for ours, theirs in zip(OnnxRunner.load(exported)(images), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3, rtol=1e-4)
+
+
+def test_the_service_detects_what_the_checkpoint_detects(
+    exported: Path, model: FCOS, checkpoint: checkpoints.Checkpoint
+) -> None:
+    picture = pictures(90, 70)
+    runner = OnnxRunner.load(exported)
+    served = Detector(runner.metadata, runner).detect(picture)
+    trained = Detector(checkpoint.metadata("tiny"), torch_runner(model, torch.device("cpu"))).detect(picture)
+    assert len(served) > 0
+    np.testing.assert_array_equal(served.class_ids, trained.class_ids)
+    np.testing.assert_allclose(served.scores, trained.scores, atol=1e-5)
+    np.testing.assert_allclose(served.boxes, trained.boxes, atol=1e-2)
+
+
+def test_the_file_says_what_it_is(exported: Path, checkpoint_file: Path) -> None:
+    metadata: Metadata = OnnxRunner.load(exported).metadata
+    assert metadata.name == "tiny"
+    assert metadata.classes == ("cat", "dog")
+    assert metadata.canvases == INPUT.canvases
+    assert metadata.metrics == {"AP": 0.25}
+    assert metadata.checkpoint_sha256 == checkpoints.sha256(checkpoint_file)
+
+
+def test_no_padding_and_no_batch_norm_is_left_to_run(exported: Path, tmp_path: Path) -> None:
+    # Both must fold into the convolutions, or every picture pays for them.
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert not kinds & {"Pad", "BatchNormalization"}
+
+
+@pytest.mark.parametrize("wrong", [1.01, float("nan")])
+def test_a_graph_that_differs_from_torch_is_refused(
+    exported: Path, model: FCOS, checkpoint: checkpoints.Checkpoint, wrong: float
+) -> None:
+    proto = onnx.load(exported)
+    weight = max(proto.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(wrong), weight.name))
+    with pytest.raises(ValueError, match="differs by"):
+        compare(proto, model, checkpoint.metadata("tiny"))
+
+
+def test_a_graph_that_differs_from_torch_is_not_written(
+    model: FCOS, checkpoint: checkpoints.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def translate_something_else(_: FCOS) -> onnx.ModelProto:
+        other = checkpoint.model()
+        with torch.no_grad():
+            other.head.class_logits.bias.add_(0.01)
+        return to_onnx(other)
+
+    from export.graph import to_onnx
+
+    monkeypatch.setattr("export.__main__.to_onnx", translate_something_else)
+    output = tmp_path / "wrong.onnx"
+    output.write_bytes(b"the model in use")
+    with pytest.raises(ValueError, match="nothing was written"):
+        export(model, checkpoint.metadata("tiny"), output)
+    assert output.read_bytes() == b"the model in use"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
+    checkpoint_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weights": torch.zeros(3)}, foreign)
+    text = tmp_path / "notes.pt"
+    text.write_text("no checkpoint")
+    cases = {
+        (str(tmp_path / "none.pt"), "out.onnx"): "no checkpoint at",
+        (str(foreign), "out.onnx"): "not a checkpoint of this project",
+        (str(text), "out.onnx"): "not a checkpoint that torch can read",
+        (str(checkpoint_file), "out.pb"): "must end in .onnx",
+        (str(checkpoint_file), "no/such/folder/out.onnx"): "no folder",
+    }
+    for (source, output), message in cases.items():
+        assert main([source, "--output", str(tmp_path / output)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.glob("*.onnx"))
