@@ -1,0 +1,131 @@
+"""Requests → batches: a queue for each canvas, and no wait but for the session itself.
+
+A thread whose session is free takes what is queued at that moment, up to the largest batch. The item that has waited
+longest is always in the next batch, so no canvas is starved by a busier one; within a canvas, items leave in the order
+in which they came. Items that are cancelled, or that could only be answered late, never reach a session.
+"""
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket(Generic[Item]):
+    """An item's place in the queue of its key."""
+
+    number: int  # rises from ticket to ticket
+    key: Hashable
+    item: Item
+    deadline_s: float  # on the batcher's clock
+
+
+class Batch(NamedTuple, Generic[Item]):
+    """What a session should run now, all of one key, oldest first; and what is no longer worth running."""
+
+    items: list[Item]
+    late: list[Item]
+
+
+class Batcher(Generic[Item]):
+    """A queue for any number of threads that put, take and cancel.
+
+    Every item that was put is handed out exactly once: in a batch, as late, or to whoever cancelled it.
+
+    Args:
+        largest: The most items that a batch may have.
+        clock: Seconds; deadlines are on it.
+    """
+
+    def __init__(self, largest: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        if largest < 1:
+            raise ValueError(f"largest must be at least 1, but is {largest}")
+        self._largest = largest
+        self._clock = clock
+        self._changed = threading.Condition(threading.Lock())
+        self._queues: dict[Hashable, OrderedDict[int, Ticket[Item]]] = {}  # none of them is empty
+        self._next_number = 0
+        self._waiting = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def put(self, key: Hashable, item: Item, deadline_s: float = math.inf) -> Ticket[Item]:
+        """Queues an item.
+
+        Args:
+            key: Items of the same key may share a batch.
+            deadline_s: After it, on the batcher's clock, nobody wants the item's answer.
+
+        Returns:
+            What `cancel` takes.
+
+        Raises:
+            RuntimeError: The batcher is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the batcher is closed")
+            ticket = Ticket(self._next_number, key, item, deadline_s)
+            self._next_number += 1
+            self._queues.setdefault(key, OrderedDict())[ticket.number] = ticket
+            self._waiting += 1
+            self._changed.notify()
+            return ticket
+
+    def take(self, needed_s: Callable[[], float] = lambda: 0.0) -> Batch[Item] | None:
+        """Waits until something is queued, and takes it.
+
+        Args:
+            needed_s: How long a batch is expected to take: an item whose deadline comes sooner is late already.
+
+        Returns:
+            Between 1 and `largest` items, or only late ones; None once the batcher is closed and empty.
+        """
+        with self._changed:
+            while not self._queues:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            latest_s = self._clock() + needed_s()
+            batch: Batch[Item] = Batch([], [])
+            while self._queues and not batch.items:
+                key = min(self._queues, key=lambda one: next(iter(self._queues[one])))
+                self._fill(batch, key, latest_s)
+            if self._queues:
+                self._changed.notify()  # there is work for another session
+            return batch
+
+    def cancel(self, ticket: Ticket[Item]) -> bool:
+        """Takes an item back. Returns: Whether it was still queued; if not, a session has it."""
+        with self._changed:
+            queue = self._queues.get(ticket.key)
+            if queue is None or queue.pop(ticket.number, None) is None:
+                return False
+            self._waiting -= 1
+            if not queue:
+                del self._queues[ticket.key]
+            return True
+
+    def close(self) -> None:
+        """Lets nothing more in. What is queued can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _fill(self, batch: Batch[Item], key: Hashable, latest_s: float) -> None:
+        """Moves one queue's oldest items into the batch until it is full."""
+        queue = self._queues[key]
+        while queue and len(batch.items) < self._largest:
+            _, ticket = queue.popitem(last=False)
+            self._waiting -= 1
+            (batch.items if ticket.deadline_s >= latest_s else batch.late).append(ticket.item)
+        if not queue:
+            del self._queues[key]

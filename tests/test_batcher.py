@@ -1,0 +1,124 @@
+"""The batcher's promises, whatever is put, taken and cancelled in whatever order."""
+
+import math
+import threading
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.batcher import Batcher, Ticket
+
+
+class Machine(RuleBasedStateMachine):
+    """Any sequence of puts, takes, cancellations and passing time, against a list of what must be queued."""
+
+    @initialize(largest=st.integers(1, 16))
+    def start(self, largest: int) -> None:
+        self.now = 0.0
+        self.largest = largest
+        self.batcher: Batcher[int] = Batcher(largest, lambda: self.now)
+        self.queued: list[Ticket[int]] = []  # oldest first
+        self.handed_out: Counter[int] = Counter()
+        self.put_so_far = 0
+
+    @rule(key=st.integers(0, 3), patience=st.one_of(st.just(math.inf), st.floats(0, 10)))
+    def put(self, key: int, patience: float) -> None:
+        self.queued.append(self.batcher.put(key, self.put_so_far, self.now + patience))
+        self.put_so_far += 1
+
+    @rule(seconds=st.floats(0, 5))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.queued)
+    @rule(needed_s=st.floats(0, 2))
+    def take(self, needed_s: float) -> None:
+        batch = self.batcher.take(lambda: needed_s)
+        assert batch is not None
+        assert batch.items or batch.late
+        assert len(batch.items) <= self.largest
+        self.handed_out.update(batch.items + batch.late)
+        taken = {ticket.item: ticket for ticket in self.queued if ticket.item in (*batch.items, *batch.late)}
+        latest_s = self.now + needed_s
+        assert all(taken[item].deadline_s >= latest_s for item in batch.items)
+        assert all(taken[item].deadline_s < latest_s for item in batch.late)
+        self.queued = [ticket for ticket in self.queued if ticket.item not in taken]
+
+        if batch.items:
+            (key,) = {taken[item].key for item in batch.items}
+            assert batch.items == sorted(batch.items), "first come, first served"
+            worth_running = [ticket for ticket in self.queued if ticket.deadline_s >= latest_s]
+            assert all(ticket.item > batch.items[0] for ticket in worth_running), "the oldest is in the next batch"
+            left = [ticket for ticket in worth_running if ticket.key == key]
+            assert all(ticket.item > batch.items[-1] for ticket in left), "nobody is overtaken"
+            assert not left or len(batch.items) == self.largest, "a free session takes all that fits"
+
+    @precondition(lambda self: self.put_so_far)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.queued and data.draw(st.booleans()):
+            ticket = data.draw(st.sampled_from(self.queued))
+            assert self.batcher.cancel(ticket)
+            self.queued.remove(ticket)
+            self.handed_out[ticket.item] += 1
+        else:
+            gone = Ticket(self.put_so_far + 1, 0, -1, math.inf)
+            assert not self.batcher.cancel(gone)
+
+    @invariant()
+    def every_item_is_queued_or_handed_out_exactly_once(self) -> None:
+        if not hasattr(self, "batcher"):
+            return
+        assert len(self.batcher) == len(self.queued)
+        waiting = {ticket.item for ticket in self.queued}
+        assert all(self.handed_out[item] == (item not in waiting) for item in range(self.put_so_far))
+
+
+TestBatcher = Machine.TestCase
+
+
+def test_threads_get_every_item_once() -> None:
+    batcher: Batcher[int] = Batcher(4)
+    outcomes: Counter[str] = Counter()
+    seen: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def session() -> None:
+        while (batch := batcher.take()) is not None:
+            with lock:
+                seen.update(batch.items)
+                outcomes["too large"] += len(batch.items) > 4
+
+    def client(first: int) -> None:
+        for number in range(first, first + 500):
+            ticket = batcher.put(number % 3, number)
+            if number % 7 == 0 and batcher.cancel(ticket):
+                with lock:
+                    seen[number] += 1
+
+    threads = [threading.Thread(target=session) for _ in range(3)]
+    clients = [threading.Thread(target=client, args=(first,)) for first in range(0, 2000, 500)]
+    for thread in threads + clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    batcher.close()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert seen == Counter(range(2000))
+    assert outcomes["too large"] == 0
+    assert len(batcher) == 0
+
+
+def test_a_closed_batcher_hands_out_what_it_has_and_ends() -> None:
+    batcher: Batcher[str] = Batcher(1)
+    batcher.put("canvas", "a")
+    batcher.put("canvas", "b")
+    batcher.close()
+    with pytest.raises(RuntimeError):
+        batcher.put("canvas", "c")
+    batches = [batcher.take(), batcher.take(), batcher.take()]
+    assert [batch and batch.items for batch in batches] == [["a"], ["b"], None]
