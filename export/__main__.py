@@ -1,6 +1,8 @@
 """Write a model file for the service.
 
     python -m export runs/first/best.pt --output first.onnx
+    python -m export --torchvision-coco --output coco.onnx              # torchvision's FCOS, downloaded
+    python -m export --torchvision-coco FILE.pth --output coco.onnx     # or from its file
     FCOS_MODEL=first.onnx python -m app
 
 The graph is always compared with torch; where they differ, nothing is written.
@@ -21,6 +23,10 @@ from export.graph import add_metadata, to_onnx
 from export.verify import Difference, compare
 from model import checkpoint as checkpoints
 from model.fcos import FCOS
+from model.torchvision_weights import download, load_torchvision
+
+DOWNLOAD = Path()
+"""Stands for an option without its file."""
 
 
 def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
@@ -37,6 +43,19 @@ def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
     difference = compare(proto, model, metadata)
     write(proto, output)
     return difference
+
+
+def read(checkpoint: Path | None, torchvision_coco: Path | None) -> tuple[checkpoints.Checkpoint, str]:
+    """The checkpoint that the command line names, and the sha256 of its file.
+
+    Raises:
+        ValueError: it cannot be read, or downloaded.
+    """
+    if checkpoint is not None:
+        return checkpoints.load(checkpoint), checkpoints.sha256(checkpoint)
+    if torchvision_coco is None or torchvision_coco == DOWNLOAD:
+        torchvision_coco = download()
+    return load_torchvision(torchvision_coco), checkpoints.sha256(torchvision_coco)
 
 
 def write(proto: onnx.ModelProto, output: Path) -> None:
@@ -59,7 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="a .pt file of model/train.py")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("checkpoint", type=Path, nargs="?", help="a .pt file of model/train.py")
+    source.add_argument(
+        "--torchvision-coco",
+        type=Path,
+        nargs="?",
+        const=DOWNLOAD,
+        metavar="FILE.pth",
+        help="torchvision's fcos_resnet50_fpn weights for COCO; downloaded where no file is given",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--name", help="of the model, as the service shows it (default: the training's --name)")
     options = parser.parse_args(arguments)
@@ -68,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--output must end in .onnx, but is {options.output}")
         if not options.output.parent.is_dir():
             raise ValueError(f"there is no folder {options.output.parent} to write to")
-        checkpoint = checkpoints.load(options.checkpoint)
-        name = options.name or str(checkpoint.training.get("name", options.checkpoint.stem))
-        metadata = checkpoint.metadata(name, checkpoint_sha256=checkpoints.sha256(options.checkpoint))
+        checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
+        name = options.name or str(checkpoint.training.get("name", options.output.stem))
+        metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
         difference = export(checkpoint.model(), metadata, options.output)
     except ValueError as error:
         print(f"export: {error}", file=sys.stderr)

@@ -86,6 +86,11 @@ class FCOSConfig(_Config):
         """FCOS-R50 as published (arXiv:1904.01355): 256 channels, four full 3x3 convolutions, GroupNorm(32)."""
         return cls(classes=classes, backbone="resnet50", channels=256, head_convs=4, head_conv="full", head_kernel=3)
 
+    @classmethod
+    def torchvision(cls, classes: tuple[str, ...]) -> Self:
+        """torchvision's `fcos_resnet50_fpn`: the paper's network with points that torchvision puts elsewhere."""
+        return dataclasses.replace(cls.paper(classes), point_offset=0.0, point_step="canvas")
+
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,143 @@
+"""The official-weights path against torchvision's own `model(images)`, with random weights where there is no network.
+
+    python benchmarks/torchvision_parity.py --images FOLDER --count 20 [--weights FILE.pth] [--csv OUT.csv]
+
+Exports torchvision's FCOS through `python -m export`'s own functions and detects with ONNX Runtime and the service's
+pre- and post-processing. Two comparisons for each picture: torchvision given our resized pixels, and torchvision given the
+picture, which it resizes without antialiasing. A detection of torchvision's (score > 0.2) counts as matched where ours has
+one of the same label with IoU > 0.99 and a score within 1e-3. Without --images: photographs of scikit-image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+from pathlib import Path
+
+if not __package__:  # run as a script: the repository's packages lie one level up
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
+from torchvision.ops import box_iou
+
+from app.canvas import fit
+from app.detector import Detector
+from app.postprocess import Detections, Parameters
+from app.session import OnnxRunner
+from export.__main__ import export
+from model.torchvision_weights import from_state_dict
+
+PARAMETERS = Parameters(score_threshold=0.2, iou_threshold=0.6, max_detections=100)
+CATEGORIES = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+USED = [index for index, name in enumerate(CATEGORIES) if name not in ("__background__", "N/A")]
+
+
+def lively_model(seed: int = 0) -> torch.nn.Module:
+    """torchvision's FCOS with random weights and statistics, strong enough to detect something everywhere."""
+    torch.manual_seed(seed)
+    model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(CATEGORIES)).eval()
+    head = model.head
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+        for branch in (head.classification_head, head.regression_head):
+            for module in branch.conv:
+                if isinstance(module, torch.nn.Conv2d):
+                    torch.nn.init.normal_(module.weight, std=0.03)
+        for conv in (
+            head.classification_head.cls_logits,
+            head.regression_head.bbox_reg,
+            head.regression_head.bbox_ctrness,
+        ):
+            torch.nn.init.normal_(conv.weight, std=0.045)
+        head.regression_head.bbox_reg.bias.fill_(3.0)
+        head.classification_head.cls_logits.bias.fill_(-4.0)
+        # Trained weights never speak of the ids that COCO does not use.
+        unused = [index for index in range(len(CATEGORIES)) if index not in USED]
+        head.classification_head.cls_logits.bias[unused] = -100.0
+    return model
+
+
+def matched(ours: Detections, theirs: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """How many of torchvision's detections ours has, and how many there are."""
+    labels = torch.tensor([USED[class_id] for class_id in ours.class_ids.tolist()], dtype=torch.long)
+    overlap = box_iou(theirs["boxes"], torch.from_numpy(ours.boxes)) > 0.99
+    same_label = theirs["labels"][:, None] == labels[None]
+    same_score = (theirs["scores"][:, None] - torch.from_numpy(ours.scores)[None]).abs() < 1e-3
+    return int((overlap & same_label & same_score).any(1).sum()), len(theirs["boxes"])
+
+
+def photographs(folder: Path | None, count: int) -> list[tuple[str, Image.Image]]:
+    if folder is None:
+        names = ("astronaut", "cat", "coffee", "rocket")[:count]
+        return [(name, Image.fromarray(getattr(skimage.data, name)())) for name in names]
+    files = sorted(folder.glob("*.jpg"))
+    chosen = files[:: max(1, len(files) // count)][:count]
+    return [(file.name, Image.open(file).convert("RGB")) for file in chosen]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of .jpg files")
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--weights", type=Path, help="torchvision's file; random weights where not given")
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+
+    theirs = lively_model()
+    if options.weights:
+        theirs = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(CATEGORIES)).eval()
+        theirs.load_state_dict(torch.load(options.weights, weights_only=True))
+    checkpoint = from_state_dict(theirs.state_dict(), "torchvision")
+    metadata = checkpoint.metadata("fcos-resnet50-coco")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "coco.onnx"
+        print(export(checkpoint.model(), metadata, file))
+        runner = OnnxRunner.load(file)
+    detector = Detector(metadata, runner)
+
+    rows: list[dict[str, object]] = []
+    for name, picture in photographs(options.images, options.count):
+        canvas, placement = fit(picture, metadata)
+        pixels = canvas[: placement.resized.height, : placement.resized.width]
+        ours = detector.detect(picture, PARAMETERS)
+        # In the frame of the resized picture, which is what torchvision is given.
+        scale = np.array([*placement.resized[::-1]] * 2) / np.array([*placement.picture[::-1]] * 2)
+        resized = Detections((ours.boxes * scale).astype(np.float32), ours.scores, ours.class_ids)
+        with torch.inference_mode():
+            (same,) = theirs([torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255])
+            (own,) = theirs([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255])
+        same_matched, same_count = matched(resized, same)
+        own_matched, own_count = matched(ours, own)
+        rows.append(
+            {
+                "picture": name,
+                "same pixels": f"{same_matched}/{same_count}",
+                "own resizing": f"{own_matched}/{own_count}",
+            }
+        )
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    for key in ("same pixels", "own resizing"):
+        pairs = [str(row[key]).split("/") for row in rows]
+        print(f"{key}: {sum(int(a) for a, _ in pairs)} of {sum(int(b) for _, b in pairs)} matched")
+    if options.csv:
+        with options.csv.open("w", newline="") as out:
+            writer = csv.DictWriter(out, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
