@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
-from app import problems
+from app import pages, problems
 from app.body_limit import BodyLimit
 from app.draw import draw
 from app.errors import Refusal
@@ -78,10 +78,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         version="1",
         description="Pictures in, boxes out. Errors are problem documents (RFC 9457).",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own loads its scripts from another host
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     problems.install(app)
+    pages.install(app)
 
     @app.post(
         "/detect",

@@ -1,0 +1,57 @@
+// Loaded when the camera is first asked for.
+
+import { Problem } from "./service.js";
+
+/**
+ * Shows the camera in the page's dialog.
+ * @returns {Promise<Blob | null>} The picture; null where the dialog was closed without one.
+ * @throws {Problem} There is no camera, or the browser does not give it to this page.
+ */
+export async function takePicture() {
+  if (!navigator.mediaDevices?.getUserMedia) {
+    throw new Problem(
+      0,
+      "No camera on this address",
+      "Browsers give the camera to https and localhost pages only: open this page there. " +
+        "On a phone, “Choose pictures” offers the camera too.",
+    );
+  }
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({
+      video: { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 960 } },
+    });
+  } catch (error) {
+    throw error.name === "NotAllowedError"
+      ? new Problem(0, "No camera", "The browser was told not to give it: allow the camera for this page and try again.")
+      : new Problem(0, "No camera", `It cannot be used (${error.name}): see that one is connected and free.`);
+  }
+
+  const dialog = document.getElementById("camera-dialog");
+  const video = document.getElementById("video");
+  video.srcObject = stream;
+  dialog.showModal();
+  const closed = new AbortController();
+  try {
+    return await new Promise((resolve) => {
+      const listen = { signal: closed.signal };
+      dialog.addEventListener("close", () => resolve(null), listen);
+      document.getElementById("camera-close").addEventListener("click", () => dialog.close(), listen);
+      document.getElementById("shoot").addEventListener(
+        "click",
+        () => {
+          const canvas = document.createElement("canvas");
+          [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+          if (canvas.width === 0) return; // no frame yet
+          canvas.getContext("2d").drawImage(video, 0, 0);
+          canvas.toBlob((blob) => { resolve(blob); dialog.close(); }, "image/jpeg", 0.92);
+        },
+        listen,
+      );
+    });
+  } finally {
+    closed.abort();
+    for (const track of stream.getTracks()) track.stop();
+    video.srcObject = null;
+  }
+}

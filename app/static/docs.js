@@ -1,0 +1,112 @@
+// Shows openapi.json. Written for this service because the usual viewers are a hundred times its size.
+
+const METHODS = ["get", "put", "post", "delete", "patch"];
+const DEEPEST = 4; // levels of nested objects that are written out
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children.flat().filter((child) => child !== null));
+  return made;
+}
+
+/** Text with `code` in it. */
+const prose = (text = "") =>
+  text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part)).filter((part) => part !== "");
+
+function show(api) {
+  document.getElementById("title").textContent = `${api.info.title}, version ${api.info.version}`;
+  document.getElementById("about").replaceChildren(...prose(api.info.description));
+  const operations = Object.entries(api.paths).flatMap(([path, item]) =>
+    METHODS.filter((method) => item[method]).map((method) => ({ path, method, ...item[method] })));
+  document.getElementById("contents").replaceChildren(element("ul", {}, operations.map((one) =>
+    element("li", {}, element("a", { href: `#${anchor(one)}` }, `${one.method.toUpperCase()} ${one.path}`)))));
+  document.getElementById("operations").replaceChildren(...operations.map((one) => operation(one, api)));
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+
+const anchor = ({ method, path }) => `${method}${path.replaceAll(/[^\w]+/g, "-")}`;
+
+function operation(one, api) {
+  const id = anchor(one);
+  const section = element("section", { id, className: "operation" },
+    element("h2", { id: `${id}-heading` }, element("span", { className: "method" }, one.method.toUpperCase()),
+      element("code", {}, one.path)),
+    element("p", {}, prose(one.summary)),
+    one.description ? element("p", { className: "quiet" }, prose(one.description)) : null,
+    one.parameters?.length ? parameters(one.parameters, api) : null,
+    one.requestBody ? body(one.requestBody, api) : null,
+    responses(one.responses, api));
+  section.setAttribute("aria-labelledby", `${id}-heading`);
+  return section;
+}
+
+function parameters(list, api) {
+  const terms = list.flatMap((one) => term(one.name, one.schema, one.required, one.description, api, 1, one.in));
+  return element("div", {}, element("h3", {}, "Parameters"), element("dl", {}, terms));
+}
+
+function body(request, api) {
+  return element("div", {}, element("h3", {}, "Body"), element("p", {}, prose(request.description)),
+    element("dl", {}, contents(request.content, api)));
+}
+
+function responses(all, api) {
+  const terms = Object.entries(all).flatMap(([status, one]) =>
+    [element("dt", {}, status), element("dd", {}, prose(one.description), element("dl", {}, contents(one.content, api)))]);
+  return element("div", {}, element("h3", {}, "Answers"), element("dl", {}, terms));
+}
+
+function contents(content = {}, api) {
+  return Object.entries(content).flatMap(([type, { schema }]) =>
+    [element("dt", {}, element("code", {}, type)), element("dd", {}, described(schema, api, 1))]);
+}
+
+/** @returns {Node[]} What a schema allows: its kind, and the members of an object. */
+function described(schema, api, depth) {
+  const real = resolved(schema, api);
+  const inner = real.type === "array" ? resolved(real.items, api) : real;
+  const members = Object.entries(inner.properties ?? {});
+  const list = members.length && depth < DEEPEST
+    ? element("dl", {}, members.flatMap(([name, member]) =>
+      term(name, member, inner.required?.includes(name), member.description, api, depth + 1)))
+    : null;
+  return [kind(schema, api), inner.description && inner !== schema ? element("span", {}, ". ", prose(inner.description)) : null, list]
+    .filter((node) => node !== null);
+}
+
+function term(name, schema, required, description, api, depth, where = "") {
+  const notes = [where, required ? "required" : ""].filter(Boolean).join(", ");
+  return [
+    element("dt", {}, element("code", {}, name), notes ? element("span", { className: "quiet" }, ` ${notes}`) : ""),
+    element("dd", {}, description ? element("div", {}, prose(description)) : null, described(schema, api, depth)),
+  ];
+}
+
+function kind(schema, api) {
+  const alternatives = schema.anyOf ?? schema.oneOf;
+  if (alternatives) return alternatives.map((one) => kind(one, api)).join(" or ");
+  const real = resolved(schema, api);
+  if (real.type === "array") return `list of ${kind(real.items ?? {}, api)}`;
+  if (real.const !== undefined || real.enum) return (real.enum ?? [real.const]).map((one) => JSON.stringify(one)).join(" or ");
+  const bounds = [
+    real.minimum !== undefined ? `from ${real.minimum}` : "", real.exclusiveMinimum !== undefined ? `above ${real.exclusiveMinimum}` : "",
+    real.maximum !== undefined ? `to ${real.maximum}` : "", real.default !== undefined ? `default ${JSON.stringify(real.default)}` : "",
+  ].filter(Boolean).join(" ");
+  const name = { binary: "bytes" }[real.format] ?? (real.type === "object" && real.title ? real.title : real.type ?? "anything");
+  return bounds ? `${name}, ${bounds}` : name;
+}
+
+function resolved(schema, api) {
+  const reference = schema?.$ref?.split("/").at(-1);
+  return reference ? { type: "object", title: reference, ...api.components.schemas[reference] } : schema ?? {};
+}
+
+const operations = document.getElementById("operations");
+try {
+  const response = await fetch("openapi.json");
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  show(await response.json());
+} catch (error) {
+  operations.replaceChildren(element("p", { className: "notice", role: "alert" },
+    `The API's description cannot be shown (${error.message}): see that the service runs, and load the page again.`));
+}

@@ -1,0 +1,364 @@
+// The playground: pictures in, boxes on them, filters that need no new request.
+
+import { classColour, css, paint } from "./paint.js";
+import { Problem, addressOf, apiKey, detect, model } from "./service.js";
+import { classesOf, count, curlCommand, inWords, jsonText, visible } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const MOST_DETECTIONS = 1000; // what the service allows
+const THUMBNAIL_PX = 96;
+const TALLEST = 0.72; // of the window's height: the picture leaves room for what is around it
+const LARGEST_ZOOM = 4; // of small pictures
+
+let served = null; // GET /model
+let pictures = []; // in the order they came
+let current = null;
+let chosen = null; // the detection that is brought out
+let working = false;
+const filter = { threshold: Number($("threshold").value), hidden: new Set(), limit: MOST_DETECTIONS };
+
+// ---- pictures come in ------------------------------------------------------------------------------------------
+
+function add(files) {
+  const added = [...files].map((file) => ({
+    name: file.name || "pasted.png", file, bitmap: null, answer: null, problem: null, state: "waiting",
+    entry: document.createElement("li"), thumbnail: document.createElement("canvas"),
+  }));
+  if (added.length === 0) return;
+  pictures.push(...added);
+  for (const picture of added) $("strip").append(stripEntry(picture));
+  select(added[0]);
+  void work();
+}
+
+/** One picture after another: a page is one client, and the service has others. */
+async function work() {
+  if (working) return;
+  working = true;
+  for (let next; (next = pictures.find((one) => one.state === "waiting")); ) {
+    await process(next);
+    if (pictures.includes(next)) update(next);
+  }
+  working = false;
+}
+
+async function process(picture) {
+  picture.state = "detecting";
+  update(picture);
+  const lowest = Math.min(Number($("threshold").min), served?.defaults.score_threshold ?? 1);
+  try {
+    await loadThumbnail(picture);
+    update(picture);
+    const query = { score_threshold: lowest, max_detections: MOST_DETECTIONS };
+    const response = await detect(picture.file, query, (seconds) =>
+      say(`The service is busy. Trying again in ${count(seconds, "second")}.`));
+    picture.answer = await response.json();
+    if (!picture.bitmap && picture.undecodable) await loadFromService(picture);
+    [picture.state, picture.problem] = ["done", null];
+    if (served === null) void loadModel();
+  } catch (error) {
+    [picture.state, picture.problem] = ["failed", asProblem(error)];
+    if (picture.problem.status === 401 || picture.problem.status === 403) askForKey();
+  }
+}
+
+async function loadThumbnail(picture) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(picture.shown ?? picture.file);
+  } catch {
+    picture.undecodable = true; // by this browser: TIFF, mostly
+    return;
+  }
+  picture.undecodable = false;
+  const scale = THUMBNAIL_PX / Math.max(bitmap.width, bitmap.height);
+  picture.thumbnail.width = Math.max(1, Math.round(bitmap.width * scale));
+  picture.thumbnail.height = Math.max(1, Math.round(bitmap.height * scale));
+  picture.thumbnail.getContext("2d").drawImage(bitmap, 0, 0, picture.thumbnail.width, picture.thumbnail.height);
+  if (picture === current) hold(picture, bitmap);
+  else bitmap.close();
+}
+
+/** The picture as the service decodes it, without boxes: no score is above 1. */
+async function loadFromService(picture) {
+  const response = await detect(picture.file, { draw: "png", score_threshold: 1 });
+  picture.shown = await response.blob();
+  await loadThumbnail(picture);
+}
+
+/** A decoded picture is large: only the current one is held. */
+function hold(picture, bitmap) {
+  picture.bitmap?.close();
+  picture.bitmap = bitmap;
+}
+
+async function select(picture) {
+  if (current !== picture && current?.bitmap) hold(current, null);
+  [current, chosen] = [picture, null];
+  for (const one of pictures) one.entry.firstChild.setAttribute("aria-current", String(one === picture));
+  if (picture !== null && !picture.bitmap && picture.state !== "waiting") await loadThumbnail(picture);
+  if (picture === current) show();
+}
+
+const asProblem = (error) =>
+  error instanceof Problem ? error : new Problem(0, "The page failed", `${error.message}. Load it again.`);
+
+// ---- what is seen ----------------------------------------------------------------------------------------------
+
+function show() {
+  const answer = current?.answer ?? null;
+  $("empty").hidden = current !== null;
+  $("shown").hidden = current === null || (!current.bitmap && answer === null);
+  $("strip").hidden = pictures.length < 2;
+  $("clear").hidden = pictures.length === 0;
+  $("save").hidden = $("copies").hidden = $("found").hidden = answer === null;
+  $("busy").hidden = current?.state !== "detecting";
+  notify(current?.problem ?? null);
+  showClasses(answer);
+  showTimings(answer);
+  showFiltered();
+}
+
+/** Everything that the filters change. */
+function showFiltered() {
+  $("threshold-value").value = filter.threshold.toFixed(2);
+  const answer = current?.answer ?? null;
+  const detections = answer === null ? [] : visible(answer, filter);
+  draw(detections);
+  if (answer === null) {
+    say({ waiting: "Waiting.", detecting: `Detecting in ${current?.name}.`, failed: `${current?.name} has no answer.` }[
+      current?.state] ?? "No picture yet.");
+    return;
+  }
+  $("rows").replaceChildren(...detections.map(row));
+  const type = current.file.type;
+  $("curl").textContent =
+    curlCommand(addressOf("detect"), current.name, type, filter, answer, apiKey.get() !== "");
+  $("json").textContent = jsonText(answer, detections);
+  $("canvas").setAttribute("aria-label", `${current.name}: ${inWords(detections)}`);
+  const most = detections.length === filter.limit ? " (no more are shown)" : "";
+  say(`${current.name}: ${count(detections.length, "object")} above ${filter.threshold.toFixed(2)}${most}.`);
+}
+
+function draw(detections) {
+  if (!current?.bitmap) return;
+  const canvas = $("canvas");
+  const { width, height } = current.bitmap;
+  const zoom = Math.min($("shown").clientWidth / width, (innerHeight * TALLEST) / height, LARGEST_ZOOM);
+  canvas.width = Math.max(1, Math.round(width * zoom * devicePixelRatio));
+  canvas.height = Math.max(1, Math.round(height * zoom * devicePixelRatio));
+  canvas.style.width = `${width * zoom}px`;
+  paint(canvas, current.bitmap, current.answer?.image ?? { width, height }, detections, devicePixelRatio, chosen);
+}
+
+function row(detection) {
+  const button = element("button", { type: "button" }, swatch(detection.class_id), detection.label);
+  button.setAttribute("aria-pressed", String(detection === chosen));
+  button.addEventListener("click", () => {
+    chosen = detection === chosen ? null : detection;
+    for (const other of $("rows").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
+    button.setAttribute("aria-pressed", String(detection === chosen));
+    draw(visible(current.answer, filter));
+  });
+  const { xmin, ymin, xmax, ymax } = detection.box;
+  const corners = [xmin, ymin, xmax, ymax].map(Math.round);
+  return element("tr", {}, element("td", {}, button), element("td", {}, detection.score.toFixed(2)),
+    element("td", {}, `${corners[0]}, ${corners[1]} → ${corners[2]}, ${corners[3]}`));
+}
+
+function showClasses(answer) {
+  const found = answer === null ? new Map() : classesOf(answer, filter.threshold);
+  $("classes").hidden = found.size === 0;
+  $("class-list").replaceChildren(...[...found].map(([label, { classId, count: number }]) => {
+    const box = element("input", { type: "checkbox", checked: !filter.hidden.has(label) });
+    box.addEventListener("change", () => {
+      if (box.checked) filter.hidden.delete(label);
+      else filter.hidden.add(label);
+      showFiltered();
+    });
+    return element("label", {}, box, swatch(classId), `${label} (${number})`);
+  }));
+}
+
+function showTimings(answer) {
+  const stages = Object.entries(answer?.timing_ms ?? {});
+  $("timings").replaceChildren(...stages.map(([stage, value]) =>
+    element("div", {}, element("dt", {}, stage), element("dd", {}, `${value.toFixed(1)} ms`))));
+}
+
+function stripEntry(picture) {
+  const button = element("button", { type: "button", title: picture.name }, picture.thumbnail,
+    element("span", {}, picture.name), element("span", {}));
+  picture.thumbnail.width = picture.thumbnail.height = THUMBNAIL_PX / 2;
+  picture.thumbnail.setAttribute("aria-hidden", "true");
+  button.addEventListener("click", () => void select(picture));
+  picture.entry.replaceChildren(button);
+  return picture.entry;
+}
+
+function update(picture) {
+  const state = picture.entry.querySelector("span:last-of-type");
+  state.className = picture.state === "failed" ? "failed" : "quiet";
+  state.textContent = picture.state;
+  if (picture === current) show();
+}
+
+function notify(problem) {
+  $("notice").hidden = problem === null;
+  $("again").hidden = current === null || current.problem === null;
+  const text = problem === null ? "" : `${problem.title}. ${problem.message}`;
+  if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
+}
+
+let saying = 0;
+
+/** Tells sighted and screen reader users alike; a moving slider speaks once it rests. */
+function say(text) {
+  clearTimeout(saying);
+  saying = setTimeout(() => {
+    if ($("status").textContent !== text) $("status").textContent = text;
+  }, 150);
+}
+
+function element(name, properties, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function swatch(classId) {
+  const made = element("span", { className: "swatch" });
+  made.style.backgroundColor = css(classColour(classId));
+  return made;
+}
+
+// ---- controls --------------------------------------------------------------------------------------------------
+
+$("files").addEventListener("change", (event) => {
+  add(event.target.files);
+  event.target.value = ""; // the same file may be chosen again
+});
+
+$("camera").addEventListener("click", async () => {
+  try {
+    const { takePicture } = await import("./camera.js");
+    const blob = await takePicture();
+    if (blob !== null) add([new File([blob], `camera-${pictures.length + 1}.jpg`, { type: blob.type })]);
+  } catch (error) {
+    notify(asProblem(error));
+  }
+});
+
+$("sample").addEventListener("click", async () => {
+  const response = await fetch("static/sample.jpg").catch(() => null);
+  if (!response?.ok) notify(new Problem(0, "No sample", "The service cannot be reached: see that it runs."));
+  else add([new File([await response.blob()], "sample.jpg", { type: "image/jpeg" })]);
+});
+
+$("clear").addEventListener("click", () => {
+  if (current?.bitmap) hold(current, null);
+  pictures = [];
+  $("strip").replaceChildren();
+  void select(null);
+  $("files").focus();
+});
+
+$("save").addEventListener("click", () => {
+  const { bitmap, name, answer } = current;
+  if (!bitmap) return;
+  const canvas = element("canvas", { width: bitmap.width, height: bitmap.height });
+  const scale = Math.max(0.8, Math.sqrt(bitmap.width * bitmap.height) / 600); // labels grow with the picture
+  paint(canvas, bitmap, answer.image, visible(answer, filter), scale);
+  canvas.toBlob((blob) => {
+    const link = element("a", { href: URL.createObjectURL(blob), download: `${name.replace(/\.[^.]*$/, "")}-boxes.png` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  });
+});
+
+$("again").addEventListener("click", () => retry((picture) => picture === current));
+
+function retry(which) {
+  for (const picture of pictures) if (picture.state === "failed" && which(picture)) picture.state = "waiting";
+  void work();
+}
+
+$("threshold").addEventListener("input", (event) => {
+  filter.threshold = Number(event.target.value);
+  showClasses(current?.answer ?? null);
+  showFiltered();
+});
+
+for (const what of ["curl", "json"]) {
+  const button = $(`copy-${what}`);
+  const label = button.textContent;
+  button.addEventListener("click", async () => {
+    button.textContent = (await copy($(what))) ? "Copied" : "Selected: press Ctrl C";
+    setTimeout(() => (button.textContent = label), 2000);
+  });
+}
+
+async function copy(source) {
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    return true;
+  } catch { // only https and localhost pages may write there
+    getSelection().selectAllChildren(source);
+    return document.execCommand("copy");
+  }
+}
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  apiKey.set($("key").value.trim());
+  $("key").removeAttribute("aria-invalid");
+  void loadModel();
+  retry((picture) => picture.problem?.status === 401 || picture.problem?.status === 403);
+});
+
+function askForKey() {
+  $("key-box").open = true;
+  $("key").setAttribute("aria-invalid", "true");
+}
+
+for (const kind of ["dragenter", "dragover"]) {
+  addEventListener(kind, (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
+}
+for (const kind of ["dragleave", "drop"]) {
+  addEventListener(kind, (event) => {
+    event.preventDefault();
+    if (kind === "drop" || event.relatedTarget === null) document.body.classList.remove("dragging");
+    if (kind === "drop") add(event.dataTransfer.files);
+  });
+}
+addEventListener("paste", (event) => add(event.clipboardData.files));
+new ResizeObserver(() => current?.bitmap && draw(current.answer ? visible(current.answer, filter) : [])).observe($("shown"));
+
+// ---- start -----------------------------------------------------------------------------------------------------
+
+async function loadModel() {
+  try {
+    served = await model();
+  } catch (error) {
+    const problem = asProblem(error);
+    $("model").textContent = problem.status === 401 ? "The service wants an API key." : `${problem.title}.`;
+    if (problem.status === 401 || problem.status === 403) askForKey();
+    return;
+  }
+  const ap = served.metrics.AP === undefined ? "" : `, AP ${served.metrics.AP.toFixed(3)}`;
+  $("model").textContent = `${served.name} ${served.version}, ${count(served.classes.length, "class", "classes")}${ap}, on ${served.provider.replace("ExecutionProvider", "")}`;
+  filter.limit = served.defaults.max_detections;
+  if (!$("threshold").dataset.touched) {
+    $("threshold").value = served.defaults.score_threshold;
+    filter.threshold = Number($("threshold").value);
+    $("threshold-value").value = filter.threshold.toFixed(2);
+  }
+  if (current) show();
+}
+
+$("key").value = apiKey.get();
+$("threshold").addEventListener("input", () => ($("threshold").dataset.touched = "yes"), { once: true });
+void loadModel();

@@ -1,0 +1,80 @@
+// Boxes and labels on a canvas. The colours are those of app/draw.py.
+
+const GOLDEN_RATIO = 0.618033988749895;
+const LABEL_PX = 13; // of labels, and 2 of lines, before `scale`
+
+/** @returns {[number, number, number]} The class's colour, RGB, 0 to 255. */
+export function classColour(classId) {
+  const hue = ((0.02 + classId * GOLDEN_RATIO) % 1) * 6;
+  const [saturation, value] = [[0.9, 1], [0.95, 0.7], [0.55, 1]][classId % 3];
+  return [5, 3, 1].map((offset) => {
+    const k = (offset + hue) % 6;
+    return Math.round(255 * value * (1 - saturation * Math.max(0, Math.min(k, 4 - k, 1))));
+  });
+}
+
+export const css = (colour) => `rgb(${colour.join(" ")})`;
+
+const readableOn = ([red, green, blue]) => (0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000" : "#fff");
+
+/**
+ * Paints the picture and its detections so that they fill the canvas.
+ * @param {HTMLCanvasElement} canvas
+ * @param {CanvasImageSource} picture
+ * @param {{width: number, height: number}} size the frame of the boxes
+ * @param {object[]} detections best first; better ones lie on top
+ * @param {number} scale canvas pixels per pixel of label text and line
+ * @param {object | null} chosen a detection to bring out
+ */
+export function paint(canvas, picture, size, detections, scale, chosen = null) {
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const toCanvas = [canvas.width / size.width, canvas.height / size.height];
+  const order = [...detections].reverse();
+  if (chosen !== null && detections.includes(chosen)) {
+    order.splice(order.indexOf(chosen), 1);
+    context.fillStyle = "rgb(0 0 0 / 0.45)";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    const box = corners(chosen, toCanvas);
+    const width = box.right - box.left;
+    const height = box.bottom - box.top;
+    context.save();
+    context.beginPath();
+    context.rect(box.left, box.top, width, height);
+    context.clip();
+    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    context.restore();
+    order.push(chosen);
+  }
+  for (const one of order) paintBox(context, corners(one, toCanvas), one, scale * (one === chosen ? 2 : 1));
+  for (const one of order) paintLabel(context, corners(one, toCanvas), one, scale, canvas);
+}
+
+function corners({ box }, [x, y]) {
+  return { left: box.xmin * x, top: box.ymin * y, right: box.xmax * x, bottom: box.ymax * y };
+}
+
+function paintBox(context, { left, top, right, bottom }, detection, scale) {
+  context.lineWidth = 4 * scale; // a dark rim, so that the line is seen on any picture
+  context.strokeStyle = "rgb(0 0 0 / 0.5)";
+  context.strokeRect(left, top, right - left, bottom - top);
+  context.lineWidth = 2 * scale;
+  context.strokeStyle = css(classColour(detection.class_id));
+  context.strokeRect(left, top, right - left, bottom - top);
+}
+
+function paintLabel(context, box, detection, scale, canvas) {
+  const text = `${detection.label} ${detection.score.toFixed(2)}`;
+  const colour = classColour(detection.class_id);
+  context.font = `600 ${LABEL_PX * scale}px system-ui, sans-serif`;
+  const width = context.measureText(text).width + 8 * scale;
+  const height = 1.5 * LABEL_PX * scale;
+  // Above the box where there is room, else inside it; never beyond the picture's edges.
+  const x = Math.max(0, Math.min(box.left - scale, canvas.width - width));
+  const y = box.top >= height ? box.top - height : Math.max(0, Math.min(box.top, canvas.height - height));
+  context.fillStyle = css(colour);
+  context.fillRect(x, y, width, height);
+  context.fillStyle = readableOn(colour);
+  context.textBaseline = "middle";
+  context.fillText(text, x + 4 * scale, y + height / 2);
+}
