@@ -22,7 +22,7 @@ ADVICE = {
     "duplicate id": "give each image and each category an id, and a name, of its own",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
     "unreadable picture": "replace the file, or take the picture out",
-    "wrong size": "write the upright picture's size; where width and height are exchanged, an EXIF tag turns the picture",
+    "wrong size": "write the upright picture's size; an EXIF tag may turn a picture and so exchange width and height",
     "unknown image id": "take these annotations out, or add their images",
     "unknown category id": "take these annotations out, or add their categories",
     "degenerate box": "take out boxes without width or height",

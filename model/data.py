@@ -1,34 +1,41 @@
-"""COCO annotations as arrays, the pictures behind them, and batches of pictures that share a canvas.
+"""Annotations as arrays, the pictures behind them, and batches of pictures that share a canvas.
 
-N pictures, G ground-truth boxes of one picture, B boxes of all. Boxes are xyxy pixels; xywh exists only in the json.
+N pictures, G ground-truth boxes of one picture, B boxes of all. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from app.artifact import Metadata, Size
+from app import images as service_images
+from app.artifact import CANVAS_MULTIPLE, Metadata, Size
 from app.canvas import place
-from model.transforms import Augmentation, augment
+from app.errors import Refusal
+from model.checks import Problems, check
+from model.formats import Document, read_document
+from model.transforms import Augmentation, Labelled, Placed, augment, mix
+
+MAX_PIXELS = 500_000_000
+"""Of a training picture: one's own pictures are trusted more than a request's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A COCO json as arrays: a forked worker reads them without copying a single page."""
+    """What there is to learn, as arrays: a forked worker reads them without copying a single page."""
 
     classes: tuple[str, ...]
-    category_ids: NDArray[np.int64]  # [C] the json's ids, often with gaps; a class's label is its position
+    category_ids: NDArray[np.int64]  # [C] the document's ids, often with gaps; a class's label is its position
     image_ids: NDArray[np.int64]  # [N]
     file_names: NDArray[np.str_]  # [N]
     sizes: NDArray[np.int64]  # [N, 2] height, width
@@ -44,73 +51,67 @@ class Annotations:
         part = slice(self.starts[index], self.starts[index + 1])
         return self.boxes[part], self.labels[part]
 
+    @classmethod
+    def from_document(cls, document: Document) -> Annotations:
+        """The arrays of a document that `model.checks.check` has cleaned. Crowds are left out, boxes clipped."""
+        images, categories = document["images"], document["categories"]
+        category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
+        image_ids = np.array([image["id"] for image in images], dtype=np.int64)
+        sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
 
-def read_coco(path: Path) -> Annotations:
-    """Read a COCO detection json; crowd regions are left out, boxes are clipped to their picture.
+        kept = [a for a in document["annotations"] if not a["iscrowd"]]
+        picture = np.searchsorted(image_ids, np.array([a["image_id"] for a in kept], dtype=np.int64))
+        label = np.searchsorted(category_ids, np.array([a["category_id"] for a in kept], dtype=np.int64))
+        xywh = np.array([a["bbox"] for a in kept], dtype=np.float64).reshape(-1, 4)
+        boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+        clipped = np.clip(boxes, 0, sizes[picture][:, [1, 0, 1, 0]]).astype(np.float32)
+
+        order = np.argsort(picture, kind="stable")
+        return cls(
+            classes=tuple(category["name"] for category in categories),
+            category_ids=category_ids,
+            image_ids=image_ids,
+            file_names=np.array([image["file_name"] for image in images], dtype=np.str_),
+            sizes=sizes,
+            starts=np.searchsorted(picture[order], np.arange(len(image_ids) + 1)),
+            boxes=clipped[order],
+            labels=label[order].astype(np.int64),
+        )
+
+
+def read_checked(
+    path: Path, images: Path, classes: Sequence[str] = (), files: bool = True
+) -> tuple[Document, Problems]:
+    """Read annotations of any format and find what is wrong with them; see `model.checks.check`.
+
+    Args:
+        classes: in order, for VOC folders.
+        files: look at every picture's header, too.
+    """
+    return check(read_document(path, images, classes), str(path), images if files else None)
+
+
+def read_annotations(path: Path, images: Path) -> Annotations:
+    """Read annotations in which nothing may be wrong.
 
     Raises:
-        ValueError: the file is missing, is no COCO json, or refers to pictures or categories that it does not hold.
+        ValueError: something is; the message names it.
     """
-    document = _read_json(path)
-    categories = sorted(document["categories"], key=lambda category: category["id"])
-    images = sorted(document["images"], key=lambda image: image["id"])
-    category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
-    image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-    sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
-
-    kept = [a for a in document["annotations"] if not a.get("iscrowd", 0)]
-    picture = _positions(image_ids, [a["image_id"] for a in kept], "image_id", path)
-    label = _positions(category_ids, [a["category_id"] for a in kept], "category_id", path)
-    xywh = np.array([a["bbox"] for a in kept], dtype=np.float32).reshape(-1, 4)
-    boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
-    limits = sizes[picture][:, [1, 0, 1, 0]].astype(np.float32)
-    boxes = np.clip(boxes, 0, limits)
-
-    usable = (boxes[:, 2] - boxes[:, 0] > 0) & (boxes[:, 3] - boxes[:, 1] > 0)
-    order = np.argsort(picture[usable], kind="stable")
-    return Annotations(
-        classes=tuple(str(category["name"]) for category in categories),
-        category_ids=category_ids,
-        image_ids=image_ids,
-        file_names=np.array([str(image["file_name"]) for image in images]),
-        sizes=sizes,
-        starts=np.searchsorted(picture[usable][order], np.arange(len(image_ids) + 1)),
-        boxes=boxes[usable][order],
-        labels=label[usable][order],
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no annotation file at {path}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable json: {error}") from None
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(document, dict) or key not in document]
-    if missing:
-        raise ValueError(f"{path} is no COCO detection json: it has no {' and no '.join(missing)}")
-    assert isinstance(document, dict)
-    return document
-
-
-def _positions(known: NDArray[np.int64], wanted: list[int], what: str, path: Path) -> NDArray[np.int64]:
-    """Position of each wanted id in the sorted known ones."""
-    values = np.array(wanted, dtype=np.int64)
-    found = np.minimum(np.searchsorted(known, values), max(len(known) - 1, 0))
-    strangers = values[known[found] != values] if len(known) else values
-    if len(strangers):
-        raise ValueError(
-            f"{path}: {len(strangers)} annotations have a {what} that the file does not define, the first {strangers[0]}"
-        )
-    return found
+    document, problems = read_checked(path, images)
+    if problems.errors:
+        raise ValueError(problems.describe(problems.errors))
+    return Annotations.from_document(document)
 
 
 class Draw(NamedTuple):
-    """One picture of one batch: which, onto which canvas (an index), and the seed of its augmentation."""
+    """One picture of one batch: which, onto which canvas, and the seed of its augmentation."""
 
-    index: int
-    canvas: int
+    picture: int
+    canvas: Size
+    zoom: float
+    """Of the canvas, relative to the served one."""
+    plain: bool
+    """Without augmentation, but for the flip."""
     seed: int
 
 
@@ -118,11 +119,11 @@ class Sample(NamedTuple):
     image: Tensor  # uint8 [3, H, W]
     boxes: Tensor  # float32 [G, 4] canvas pixels
     labels: Tensor  # int64 [G]
-    index: int
+    picture: int
 
 
 class TrainingPictures(Dataset[Sample]):
-    """Augmented pictures on canvases. Which augmentation a picture gets depends on its draw alone, not on the worker."""
+    """Augmented pictures on canvases. What becomes of a picture depends on its draw alone, not on the worker."""
 
     def __init__(self, annotations: Annotations, images: Path, metadata: Metadata, augmentation: Augmentation) -> None:
         self.annotations, self.images = annotations, images
@@ -132,50 +133,58 @@ class TrainingPictures(Dataset[Sample]):
         return len(self.annotations)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        boxes, labels = self.annotations.of(draw.index)
-        canvas = self.metadata.canvases[draw.canvas]
-        image, boxes, labels = augment(
-            open_picture(self.images / self.annotations.file_names[draw.index]),
-            boxes,
-            labels,
-            canvas,
-            self.metadata,
-            self.augmentation,
-            np.random.default_rng(draw.seed),
-        )
-        channels_first = torch.from_numpy(image).permute(2, 0, 1)
-        return Sample(channels_first, torch.from_numpy(boxes), torch.from_numpy(labels), draw.index)
+        rng = np.random.default_rng(draw.seed)
+        augmentation = self.augmentation.plain() if draw.plain else self.augmentation
+        placed = self._place(draw.picture, draw, augmentation, rng)
+        if rng.random() < augmentation.mixup:
+            placed = mix(placed, self._place(self._other(rng), draw, augmentation, rng), rng)
+        image = torch.from_numpy(placed.image).permute(2, 0, 1)
+        return Sample(image, torch.from_numpy(placed.boxes), torch.from_numpy(placed.labels), draw.picture)
+
+    def _place(self, index: int, draw: Draw, augmentation: Augmentation, rng: np.random.Generator) -> Placed:
+        chosen = [index]
+        if rng.random() < augmentation.mosaic:
+            chosen += [self._other(rng) for _ in range(3)]
+        return augment([self._open(i) for i in chosen], draw.canvas, self.metadata, augmentation, rng, draw.zoom)
+
+    def _open(self, index: int) -> Labelled:
+        return Labelled(open_picture(self.images / self.annotations.file_names[index]), *self.annotations.of(index))
+
+    def _other(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(len(self.annotations)))
 
 
 class Batch(NamedTuple):
     images: Tensor  # uint8 [N, 3, H, W]
     boxes: list[Tensor]  # N of [G, 4]
     labels: list[Tensor]  # N of [G]
-    indices: list[int]
+    pictures: list[int]
 
     def to(self, device: torch.device) -> Batch:
-        move = [[x.to(device, non_blocking=True) for x in part] for part in (self.boxes, self.labels)]
-        return Batch(self.images.to(device, non_blocking=True), *move, self.indices)
+        def moved(parts: list[Tensor]) -> list[Tensor]:
+            return [part.to(device, non_blocking=True) for part in parts]
+
+        images = self.images.to(device, non_blocking=True)
+        return Batch(images, moved(self.boxes), moved(self.labels), self.pictures)
 
 
 def collate(samples: list[Sample]) -> Batch:
-    images, boxes, labels, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), list(boxes), list(labels), list(indices))
+    images, boxes, labels, pictures = zip(*samples, strict=True)
+    return Batch(torch.stack(images), list(boxes), list(labels), list(pictures))
 
 
 def open_picture(path: Path) -> Image.Image:
-    """An upright RGB picture.
+    """An upright RGB picture, opened as the service opens it.
 
     Raises:
         ValueError: there is none at the path, or it cannot be decoded.
     """
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"no picture at {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be decoded: {error}") from None
+        return service_images.open_picture(path.read_bytes(), MAX_PIXELS)
+    except OSError as error:
+        raise ValueError(f"no picture at {path} ({error.strerror})") from None
+    except Refusal as refusal:
+        raise ValueError(f"{path}: {refusal.message}") from None
 
 
 def canvas_indices(annotations: Annotations, metadata: Metadata) -> NDArray[np.int64]:
@@ -184,34 +193,78 @@ def canvas_indices(annotations: Annotations, metadata: Metadata) -> NDArray[np.i
     return np.array(found, dtype=np.int64)
 
 
+def repeat_factors(annotations: Annotations, threshold: float) -> NDArray[np.float64]:
+    """How often each picture is drawn an epoch, so that thin classes are seen more (LVIS, arXiv:1908.03195).
+
+    A class found in a fraction f of the pictures repeats them max(1, sqrt(threshold / f)) times; a picture takes the
+    largest of its classes' factors.
+
+    Returns:
+        [N], at least 1.
+    """
+    picture = np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
+    pairs = np.unique(np.stack([picture, annotations.labels], axis=1), axis=0)
+    counts = np.bincount(pairs[:, 1], minlength=len(annotations.classes))
+    of_class = np.maximum(1.0, np.sqrt(threshold * len(annotations) / np.maximum(counts, 1)))
+    factors = np.ones(len(annotations))
+    np.maximum.at(factors, pairs[:, 0], of_class[pairs[:, 1]])
+    return factors
+
+
 class CanvasBatches(Sampler[list[Draw]]):
-    """Batches of pictures that share a canvas; every picture once an epoch.
+    """Batches of pictures that share a canvas; every picture once an epoch, or as often as it is repeated.
 
     What does not fill a batch on its own canvas rides on the largest one, which holds every picture; only what does not
-    fill a last batch there is left out, other pictures every epoch.
+    fill a last batch there is left out, other pictures every epoch. An epoch is a function of the seed and its number.
 
     Args:
-        canvas: [N], each picture's canvas.
-        largest: the canvas that holds all.
-        batch_size: of one process.
+        canvas: [N], each picture's canvas, an index into `canvases`.
+        canvases: of which the largest holds every picture.
+        batch_size: of all processes together.
+        seed: of the run.
         rank: this process.
-        processes: of the run. Together they draw what one process with the whole batch would.
+        processes: of the run. Together they draw what one process would.
+        zooms: sizes of canvas, relative to the given ones, of which every batch draws one.
+        repeats: [N], how often each picture is drawn an epoch; once where there are none.
+        multiple: the number of batches an epoch is rounded down to a multiple of this.
+        plain_from: the first epoch without augmentation and zoom; none where it is None.
+
+    Raises:
+        ValueError: there are too few pictures, or the batch cannot be shared out evenly.
     """
 
     def __init__(
-        self, canvas: NDArray[np.int64], largest: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        canvas: NDArray[np.int64],
+        canvases: Sequence[Size],
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        zooms: Sequence[float] = (1.0,),
+        repeats: NDArray[np.float64] | None = None,
+        multiple: int = 1,
+        plain_from: int | None = None,
     ) -> None:
-        self.canvas, self.largest, self.batch_size, self.seed = canvas, largest, batch_size, seed
+        self.canvas, self.canvases, self.batch_size, self.seed = canvas, tuple(canvases), batch_size, seed
         self.rank, self.processes = rank, processes
+        self.zooms, self.plain_from = tuple(zooms), plain_from
+        self.repeats = np.ones(len(canvas)) if repeats is None else repeats
+        self.largest = max(range(len(canvases)), key=lambda i: canvases[i].height * canvases[i].width)
         self.epoch = 0
         self.skip = 0
-        if len(canvas) < batch_size * processes:
+        self.pictures = round(float(self.repeats.sum()))
+        self.count = self.pictures // batch_size // multiple * multiple
+        if batch_size % processes:
+            raise ValueError(f"a batch of {batch_size} pictures cannot be shared out among {processes} processes")
+        if self.count == 0:
             raise ValueError(
-                f"{len(canvas)} training pictures do not fill one batch of {batch_size * processes}: lower --batch-size"
+                f"{len(canvas)} training pictures do not fill one batch of {batch_size * multiple}: lower --batch-size"
             )
 
     def __len__(self) -> int:
-        return len(self.canvas) // (self.batch_size * self.processes)
+        return int(self.count)
 
     def start(self, epoch: int, skip: int = 0) -> None:
         """Draw this epoch next, without its first `skip` batches."""
@@ -219,20 +272,39 @@ class CanvasBatches(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        whole = self.batch_size * self.processes
+        drawn = self._draw_pictures(rng)
         full: list[tuple[int, NDArray[np.int64]]] = []
         rest: list[NDArray[np.int64]] = []
         for canvas in np.unique(self.canvas).tolist():
-            members = rng.permutation(np.flatnonzero(self.canvas == canvas))
-            count = len(members) // whole
-            full += [(canvas, part) for part in members[: count * whole].reshape(count, whole)]
-            rest.append(members[count * whole :])
+            members = rng.permutation(drawn[self.canvas[drawn] == canvas])
+            count = len(members) // self.batch_size
+            full += [(canvas, part) for part in members[: count * self.batch_size].reshape(-1, self.batch_size)]
+            rest.append(members[count * self.batch_size :])
         leftover = rng.permutation(np.concatenate(rest))
-        count = len(leftover) // whole
-        full += [(self.largest, part) for part in leftover[: count * whole].reshape(count, whole)]
-        seeds = rng.integers(2**62, size=(len(full), whole))
+        count = len(leftover) // self.batch_size
+        full += [(self.largest, part) for part in leftover[: count * self.batch_size].reshape(-1, self.batch_size)]
+        seeds = rng.integers(2**62, size=(len(full), self.batch_size))
+        zooms = rng.choice(self.zooms, size=len(full))
+        plain = self.plain_from is not None and self.epoch >= self.plain_from
         mine = slice(self.rank, None, self.processes)
-        for position in rng.permutation(len(full))[self.skip :].tolist():
-            canvas, members = full[position]
-            pairs = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
-            yield [Draw(index, canvas, seed) for index, seed in pairs]
+        for position in rng.permutation(len(full))[self.skip : self.count].tolist():
+            index, members = full[position]
+            canvas, zoom = _zoomed(self.canvases[index], 1.0 if plain else float(zooms[position]))
+            for_me = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
+            yield [Draw(picture, canvas, zoom, plain, seed) for picture, seed in for_me]
+
+    def _draw_pictures(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Every picture as often as it is repeated, fractions by systematic sampling: always as many in all."""
+        order = rng.permutation(len(self.canvas))
+        ends = np.cumsum(self.repeats[order]) * (self.pictures / self.repeats.sum())
+        positions = np.arange(self.pictures) + rng.random()
+        found = np.minimum(np.searchsorted(ends, positions, side="right"), len(order) - 1)
+        return np.sort(order[found])
+
+
+def _zoomed(canvas: Size, zoom: float) -> tuple[Size, float]:
+    """The smallest allowed canvas that holds a given one at this zoom, and the zoom."""
+    if zoom == 1.0:
+        return canvas, 1.0
+    sides = [math.ceil(side * zoom / CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in canvas]
+    return Size(*sides), zoom

@@ -64,7 +64,7 @@ class FCOS(nn.Module):
             labels: N tensors [G], class ids.
             objective: the quality that the centerness output learns, and the assignment.
         """
-        heads = self(images)
+        heads: Heads = self(images)
         height, width = images.shape[-2:]
         points, strides = canvas_points((height, width), self.config, images.device)
         return fcos_losses(*heads, points, strides, boxes, labels, objective)

@@ -1,420 +1,388 @@
-"""Train the detector on COCO-format annotations.
+"""Train the detector on your own pictures.
 
     python model/train.py --train-annotations data/train.json --train-images data/train \
         --val-annotations data/val.json --val-images data/val --output runs/first
-    python model/train.py ... --output runs/first --resume        # go on where that run stopped
+    python model/train.py ... --output runs/first --resume        # go on where that run stopped, to the iteration
+    python model/train.py ... --output runs/mine --from runs/first/best.pt          # fine-tune; classes may differ
+    torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size stays that of all together
     python -m export runs/first/best.pt --output first.onnx       # then serve it: FCOS_MODEL=first.onnx python -m app
 
-The run's folder gets `config.json` (every option, resolved), `last.pt` (resumable), `best.pt` (highest AP on val, averaged
-weights), `metrics.csv` (a line an epoch) and, at the end, `metrics.json` (COCO's 12 numbers, AP per class).
+Annotations are a COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt; they are checked before any work.
+
+The run's folder gets `config.json` (every option, the network), `last.pt` (resumable until the run is finished),
+`best.pt` (highest AP on val, averaged weights), `metrics.csv` (a line an epoch), `tensorboard/`, `batches.jpg` (what
+the network sees) and, with every evaluation, `metrics.json` (COCO's 12 numbers, AP per class); at the end
+`precision_recall.png`, `confusion.png` and `predictions.jpg`. Ctrl-C or SIGTERM saves and stops; a second Ctrl-C stops
+at once.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import json
-import math
+import contextlib
+import hashlib
 import platform
-import random
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any
 
 if not __package__:  # run as a script: the repository's packages lie one level up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.utils import ModelEmaV3
-from torch import nn
 from torch.utils.data import DataLoader
 
+from app.artifact import Metadata
 from model import checkpoint as checkpoints
+from model import data, plots, report
 from model.backbone import load_imagenet_weights
-from model.config import FCOSConfig, InputConfig
-from model.data import Annotations, Batch, CanvasBatches, TrainingPictures, canvas_indices, collate, read_coco
-from model.evaluate import evaluate_model
+from model.checkpoint import Checkpoint
+from model.checks import Problems, check_classes
+from model.data import Annotations, Batch
+from model.distributed import Processes, started
+from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
-from model.transforms import Augmentation
+from model.finetune import adopt
+from model.formats import Document
+from model.learner import Learner
+from model.optim import keep_freed_memory
+from model.scoring import Evaluation, Found, score
+from model.settings import Settings
 
-NOMINAL_BATCH = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Train FCOS on COCO-format annotations."""
-
-    train_annotations: Path
-    """COCO json of the training pictures."""
-    train_images: Path
-    """Folder that its file names are relative to."""
-    val_annotations: Path
-    val_images: Path
-    output: Path
-    """The run's folder."""
-    resume: bool = False
-    """Go on from the run's last.pt."""
-
-    backbone: str = "tf_efficientnet_lite0"
-    """Any timm model with features at strides 8, 16 and 32."""
-    weights: str = "auto"
-    """Of the backbone: auto (ImageNet), none, or a file."""
-    channels: int = 96
-    """Of the pyramid and of the head."""
-    head_convs: int = 2
-    head_conv: Literal["full", "separable"] = "separable"
-    head_kernel: int = 5
-    norm: Literal["gn", "bn"] = "gn"
-    size: int = 416
-    """Longest side of a picture, in pixels, a multiple of 32. It gets a 4:3, 3:4 or square canvas."""
-
-    epochs: int = 24
-    batch_size: int = 16
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    """At a batch of 16; scaled with the batch."""
-    backbone_lr_factor: float = 0.2
-    weight_decay: float = 0.05
-    """Not on norms and biases."""
-    warmup_iterations: int = 300
-    final_lr_factor: float = 0.01
-    """What the cosine ends at."""
-    clip_norm: float = 10.0
-    """Largest norm of the gradient; 0 for none."""
-    freeze: Literal["none", "c3", "all"] = "none"
-    """Of the backbone: nothing, the layers up to C3, everything."""
-    backbone_norm: Literal["frozen", "trained"] = "trained"
-    """Statistics of the backbone's BatchNorm."""
-    ema_decay: float = 0.9998
-    augmentation: Augmentation = Augmentation()
-
-    evaluate_every: int = 1
-    """Epochs between evaluations on val; the last epoch is always evaluated."""
-    seed: int = 0
-    workers: int = 4
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ..."""
-    amp: Literal["auto", "bf16", "off"] = "auto"
-    """auto: bf16 on a GPU that has it, else off."""
-    name: str = "fcos"
-    """Of the model, as the service will show it."""
-
-    def __post_init__(self) -> None:
-        if self.size % 32 or self.size < 64:
-            raise ValueError(f"--size must be a multiple of 32 and at least 64, but got {self.size}")
-        for key in ("epochs", "batch_size", "evaluate_every", "head_convs"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"--{key.replace('_', '-')} must be at least 1, but got {getattr(self, key)}")
+BOARD_EVERY = 20
+"""Iterations between TensorBoard's points inside an epoch."""
 
 
-def train(settings: Settings, console: Console) -> dict[str, float]:
-    """One run, from the settings to `metrics.json`.
+def train(settings: Settings, processes: Processes, console: Console) -> bool:
+    """One run, from the settings to the pictures of its results.
 
     Returns:
-        The last evaluation's COCO numbers.
+        Whether it came to its end; otherwise a signal stopped it.
 
     Raises:
-        ValueError: something the user can mend: a missing file, annotations that do not fit, a non-finite loss.
+        ValueError: something the user can mend: a missing file, annotations that do not fit, a loss that is not finite.
     """
-    device = _device(settings.device)
-    amp = settings.amp == "bf16" or (settings.amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    random.seed(settings.seed)
-    np.random.seed(settings.seed)
+    folder, device = settings.output, processes.device
     torch.manual_seed(settings.seed)
+    torch.set_float32_matmul_precision("high")
+
+    # where it starts: from nothing, from other weights, or from where it stopped
+    stopped = start = None
+    if settings.resume:
+        stopped = checkpoints.load(folder / "last.pt")
+        if stopped.resume is None:
+            console.print(f"the run in {folder} is finished, with AP {stopped.metrics.get('AP', -1):.4f}")
+            return True
+    elif (folder / "last.pt").exists():
+        raise ValueError(f"{folder} already holds a run: add --resume, or choose another --output")
+    elif settings.from_ is not None:
+        start = load_start(settings.from_)
 
     # data
-    annotations = read_coco(settings.train_annotations)
-    validation = read_coco(settings.val_annotations)
-    if validation.classes != annotations.classes:
-        raise ValueError(
-            f"train has classes {', '.join(annotations.classes)}, but val has {', '.join(validation.classes)}: "
-            "both files need the same categories"
-        )
-    config = FCOSConfig(
-        classes=annotations.classes,
-        backbone=settings.backbone,
-        channels=settings.channels,
-        head_convs=settings.head_convs,
-        head_conv=settings.head_conv,
-        head_kernel=settings.head_kernel,
-        norm=settings.norm,
-    )
-    input_config = input_of(settings)
+    annotations, val_document = read_data(settings, console)
+    if stopped is not None:
+        check_same_run(stopped, settings, annotations)
+        config, input_config = stopped.config, stopped.input_config
+    else:
+        config, input_config = settings.network(annotations.classes, start)
     metadata = checkpoints.metadata_of(config, input_config, settings.name)
-    dataset = TrainingPictures(annotations, settings.train_images, metadata, settings.augmentation)
-    areas = [canvas.height * canvas.width for canvas in metadata.canvases]
-    batches = CanvasBatches(
-        canvas_indices(annotations, metadata), areas.index(max(areas)), settings.batch_size, settings.seed
+    batches = data.CanvasBatches(
+        data.canvas_indices(annotations, metadata),
+        metadata.canvases,
+        settings.batch_size // settings.accumulate,
+        settings.seed,
+        rank=processes.rank,
+        processes=processes.count,
+        zooms=settings.zooms,
+        repeats=data.repeat_factors(annotations, settings.repeat_thin) if settings.repeat_thin else None,
+        multiple=settings.accumulate,
+        plain_from=settings.epochs - settings.plain_epochs,
     )
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,
+    loader = DataLoader(
+        data.TrainingPictures(annotations, settings.train_images, metadata, settings.augmentation),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=data.collate,
         num_workers=settings.workers,
-        persistent_workers=False,
+        persistent_workers=settings.workers > 0,
         pin_memory=device.type == "cuda",
     )
+    length = len(batches) // settings.accumulate  # iterations an epoch
 
     # model
     model = FCOS(config, input_config)
-    origin = "the run's last.pt" if settings.resume else load_imagenet_weights(model.backbone, settings.backbone, settings.weights)
-    model.to(device, memory_format=torch.channels_last)
-    freeze(model, settings.freeze)
-    optimizer = make_optimizer(model, settings)
-    iterations = settings.epochs * len(batches)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: lr_factor(i, iterations, settings))
-    ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_gamma=20.0)
+    if stopped is not None:
+        origin = stopped.training["start"]
+    elif start is not None:
+        origin = f"{settings.from_}: {adopt(model, start).describe()}"
+    else:
+        origin = f"backbone {load_imagenet_weights(model.backbone, config.backbone, settings.weights)}"
+    learner = Learner(model, settings, processes, settings.epochs * length)
+    position: dict[str, Any] = {"epoch": 0, "done": 0, "best": -1.0, "sums": {}}  # `done` iterations of this epoch
+    if stopped is not None and stopped.resume is not None:
+        learner.restore(stopped.resume, stopped.weights)
+        position |= {key: stopped.resume[key] for key in position}
+    run = {"options": settings.of_the_result(), "data": fingerprint(annotations)}
 
-    # where a stopped run goes on
-    step, best = 0, -1.0
-    settings.output.mkdir(parents=True, exist_ok=True)
-    last, best_path = settings.output / "last.pt", settings.output / "best.pt"
-    if settings.resume:
-        state = checkpoints.load(last).resume
-        if state is None:
-            raise ValueError(f"{last} is the end of a finished run: nothing to resume")
-        model.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        step, best = state["step"], state["best"]
-    elif last.exists():
-        raise ValueError(f"{settings.output} already holds a run: add --resume, or choose another --output")
-    (settings.output / "config.json").write_text(json.dumps(_plain(settings), indent=2) + "\n")
-
-    console.print(
-        f"{len(annotations)} pictures, {len(annotations.boxes)} boxes, {len(config.classes)} classes; "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {device}{' in bf16' if amp else ''}; "
-        f"backbone from {origin}; learning rate {settings.lr * settings.batch_size / NOMINAL_BATCH:g}; "
-        f"{settings.epochs} epochs of {len(batches)} batches"
-    )
-    metrics: dict[str, float] = {}
-    started, seen, waited = time.monotonic(), 0, 0.0
-    for epoch in range(step // len(batches), settings.epochs):
-        batches.start(epoch, skip=step - epoch * len(batches))
-        train_mode(model, settings)
-        sums: dict[str, float] = {}
-        counted = 0
-        for batch, wait_s in _timed(_progress(loader, f"epoch {epoch + 1}/{settings.epochs}", len(batches) - batches.skip, console)):
-            waited += wait_s
-            batch = batch.to(device)
-            images = batch.images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                losses = model.losses(images, batch.boxes, batch.labels)
-            loss = torch.stack(list(losses.values())).sum()
-            if not loss.isfinite():
-                names = ", ".join(annotations.file_names[batch.indices].tolist())
-                raise ValueError(f"the loss is not finite at iteration {step}; the batch was: {names}")
-            optimizer.zero_grad()
-            loss.backward()
-            if settings.clip_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-            optimizer.step()
-            scheduler.step()
-            step += 1
-            ema.update(model, step=step)
-            seen += len(batch.indices)
-            counted += 1
-            for key, value in losses.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach())
-
-        row: dict[str, Any] = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[-1]}
-        row |= {f"{key}_loss": value / max(counted, 1) for key, value in sums.items()}
-        finished = epoch + 1 == settings.epochs
-        now = checkpoints.Checkpoint(
+    def save(name: str, evaluation: Evaluation | None = None, resumable: bool = True) -> None:
+        if not processes.first:
+            return
+        checkpoint = Checkpoint(
             config=config,
             input_config=input_config,
-            weights=_cpu(ema.module.state_dict()),
-            training=describe(settings, annotations, epoch + 1, origin),
+            weights=learner.averaged_weights(),
+            training=describe(settings, annotations, position["epoch"] + position["done"] / length, origin),
+            metrics=evaluation.metrics if evaluation else {},
+            score_threshold=evaluation.score_threshold if evaluation else 0.3,
+            resume=position | run | learner.state() if resumable else None,
         )
-        state = {
-            "model": model.state_dict(),
-            "ema": ema.module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "step": step,
-            "best": best,
-        }
-        # Before the evaluation: whatever happens there, the epoch is not lost.
-        checkpoints.save(last, dataclasses.replace(now, resume=state))
-        if finished or (epoch + 1) % settings.evaluate_every == 0:
-            metrics, per_class = evaluate_model(
-                ema.module, metadata, settings.val_annotations, settings.val_images, device, console
+        checkpoints.save(folder / name, checkpoint)
+
+    log = None
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_stop_on_signals(processes))
+        if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            network = {"network": config.to_dict(), "input": input_config.to_dict(), "learning-rate": settings.base_lr}
+            report.write_json(folder / "config.json", settings.to_dict() | network)
+            log = report.Report(folder, console, position["epoch"] * length + position["done"])
+            stack.callback(log.close)
+            console.print(
+                f"{len(annotations)} pictures, {len(annotations.boxes)} boxes, {len(annotations.classes)} classes; "
+                f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {processes.count} x {device}, "
+                f"{'float32' if learner.precision is None else str(learner.precision).removeprefix('torch.')}\n"
+                f"start: {origin}\nlearning rate {settings.base_lr:g} for a batch of {settings.batch_size}; "
+                f"{settings.epochs} epochs of {length} iterations"
             )
-            row |= metrics
-            now = dataclasses.replace(now, metrics=metrics)
-            if metrics["AP"] > best or not best_path.exists():
-                best = state["best"] = metrics["AP"]
-                checkpoints.save(best_path, now)
-            checkpoints.save(last, dataclasses.replace(now, resume=None if finished else state))
-            (settings.output / "metrics.json").write_text(
-                json.dumps({"metrics": metrics, "per_class": per_class}, indent=2) + "\n"
-            )
-        _append_csv(settings.output / "metrics.csv", row)
-        elapsed = time.monotonic() - started
-        console.print(
-            "  ".join(f"{key} {value:.4g}" for key, value in row.items() if not key.startswith(("AR", "APs", "APm", "APl")))
-            + f"  ({seen / elapsed:.1f} pictures/s, {waited / elapsed:.0%} of the time waiting for data)",
-            highlight=False,
+            if stopped is not None:
+                console.print(f"goes on after {position['done']} iterations of epoch {position['epoch'] + 1}")
+
+        for epoch in range(position["epoch"], settings.epochs):
+            position["epoch"] = epoch
+            batches.start(epoch, skip=position["done"] * settings.accumulate)
+            feed = _Feed(loader)
+            title = f"epoch {epoch + 1}/{settings.epochs}"
+            with report.progress(title, position["done"], length, console, quiet=log is None) as advance:
+                while position["done"] < length:
+                    iteration = epoch * length + position["done"]
+                    parts = [next(feed) for _ in range(settings.accumulate)]
+                    if iteration == 0 and processes.first:
+                        plots.draw_batch(parts[0], config.classes, folder / "batches.jpg")
+                    try:
+                        values = learner.step(parts, iteration)
+                    except FloatingPointError as error:
+                        mine = annotations.file_names[[picture for part in parts for picture in part.pictures]].tolist()
+                        names = ", ".join(name for names in processes.gather(mine) for name in names)
+                        raise ValueError(
+                            f"the loss is not finite at iteration {iteration} ({error}), whose pictures were {names}: "
+                            "look at their boxes, or lower --lr"
+                        ) from None
+                    position["done"] += 1
+                    sums = position["sums"]
+                    position["sums"] = {key: sums.get(key, 0.0) + value for key, value in values.items()}
+                    if log is not None and iteration % BOARD_EVERY == 0:
+                        log.iteration(iteration, values | {"lr": learner.lr(iteration)})
+                    advance()
+                    if stop.requested():
+                        save("last.pt")
+                        return False
+                    if (iteration + 1) % settings.save_every == 0 and position["done"] < length:
+                        save("last.pt")
+
+            # Saved before the evaluation: whatever happens there, the epoch is not lost, and resuming evaluates it.
+            save("last.pt")
+            row = {key: value / length for key, value in position["sums"].items()}
+            row["lr"] = learner.lr((epoch + 1) * length - 1)
+            row |= feed.speed(processes.count)
+            evaluation = None
+            if epoch + 1 == settings.epochs or (epoch + 1) % settings.evaluate_every == 0:
+                evaluation, found = evaluate(learner, metadata, val_document, settings, console)
+                row |= evaluation.metrics
+                if evaluation.metrics["AP"] > position["best"] or not (folder / "best.pt").exists():
+                    position["best"] = evaluation.metrics["AP"]
+                    save("best.pt", evaluation, resumable=False)
+                if log is not None:
+                    report.write_json(folder / "metrics.json", evaluation.to_dict())
+            if log is not None:
+                log.epoch(epoch + 1, (epoch + 1) * length, row, evaluation.per_class if evaluation else {})
+            position |= {"epoch": epoch + 1, "done": 0, "sums": {}}
+            save("last.pt", evaluation, resumable=epoch + 1 < settings.epochs)
+            if epoch + 1 < settings.epochs and stop.requested():
+                return False
+
+        if processes.first:
+            assert evaluation is not None
+            plots.draw_results(evaluation, found, val_document, settings.val_images, config.classes, folder)
+            console.print(f"best AP {position['best']:.4f}: {folder / 'best.pt'}")
+    return True
+
+
+def load_start(path: Path) -> Checkpoint:
+    """The weights to start from: a checkpoint of ours, or torchvision's file."""
+    if path.suffix == ".pth":
+        from model.torchvision_weights import load_torchvision
+
+        return load_torchvision(path)
+    return checkpoints.load(path)
+
+
+def read_data(settings: Settings, console: Console) -> tuple[Annotations, Document]:
+    """Annotations of train, and the document of val, checked.
+
+    Raises:
+        ValueError: there is something wrong with them, and `--bad-data skip` was not given.
+    """
+    document, problems = data.read_checked(settings.train_annotations, settings.train_images)
+    annotations = Annotations.from_document(document)
+    val_document, val_problems = data.read_checked(settings.val_annotations, settings.val_images, annotations.classes)
+    check_classes(annotations.classes, [category["name"] for category in val_document["categories"]], val_problems)
+    _complain([problems, val_problems], settings.bad_data == "skip", console)
+    if not annotations.classes or not len(annotations.boxes):
+        raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
+    if not val_document["images"]:
+        raise ValueError(f"{settings.val_annotations} has no pictures to evaluate on")
+    return annotations, val_document
+
+
+def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
+    wrong = [problems.describe(problems.errors) for problems in sets if problems.errors]
+    if wrong and not skip:
+        raise ValueError("\n".join([*wrong, "or let --bad-data skip leave all of it out"]))
+    for text in wrong:
+        console.print(f"left out: {text}")
+    for problems in sets:
+        if problems.warnings:
+            console.print(f"note: {problems.describe(problems.warnings)}")
+
+
+def check_same_run(stopped: Checkpoint, settings: Settings, annotations: Annotations) -> None:
+    """Refuse to go on with other options or other data than the run began with.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    assert stopped.resume is not None
+    began, now = stopped.resume["options"], settings.of_the_result()
+    differ = [f"--{key} was {began.get(key)}, is {now.get(key)}" for key in now if began.get(key) != now.get(key)]
+    if differ:
+        raise ValueError(
+            f"--resume goes on with the options that the run began with, but {'; '.join(differ)}: "
+            "give them as they were, or start another run --from this one's best.pt"
         )
-    console.print(f"best AP {best:.4f}: {best_path}")
-    return metrics
+    if stopped.resume["data"] != fingerprint(annotations):
+        raise ValueError(
+            f"the training data are not those that the run in {settings.output} began with: "
+            "start another run --from its best.pt"
+        )
 
 
-def input_of(settings: Settings) -> InputConfig:
-    """Canvases for a longest side: 4:3 both ways, and square. Normalisation as EfficientNet-Lite's, else ImageNet's."""
-    size = settings.size
-    short = math.ceil(size * 3 / 4 / 32) * 32
-    canvases = ((short, size), (size, short), (size, size))
-    if "efficientnet_lite" in settings.backbone:
-        return InputConfig(short=size, long=size, canvases=canvases)
-    return InputConfig(
-        short=size, long=size, canvases=canvases, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
-    )
+def fingerprint(annotations: Annotations) -> str:
+    """Of everything that is learnt from, but for the pixels."""
+    parts = (annotations.file_names, annotations.sizes, annotations.starts, annotations.boxes, annotations.labels)
+    digest = hashlib.sha256("\0".join(annotations.classes).encode())
+    for part in parts:
+        digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
-def freeze(model: FCOS, part: Literal["none", "c3", "all"]) -> None:
-    """Stop the gradient in the backbone: nowhere, up to C3, or everywhere."""
-    parameters = list(model.backbone.body.named_parameters())
-    if part == "all":
-        count = len(parameters)
-    elif part == "c3":
-        c3 = model.backbone.body.feature_info.module_name(0)
-        prefixes = (f"{c3}.", f"{c3.replace('.', '_')}.")
-        count = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes))
-    else:
-        count = 0
-    for _, parameter in parameters[:count]:
-        parameter.requires_grad_(False)
+def evaluate(
+    learner: Learner, metadata: Metadata, document: Document, settings: Settings, console: Console
+) -> tuple[Evaluation, Found]:
+    """The averaged weights on val; every process detects on its share of the pictures."""
+    processes = learner.processes
+    runner = torch_runner(learner.averaged(), processes.device)
+    mine = detect(runner, metadata, document, settings.val_images, console, processes.rank, processes.count)
+    found = Found.join(processes.gather(mine))
+    return score(found, document, metadata.classes), found
 
 
-def train_mode(model: FCOS, settings: Settings) -> None:
-    """Training mode, but BatchNorm with frozen statistics where the settings, or frozen weights, say so."""
-    model.train()
-    for module in model.backbone.modules():
-        if isinstance(module, nn.BatchNorm2d) and (settings.backbone_norm == "frozen" or not module.weight.requires_grad):
-            module.eval()
-
-
-def make_optimizer(model: FCOS, settings: Settings) -> torch.optim.Optimizer:
-    """Four groups: backbone or not, with weight decay or (norms, biases, scales) without."""
-    lr = settings.lr * settings.batch_size / NOMINAL_BATCH
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    parameters = [
-        {
-            "params": members,
-            "lr": lr * (settings.backbone_lr_factor if of_backbone else 1.0),
-            "weight_decay": settings.weight_decay if decays else 0.0,
-        }
-        for (of_backbone, decays), members in groups.items()
-    ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters)
-    return torch.optim.SGD(parameters, momentum=0.9)
-
-
-def lr_factor(iteration: int, iterations: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to `final_lr_factor`."""
-    warmup = min(settings.warmup_iterations, iterations // 10)
-    if iteration < warmup:
-        return (iteration + 1) / (warmup + 1)
-    progress = (iteration - warmup) / max(iterations - warmup, 1)
-    return settings.final_lr_factor + (1 - settings.final_lr_factor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def describe(settings: Settings, annotations: Annotations, epochs: int, origin: str) -> dict[str, Any]:
-    """What the model file will say of its training."""
-    options = _plain(settings)
-    hidden = {"train_annotations", "train_images", "val_annotations", "val_images", "output", "resume", "workers", "name", "epochs"}
+def describe(settings: Settings, annotations: Annotations, epochs: float, origin: str) -> dict[str, Any]:
+    """What the model file will say of its training: no path of this machine."""
+    options = {key: value for key, value in settings.of_the_result().items() if key not in ("from", "weights")}
     return {
         "pictures": len(annotations),
         "boxes": len(annotations.boxes),
-        "epochs": epochs,
-        "backbone_weights": origin,
-        "options": {key: value for key, value in options.items() if key not in hidden},
+        "epochs": round(epochs, 3),
+        "start": origin,
+        "options": options,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch finds no CUDA GPU here; leave --device out to take what there is")
-    return device
+class _Feed:
+    """The batches of an epoch, and the time that was spent waiting for them."""
 
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self.loader = iter(loader)
+        self.count = 0
+        self.waited_s = 0.0
+        self.started = time.monotonic()
 
-def _progress(loader: DataLoader[Batch], what: str, total: int, console: Console) -> Iterator[Batch]:
-    """A bar on a terminal, a plain line every so often elsewhere."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            yield from progress.track(loader, total=total, description=what)
-        return
-    started = said = time.monotonic()
-    for done, batch in enumerate(loader):
-        if time.monotonic() - said > 30:
-            said = time.monotonic()
-            console.print(f"{what}: {done} of {total} batches, {(said - started) / done:.2f} s each", highlight=False)
-        yield batch
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds it was waited for."""
-    while True:
-        started = time.monotonic()
+    def __next__(self) -> Batch:
+        asked = time.monotonic()
         try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        yield batch, time.monotonic() - started
+            batch = next(self.loader)
+        except ValueError as error:  # from a worker it comes with the worker's traceback in its text
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+        self.waited_s += time.monotonic() - asked
+        self.count += len(batch.pictures)
+        return batch
+
+    def speed(self, processes: int) -> dict[str, float]:
+        """Pictures per second of all processes, and the share of the time spent waiting for them."""
+        if not self.count:
+            return {}
+        elapsed = time.monotonic() - self.started
+        return {"pictures_per_s": self.count * processes / elapsed, "waiting": self.waited_s / elapsed}
 
 
-def _append_csv(path: Path, row: dict[str, Any]) -> None:
-    """Epochs without an evaluation leave its columns empty."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
-    rows.append(row)
-    columns = list(dict.fromkeys(key for line in rows for key in line))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+class _Stop:
+    """Whether a signal asks to stop. All processes get the same answer, at the same iteration."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.signal: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def requested(self) -> bool:
+        asked = torch.tensor(0.0 if self.signal is None else 1.0, device=self.processes.device)
+        return bool(self.processes.average(asked) > 0)
 
 
-def _cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in state.items()}
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    values = dataclasses.asdict(settings)
-    return {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for key, value in values.items()
-    }
+@contextlib.contextmanager
+def _stop_on_signals(processes: Processes) -> Iterator[_Stop]:
+    stop = _Stop(processes)
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> int:
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
     try:
-        train(tyro.cli(Settings, description=__doc__), console)
-    except ValueError as error:
+        settings = tyro.cli(Settings, description=__doc__)
+        keep_freed_memory()
+        with started(settings.device) as processes:
+            console.quiet = not processes.first
+            if not train(settings, processes, console):
+                print("train: stopped and saved; --resume goes on from there", file=sys.stderr)
+                return 130
+    except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train: stopped; --resume goes on from the last finished epoch", file=sys.stderr)
+        print("train: stopped; --resume goes on from the last save, if there was one", file=sys.stderr)
         return 130
     return 0
 

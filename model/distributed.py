@@ -1,0 +1,97 @@
+"""The processes of a run: one, or as many as torchrun starts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """This process and its like.
+
+    Attributes:
+        rank: this one; 0 speaks and writes.
+        count: of all, on all nodes.
+        device: this one's.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def average(self, value: Tensor) -> Tensor:
+        """The mean over the processes."""
+        if self.count > 1:
+            dist.all_reduce(value)
+            value /= self.count
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, on all of them. Of plain objects and arrays; small."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's buffers: BatchNorm's statistics, of which each has seen other pictures."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextlib.contextmanager
+def started(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started; alone where it did not.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1 ...; under torchrun each process takes the GPU of its local rank.
+
+    Raises:
+        ValueError: there is no such device, or fewer GPUs than processes.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    place = choose_device(device)
+    if count == 1:
+        yield Processes(0, 1, place)
+        return
+    if place.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started process {local + 1} of this node, but it has {torch.cuda.device_count()} GPUs: "
+                "lower --nproc-per-node"
+            )
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), count, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises: ValueError: there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:1 and so on, but got {name}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no CUDA GPU here; leave --device out to take what there is")
+    return device

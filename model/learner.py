@@ -1,0 +1,140 @@
+"""What learns: network, optimizer and averaged weights, one iteration at a time, in one process or in several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.data import Batch
+from model.distributed import Processes
+from model.fcos import FCOS
+from model.losses import Objective
+from model.optim import freeze, lr_factor, make_optimizer, set_lr, train_mode
+from model.settings import Settings
+
+
+class Learner:
+    """A detector in training.
+
+    An iteration depends on the weights, the batch and its number alone: not on the clock, nor on what ran before. That
+    makes a resumed run equal to an uninterrupted one.
+
+    Args:
+        model: on the CPU; it is moved to the processes' device.
+        iterations: of the whole run, for the schedule.
+    """
+
+    def __init__(self, model: FCOS, settings: Settings, processes: Processes, iterations: int) -> None:
+        self.settings, self.processes, self.iterations = settings, processes, iterations
+        device = processes.device
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        freeze(model, settings)
+        self.optimizer = make_optimizer(model, settings)
+        self.precision = _precision(settings, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_gamma=20.0)
+        self._losses: nn.Module = _Losses(model, Objective(quality=settings.quality, assignment=settings.assignment))
+        if processes.count > 1:
+            self._losses = DistributedDataParallel(
+                self._losses, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            )
+
+    def step(self, parts: Sequence[Batch], iteration: int) -> dict[str, float]:
+        """One iteration: the gradient of a batch, which may come in parts, and a step along it.
+
+        Returns:
+            The losses, averaged over the parts and the processes.
+
+        Raises:
+            FloatingPointError: a loss is not finite, in any process; the weights are still those from before.
+        """
+        train_mode(self.model, self.settings)
+        set_lr(self.optimizer, self.lr(iteration))
+        # Dropout and its like depend on the iteration alone.
+        number = (self.settings.seed * self.iterations + iteration) * self.processes.count + self.processes.rank
+        torch.manual_seed(number)
+        values = self.backward(parts)
+        if not all(map(torch.isfinite, values.values())):
+            raise FloatingPointError(", ".join(f"{key} {float(value)}" for key, value in values.items()))
+        if self.settings.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.ema.update(self.model, step=iteration + 1)
+        return {f"{key}_loss": float(value) for key, value in values.items()}
+
+    def lr(self, iteration: int) -> float:
+        """The head's learning rate. It depends on the iteration alone, and so does not jump when a run is resumed."""
+        return self.settings.base_lr * lr_factor(iteration, self.iterations, self.settings)
+
+    def backward(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """Set the gradient of a batch. Returns: The losses, averaged over the parts and the processes, on the CPU."""
+        device = self.processes.device
+        self.optimizer.zero_grad()
+        total: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, 1):
+            batch = part.to(device)
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+            distributed = isinstance(self._losses, DistributedDataParallel)
+            # Only the last part's backward pass exchanges gradients.
+            local = distributed and number < len(parts)
+            with self._losses.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
+                    losses: dict[str, Tensor] = self._losses(images, batch.boxes, batch.labels)
+                loss = torch.stack(list(losses.values())).sum() / len(parts)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            for key, value in losses.items():
+                total[key] = total.get(key, torch.zeros((), device=device)) + value.detach() / len(parts)
+        values = self.processes.average(torch.stack(list(total.values()))).cpu()
+        return dict(zip(total, values.unbind(), strict=True))
+
+    def averaged(self) -> FCOS:
+        """The model with averaged weights, the same in all processes."""
+        self.processes.share_buffers(self.ema.module)
+        model = self.ema.module
+        assert isinstance(model, FCOS)
+        return model
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """A copy, on the CPU."""
+        return {key: value.detach().cpu().clone() for key, value in self.ema.module.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """Plain tensors and numbers, to go on from; without the averaged weights, which a checkpoint holds anyway."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], averaged_weights: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.ema.module.load_state_dict(averaged_weights)
+
+
+class _Losses(nn.Module):
+    """The losses as a forward pass: DistributedDataParallel hooks into that alone."""
+
+    def __init__(self, model: FCOS, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
+        return self.model.losses(images, boxes, labels, self.objective)
+
+
+def _precision(settings: Settings, device: torch.device) -> torch.dtype | None:
+    """What the convolutions are computed in; None for float32."""
+    if settings.amp == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[settings.amp]

@@ -1,0 +1,247 @@
+"""Detections against the truth: COCO's numbers, the score threshold of best F1, and which classes are taken for which.
+
+K detections, G ground-truth boxes, C classes. Boxes are xyxy pixels of the upright picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
+
+from model.formats import Document
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+THRESHOLDS = np.arange(5, 96) / 100
+"""Score thresholds of which the one of best F1 is chosen."""
+MATCH_IOU = 0.5
+"""From which a box counts as found, for F1 and for the confusion matrix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """All detections on a set of pictures."""
+
+    pictures: NDArray[np.int64]  # [K] positions in the document's images
+    boxes: NDArray[np.float32]  # [K, 4]
+    scores: NDArray[np.float32]  # [K]
+    class_ids: NDArray[np.int64]  # [K] of the model
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, chosen: NDArray[Any]) -> Found:
+        return Found(self.pictures[chosen], self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
+
+    @staticmethod
+    def join(parts: Sequence[Found]) -> Found:
+        """One after the other. Of no parts: no detections."""
+        if not parts:
+            return Found(
+                np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+            )
+        fields = [field.name for field in dataclasses.fields(Found)]
+        return Found(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How good detections are."""
+
+    metrics: dict[str, float]
+    """COCO's 12 numbers, 0..1; -1 where there is no ground truth of that size."""
+    per_class: dict[str, dict[str, float]]
+    """AP and AP50 of each class that both the model and the document have."""
+    recalls: NDArray[np.float64]  # [101]
+    curves: dict[
+        str, NDArray[np.float64]
+    ]  # per class: [101] precision at IoU 0.5 at these recalls; -1: no ground truth
+    score_threshold: float
+    """Of best F1 over all boxes."""
+    f1: float
+    confusion: NDArray[np.int64]
+    """[C + 1, C + 1] at that threshold: truth (the last: nothing there) by detection (the last: missed)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The json of `model/evaluate.py`."""
+        return {"metrics": self.metrics, "per_class": self.per_class}
+
+
+def score(found: Found, document: Document, classes: Sequence[str]) -> Evaluation:
+    """Compare detections with a document.
+
+    Args:
+        found: of a model with these classes.
+        document: cleaned by `model.checks.check`.
+        classes: the model's. Those that the document lacks are not counted, nor is what only the document has.
+
+    Raises:
+        ValueError: they have no class in common.
+    """
+    category_of = {category["name"]: category["id"] for category in document["categories"]}
+    common = [name for name in classes if name in category_of]
+    if not common:
+        raise ValueError(
+            f"the model's classes ({_some(classes)}) have nothing in common with those of the annotations "
+            f"({_some(list(category_of))})"
+        )
+    # Positions among the common classes; -1 for the others.
+    of_model = np.array([common.index(name) if name in category_of else -1 for name in classes], dtype=np.int64)
+    found = found.take(of_model[found.class_ids] >= 0)
+    found = dataclasses.replace(found, class_ids=of_model[found.class_ids])
+    truth = _truth(document, {category_of[name]: position for position, name in enumerate(common)})
+
+    threshold, f1 = _best_threshold(found, truth)
+    metrics, per_class, recalls, curves = _coco(found, document, [category_of[name] for name in common], common)
+    return Evaluation(
+        metrics=metrics,
+        per_class=per_class,
+        recalls=recalls,
+        curves=curves,
+        score_threshold=threshold,
+        f1=f1,
+        confusion=_confusion(found.take(found.scores > threshold), truth, len(common)),
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _coco(
+    found: Found, document: Document, categories: list[int], names: list[str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    recalls = np.linspace(0, 1, 101)
+    if len(found) == 0:
+        nothing = np.zeros(101)
+        per_class = {name: {"AP": 0.0, "AP50": 0.0} for name in names}
+        return dict.fromkeys(METRICS, 0.0), per_class, recalls, dict.fromkeys(names, nothing)
+    image_ids = [image["id"] for image in document["images"]]
+    xywh = found.boxes.copy()
+    xywh[:, 2:] -= xywh[:, :2]
+    rows = zip(found.pictures.tolist(), xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True)
+    results = [
+        {"image_id": image_ids[picture], "category_id": categories[label], "bbox": box, "score": value}
+        for picture, box, value, label in rows
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(document, use_deepcopy=True)
+        coco = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox")
+        coco.params.catIds = categories
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    metrics = {key: float(value) for key, value in zip(METRICS, coco.stats, strict=False)}
+    precision = coco.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections], -1: no ground truth
+    curves = {name: precision[:, :, position, 0, -1] for position, name in enumerate(names)}
+    per_class = {name: {"AP": _mean(curve), "AP50": _mean(curve[0])} for name, curve in curves.items()}
+    return metrics, per_class, recalls, {name: curve[0] for name, curve in curves.items()}
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truth:
+    """Ground truth of one picture."""
+
+    boxes: NDArray[np.float32]  # [G, 4]
+    labels: NDArray[np.int64]  # [G]
+    crowd: NDArray[np.bool_]  # [G]
+
+
+def _truth(document: Document, label_of: dict[int, int]) -> list[_Truth]:
+    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in document["images"]}
+    for annotation in document["annotations"]:
+        if annotation["category_id"] in label_of:
+            of_image[annotation["image_id"]].append(annotation)
+    truth = []
+    for group in of_image.values():
+        boxes = np.array([one["bbox"] for one in group], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label_of[one["category_id"]] for one in group], dtype=np.int64)
+        truth.append(_Truth(boxes, labels, np.array([bool(one["iscrowd"]) for one in group], dtype=np.bool_)))
+    return truth
+
+
+def _best_threshold(found: Found, truth: list[_Truth]) -> tuple[float, float]:
+    """Returns: The score threshold of best F1, over the boxes of all classes together, and that F1."""
+    found = found.take(found.scores > THRESHOLDS[0])
+    right = np.zeros(len(found), dtype=np.bool_)
+    ignored = np.zeros(len(found), dtype=np.bool_)
+    for positions, picture in _by_picture(found, truth):
+        same = found.class_ids[positions][:, None] == picture.labels[None]
+        iou = np.where(same, _overlaps(found.boxes[positions], picture), 0)
+        matched = _greedy(np.where(picture.crowd[None], 0, iou))
+        right[positions] = matched >= 0
+        ignored[positions] = (matched < 0) & (iou[:, picture.crowd] >= MATCH_IOU).any(1)
+    boxes = sum(int((~picture.crowd).sum()) for picture in truth)
+    best = (0.3, 0.0)
+    for threshold in THRESHOLDS.tolist():
+        above = (found.scores > threshold) & ~ignored
+        hits = int(right[above].sum())
+        f1 = 2 * hits / max(int(above.sum()) + boxes, 1)
+        if f1 > best[1]:
+            best = (threshold, f1)
+    return best
+
+
+def _confusion(found: Found, truth: list[_Truth], classes: int) -> NDArray[np.int64]:
+    matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
+    for positions, picture in _by_picture(found, truth):
+        overlaps = _overlaps(found.boxes[positions], picture)
+        predicted = found.class_ids[positions]
+        real = np.where(picture.crowd[None], 0, overlaps)
+        # A box of the right class comes before a better fitting one of another.
+        same = predicted[:, None] == picture.labels[None]
+        matched = _greedy(np.where(real >= MATCH_IOU, real + same, 0))
+        in_crowd: NDArray[np.bool_] = np.any(overlaps[:, picture.crowd] >= MATCH_IOU, axis=1)
+        for k, match in enumerate(matched.tolist()):
+            if match >= 0:
+                matrix[picture.labels[match], predicted[k]] += 1
+            elif not in_crowd[k]:
+                matrix[classes, predicted[k]] += 1
+        for missed in np.setdiff1d(np.flatnonzero(~picture.crowd), matched).tolist():
+            matrix[picture.labels[missed], classes] += 1
+    return matrix
+
+
+def _by_picture(found: Found, truth: list[_Truth]) -> list[tuple[NDArray[np.intp], _Truth]]:
+    """Each picture's detections, best first, and its truth."""
+    order = np.lexsort((-found.scores, found.pictures))
+    bounds = np.searchsorted(found.pictures[order], np.arange(len(truth) + 1))
+    return [(order[bounds[i] : bounds[i + 1]], picture) for i, picture in enumerate(truth)]
+
+
+def _overlaps(boxes: NDArray[np.float32], picture: _Truth) -> NDArray[np.float64]:
+    """[K, G]: IoU; with a crowd, the share of the detection that lies in it."""
+    shared = np.minimum(boxes[:, None, 2:], picture.boxes[None, :, 2:]) - np.maximum(
+        boxes[:, None, :2], picture.boxes[None, :, :2]
+    )
+    intersection = shared.clip(min=0).prod(2)
+    own, other = (b[:, 2:].astype(np.float64) - b[:, :2] for b in (boxes, picture.boxes))
+    area = own.prod(1)[:, None]
+    union = np.where(picture.crowd[None], area, area + other.prod(1)[None] - intersection)
+    overlaps: NDArray[np.float64] = intersection / np.maximum(union, 1e-9)
+    return overlaps
+
+
+def _greedy(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[K, G], best detection first -> [K], the box that each one takes, each box once; -1 for none."""
+    free = overlaps.copy()
+    matched = np.full(len(overlaps), -1, dtype=np.int64)
+    if free.shape[1]:
+        for k in np.flatnonzero((overlaps >= MATCH_IOU).any(1)).tolist():
+            g = int(free[k].argmax())
+            if free[k, g] >= MATCH_IOU:
+                matched[k] = g
+                free[:, g] = 0
+    return matched

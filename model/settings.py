@@ -1,0 +1,194 @@
+"""What a training run can be told, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from model.checkpoint import Checkpoint
+from model.config import FCOSConfig, InputConfig
+from model.transforms import Augmentation
+
+NOMINAL_BATCH = 16
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+NOT_OF_THE_RESULT = (
+    "train_annotations", "train_images", "val_annotations", "val_images", "output", "resume", "name",
+    "workers", "device", "evaluate_every", "save_every",
+)  # fmt: skip
+"""Options that a resumed run may change: what is learnt does not depend on them (the data are compared as such)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Train FCOS on your own pictures. What is not given of the network comes from --from, or is the default named."""
+
+    train_annotations: Path
+    """COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt."""
+    train_images: Path
+    """Folder that its file names are relative to."""
+    val_annotations: Path
+    val_images: Path
+    output: Path
+    """The run's folder."""
+    resume: bool = False
+    """Go on where the run in --output stopped."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Start from these weights, classes may differ: a .pt of ours, or torchvision's fcos_resnet50_fpn .pth."""
+    bad_data: Literal["stop", "skip"] = "stop"
+    """On problems in the data: stop and list them, or leave out what is wrong."""
+
+    backbone: str | None = None
+    """Any timm model with features at strides 8, 16 and 32; tf_efficientnet_lite0."""
+    weights: str = "auto"
+    """Of the backbone: auto (ImageNet), none, or a file. Not used with --from."""
+    channels: int | None = None
+    """Of the pyramid and of the head; 96."""
+    head_convs: int | None = None
+    """Convolutions of each of the two towers; 2."""
+    head_conv: Literal["full", "separable"] | None = None
+    """separable."""
+    head_kernel: int | None = None
+    """5."""
+    norm: Literal["gn", "bn"] | None = None
+    """Of the head; gn."""
+    size: int | None = None
+    """Longest side of a picture, in pixels, a multiple of 32; it gets a 4:3, 3:4 or square canvas; 416."""
+
+    quality: Literal["centerness", "iou"] = "centerness"
+    """What the centerness output learns."""
+    assignment: Literal["fcos", "atss"] = "fcos"
+    """Which points learn a box."""
+
+    epochs: int = 24
+    batch_size: int = 16
+    """Pictures an iteration, of all processes together."""
+    accumulate: int = 1
+    """Parts that a batch goes through the network in, for want of memory."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float | None = None
+    """At a batch of 16; scaled with the batch; 0.001 for adamw, 0.01 for sgd."""
+    backbone_lr_factor: float = 0.2
+    weight_decay: float | None = None
+    """Not on norms and biases; 0.05 for adamw, 0.0001 for sgd."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    warmup_iterations: int = 300
+    """At most a tenth of the run."""
+    final_lr_factor: float = 0.01
+    """What the cosine ends at."""
+    lr_steps: tuple[float, ...] = (0.67, 0.89)
+    """Where the steps divide the learning rate by 10, in parts of the run."""
+    clip_norm: float = 10.0
+    """Largest norm of the gradient; 0 for none."""
+    freeze: Literal["none", "c3", "all"] = "none"
+    """Of the backbone: nothing, the layers up to C3, everything."""
+    backbone_norm: Literal["frozen", "trained"] = "trained"
+    """Statistics of the backbone's BatchNorm."""
+    ema_decay: float = 0.9998
+    """Of the averaged weights, which are evaluated and saved; rises to this from 0; 0 for none."""
+
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+    plain_epochs: int = 2
+    """The last epochs, in which only the flip is left of the augmentation."""
+    zooms: tuple[float, ...] = (1.0,)
+    """Multi-scale: canvases, relative to the served ones, of which every batch draws one."""
+    repeat_thin: float = 0.0
+    """Classes found in a smaller part of the pictures than this are drawn more often, such as 0.05."""
+
+    evaluate_every: int = 1
+    """Epochs between evaluations on val; the last epoch is always evaluated."""
+    save_every: int = 500
+    """Iterations between saves inside an epoch; every epoch, and a signal to stop, saves anyway."""
+    seed: int = 0
+    workers: int = 4
+    """Processes that prepare pictures, for each process that trains."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ..."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """auto: bf16 on a GPU that has it, else off."""
+    name: str = "fcos"
+    """Of the model, as the service will show it."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (self.size % 32 or self.size < 64):
+            raise ValueError(f"--size must be a multiple of 32 and at least 64, but got {self.size}")
+        for key in ("epochs", "batch_size", "accumulate", "evaluate_every", "save_every", "head_convs", "channels"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"--{_option(key)} must be at least 1, but got {value}")
+        for key in ("workers", "plain_epochs", "warmup_iterations", "clip_norm", "repeat_thin", "weight_decay", "lr"):
+            value = getattr(self, key)
+            if value is not None and not value >= 0:
+                raise ValueError(f"--{_option(key)} must not be negative, but got {value}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema-decay must be at least 0 and under 1, such as 0.9998, but got {self.ema_decay}")
+        if not self.zooms or not all(0.25 <= zoom <= 4 for zoom in self.zooms):
+            raise ValueError(f"--zooms must be factors between 0.25 and 4, such as 0.75 1 1.25, but got {self.zooms}")
+        if self.resume and self.from_ is not None:
+            raise ValueError("--resume goes on with a run's own weights: leave --from out")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"--batch-size {self.batch_size} cannot be divided into --accumulate {self.accumulate} parts"
+            )
+
+    @property
+    def base_lr(self) -> float:
+        """Of the head, for this batch size, before the schedule."""
+        nominal = self.lr if self.lr is not None else {"adamw": 1e-3, "sgd": 1e-2}[self.optimizer]
+        return nominal * self.batch_size / NOMINAL_BATCH
+
+    @property
+    def decay(self) -> float:
+        """The weight decay."""
+        return self.weight_decay if self.weight_decay is not None else {"adamw": 0.05, "sgd": 1e-4}[self.optimizer]
+
+    def network(self, classes: tuple[str, ...], start: Checkpoint | None) -> tuple[FCOSConfig, InputConfig]:
+        """The network and its input: what is given, else what `start` has, else the defaults.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        keys = ("backbone", "channels", "head_convs", "head_conv", "head_kernel", "norm")
+        given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        if start is None:
+            config = FCOSConfig(classes=classes, **given)
+            return config, _input(self.size or 416, config.backbone)
+        config = dataclasses.replace(start.config, classes=classes, **given)
+        if self.size is None:
+            return config, start.input_config
+        old = start.input_config
+        return config, dataclasses.replace(_input(self.size, config.backbone), mean=old.mean, std=old.std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, by the names of the options."""
+        return {_option(key): _plain(value) for key, value in dataclasses.asdict(self).items()}
+
+    def of_the_result(self) -> dict[str, Any]:
+        """Those options that the result depends on."""
+        left_out = {_option(key) for key in NOT_OF_THE_RESULT}
+        return {key: value for key, value in self.to_dict().items() if key not in left_out}
+
+
+def _input(size: int, backbone: str) -> InputConfig:
+    """Canvases for a longest side: 4:3 both ways, and square. Normalisation as EfficientNet-Lite's, else ImageNet's."""
+    short = math.ceil(size * 3 / 4 / 32) * 32
+    config = InputConfig(short=size, long=size, canvases=((short, size), (size, short), (size, size)))
+    if "efficientnet_lite" in backbone:
+        return config
+    return dataclasses.replace(config, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _option(key: str) -> str:
+    return key.rstrip("_").replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_option(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
