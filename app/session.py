@@ -3,14 +3,11 @@
 N: pictures. H, W: the canvas's height and width. P: points. C: classes.
 """
 
-import contextlib
-import ctypes
-import io
 import logging
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import onnxruntime as ort
@@ -18,20 +15,20 @@ from numpy.typing import NDArray
 
 from app import artifact
 from app.artifact import Metadata, Size, grids
+from app.cuda_graphs import CudaGraphs
 from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
+from app.providers import CPU, CUDA, CudaOptions, ProviderChoice, open_session, why_no_cuda
 
 log = logging.getLogger(__name__)
 
-ProviderChoice = Literal["auto", "cuda", "cpu"]
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 INPUT = "images"
-_ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised here, in words that name the file
+BATCH_SIZES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
 class OnnxRunner:
-    """A model file on a device. Calling it runs the graph; one thread at a time should.
+    """A model file on a device. Calling it runs the graph: on CUDA one thread should, and always the same.
 
     Attributes:
         metadata: What the model file says about itself.
@@ -45,15 +42,19 @@ class OnnxRunner:
     version: str
     provider: str
     fallback: str | None
+    graphs: CudaGraphs | None = None
 
     @classmethod
-    def load(cls, path: Path, provider: ProviderChoice = "cpu", threads: int = 0) -> Self:
+    def load(
+        cls, path: Path, provider: ProviderChoice = "cpu", threads: int = 0, cuda: CudaOptions | None = None
+    ) -> Self:
         """Opens a model file and runs it once, on its smallest canvas.
 
         Args:
             path: The .onnx file.
             provider: `auto` takes CUDA where it works, else the CPU.
             threads: Of one operator on the CPU; 0 for one per core.
+            cuda: How CUDA works, where it is taken.
 
         Raises:
             ArtifactError: The file is missing, is no ONNX model, or does not keep the contract.
@@ -63,10 +64,10 @@ class OnnxRunner:
             raise ArtifactError(
                 f"There is no model file {path}: set FCOS_MODEL to one, or write one with `python -m export`."
             )
-        reason = None if provider == "cpu" else _why_no_cuda()
+        reason = None if provider == "cpu" else why_no_cuda()
         if provider != "cpu" and reason is None:
             try:
-                return cls._open(path, CUDA, threads, None)
+                return cls._open(path, CUDA, threads, cuda, None)
             except ProviderError as error:
                 reason = str(error)
         if provider == "cuda":
@@ -76,16 +77,14 @@ class OnnxRunner:
             )
         if reason is not None:
             log.warning("CUDA cannot be used (%s): the model runs on the CPU.", reason)
-        return cls._open(path, CPU, threads, reason)
+        return cls._open(path, CPU, threads, cuda, reason)
 
     @classmethod
-    def _open(cls, path: Path, provider: str, threads: int, fallback: str | None) -> Self:
-        options = ort.SessionOptions()
-        options.log_severity_level = _ORT_FATAL
-        options.intra_op_num_threads = threads
+    def _open(cls, path: Path, provider: str, threads: int, cuda: CudaOptions | None, fallback: str | None) -> Self:
+        cuda = cuda or CudaOptions()
         try:
-            session = ort.InferenceSession(path, options, providers=[provider], enable_fallback=0)
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            session = open_session(path, provider, threads, cuda)
+        except Exception as error:
             reason = _first_line(error)
             if provider == CUDA and "CUDA" in reason:
                 raise ProviderError(reason) from None
@@ -98,7 +97,8 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        runner = cls(session, metadata, artifact.file_version(path), provider, fallback)
+        graphs = CudaGraphs(session, cuda.device_id) if provider == CUDA and cuda.graphs else None
+        runner = cls(session, metadata, artifact.file_version(path), provider, fallback, graphs)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.height * canvas.width))
@@ -112,23 +112,43 @@ class OnnxRunner:
 
     def __call__(self, canvases: NDArray[np.uint8]) -> Heads:
         """Runs the graph on canvases, uint8 [N, H, W, 3]. Returns: The heads, float32."""
+        if self.graphs is not None:
+            return Heads(*self.graphs.run(canvases))
         return Heads(*self.session.run(Heads._fields, {INPUT: canvases}))
 
-    def warm_up(self) -> None:
-        """Runs a canary picture on every canvas, so that no request pays for a first run.
+    def run_batch(self, canvases: Sequence[NDArray[np.uint8]]) -> Heads:
+        """Runs the graph on canvases of one size, each uint8 [H, W, 3], padded to one of `BATCH_SIZES`.
+
+        Returns:
+            The heads; those beyond `len(canvases)` mean nothing.
+        """
+        count = len(canvases)
+        if count == 1:
+            return self(canvases[0][None])
+        padded = next(size for size in BATCH_SIZES if size >= count)
+        batch = np.empty((padded, *canvases[0].shape), np.uint8)
+        np.stack(canvases, out=batch[:count])
+        batch[count:] = canvases[0]
+        return self(batch)
+
+    def warm_up(self, largest_batch: int = 1) -> None:
+        """Runs a canary picture on every canvas in every batch size, so that no request pays for a first run.
 
         Raises:
             ArtifactError: The heads have the wrong shape, or are not finite.
         """
         for canvas in self.metadata.canvases:
-            self.check(canvas)
+            for size in BATCH_SIZES:
+                if size <= largest_batch:
+                    self.check(canvas, size)
 
-    def check(self, canvas: Size) -> None:
+    def check(self, canvas: Size, batch_size: int = 1) -> None:
         """Runs the canary picture, a ramp of every colour, on one canvas. Raises: As `warm_up`."""
-        ramp = np.linspace(0, 255, canvas.height * canvas.width * 3).astype(np.uint8)
-        heads = self(ramp.reshape(1, *canvas, 3))
+        ramp = np.linspace(0, 255, canvas.height * canvas.width * 3).astype(np.uint8).reshape(*canvas, 3)
+        heads = self.run_batch([ramp] * batch_size)
         points = sum(grid.height * grid.width for grid in grids(self.metadata.strides, canvas))
-        expected = ((1, points, len(self.metadata.classes)), (1, points, 4), (1, points))
+        classes = len(self.metadata.classes)
+        expected = ((batch_size, points, classes), (batch_size, points, 4), (batch_size, points))
         for name, head, shape in zip(Heads._fields, heads, expected, strict=True):
             if head.shape != shape:
                 raise ArtifactError(
@@ -157,28 +177,6 @@ def _check_contract(session: ort.InferenceSession, path: Path) -> None:
 
 def _signature(tensors: dict[str, tuple[str, int]]) -> str:
     return ", ".join(f"{name} {kind} of {rank} axes" for name, (kind, rank) in tensors.items())
-
-
-def _why_no_cuda() -> str | None:
-    """Loads CUDA's libraries. Returns: Why the CUDA provider cannot be had; None if nothing is missing.
-
-    ONNX Runtime only logs which library is missing; the dynamic loader says it. Elsewhere than on Linux the session
-    itself has to find out.
-    """
-    if CUDA not in ort.get_available_providers():
-        return "the installed onnxruntime has no CUDA provider"
-    try:
-        if sys.platform == "linux":
-            ctypes.CDLL("libcuda.so.1")  # the driver's; without it the large libraries need not be loaded
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, and misses more than is needed
-            ort.preload_dlls(directory="")
-        if sys.platform == "linux":
-            libraries = Path(ort.__file__).parent / "capi"
-            ctypes.CDLL(str(libraries / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-            ctypes.CDLL(str(libraries / "libonnxruntime_providers_cuda.so"))
-    except OSError as error:
-        return str(error)
-    return None
 
 
 def _first_line(error: Exception) -> str:

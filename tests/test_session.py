@@ -6,7 +6,8 @@ import pytest
 
 from app.artifact import file_version, grids
 from app.errors import ArtifactError, ProviderError
-from app.session import CPU, OnnxRunner, _why_no_cuda
+from app.providers import CPU, why_no_cuda
+from app.session import BATCH_SIZES, OnnxRunner
 from tests.support import METADATA, metadata, write_model
 
 
@@ -59,7 +60,7 @@ def test_a_graph_that_gives_nan_is_refused(tmp_path: Path) -> None:
         OnnxRunner.load(tmp_path / "m.onnx")
 
 
-@pytest.mark.skipif(_why_no_cuda() is None, reason="CUDA's libraries are here")
+@pytest.mark.skipif(why_no_cuda() is None, reason="CUDA's libraries are here")
 class TestWithoutCuda:
     def test_auto_falls_back_and_says_so(self, model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
         runner = OnnxRunner.load(model_file, "auto")
@@ -68,8 +69,32 @@ class TestWithoutCuda:
         assert runner.fallback in caplog.text
 
     def test_cuda_is_refused_and_the_reason_named(self, model_file: Path) -> None:
-        reason = _why_no_cuda()
+        reason = why_no_cuda()
         assert reason is not None
         with pytest.raises(ProviderError, match="FCOS_PROVIDER=cuda") as caught:
             OnnxRunner.load(model_file, "cuda")
         assert reason in str(caught.value)
+
+
+def test_a_pictures_heads_do_not_depend_on_its_batch_mates(model_file: Path) -> None:
+    runner = OnnxRunner.load(model_file)
+    random = np.random.default_rng(0)
+    canvases = list(random.integers(0, 256, (5, *runner.metadata.canvases[0], 3), np.uint8))
+    together = runner.run_batch(canvases)
+    assert len(together.class_logits) in BATCH_SIZES
+    for index, canvas in enumerate(canvases):
+        for one, alone in zip(together.of(index), runner.run_batch([canvas]).of(0), strict=True):
+            np.testing.assert_allclose(one, alone, atol=1e-5)
+
+
+def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = OnnxRunner.load(model_file)
+    run, shapes = OnnxRunner.__call__, set()
+
+    def watched(self: OnnxRunner, canvases: np.ndarray) -> object:
+        shapes.add(canvases.shape)
+        return run(self, canvases)
+
+    monkeypatch.setattr(OnnxRunner, "__call__", watched)
+    runner.warm_up(8)
+    assert shapes == {(size, *canvas, 3) for size in (1, 2, 4, 8) for canvas in runner.metadata.canvases}

@@ -1,0 +1,92 @@
+"""Execution providers: whether CUDA can be had here, and how each is asked for."""
+
+import contextlib
+import ctypes
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime as ort
+
+ProviderChoice = Literal["auto", "cuda", "cpu"]
+ConvSearch = Literal["heuristic", "exhaustive", "default"]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised, in words that name the file
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """How the CUDA provider works.
+
+    Attributes:
+        device_id: Which GPU.
+        memory_limit_bytes: Of ONNX Runtime's arena; cuDNN's own workspaces come on top. 0 for no limit.
+        conv_search: How cuDNN's convolutions are chosen. `exhaustive` tries all, at every new shape: the warm-up
+            takes longer. `default` is cuDNN's slow fallback in ONNX Runtime from 1.20 on (microsoft/onnxruntime#22705).
+        tf32: Let float32 convolutions multiply with 10 bits of mantissa, on GPUs that can.
+        graphs: Record each (canvas, batch size) once and replay it, which spares the launches of its kernels.
+    """
+
+    device_id: int = 0
+    memory_limit_bytes: int = 0
+    conv_search: ConvSearch = "heuristic"
+    tf32: bool = True
+    graphs: bool = False
+
+    def provider_options(self) -> dict[str, str]:
+        """Returns: ONNX Runtime's names and values."""
+        options = {
+            "device_id": str(self.device_id),
+            "cudnn_conv_algo_search": self.conv_search.upper(),
+            "use_tf32": str(int(self.tf32)),
+            "enable_cuda_graph": str(int(self.graphs)),
+            # Growing by powers of two would hold up to twice of what the warmed shapes need.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        if self.memory_limit_bytes:
+            options["gpu_mem_limit"] = str(self.memory_limit_bytes)
+        return options
+
+
+def open_session(path: Path, provider: str, threads: int, cuda: CudaOptions) -> ort.InferenceSession:
+    """Opens a model file on one provider and no other.
+
+    Args:
+        threads: Of one operator on the CPU; 0 for one per core.
+
+    Raises:
+        Exception: ONNX Runtime's own; its exceptions share no base class.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _ORT_FATAL
+    options.intra_op_num_threads = threads
+    # Threads that wait in a loop for their next operator take the cores from decoding and from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[str | tuple[str, dict[str, str]]] = (
+        [(CUDA, cuda.provider_options())] if provider == CUDA else [provider]
+    )
+    return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+
+
+def why_no_cuda() -> str | None:
+    """Loads CUDA's libraries. Returns: Why the CUDA provider cannot be had; None if nothing is missing.
+
+    ONNX Runtime only logs which library is missing; the dynamic loader says it. Elsewhere than on Linux the session
+    itself has to find out.
+    """
+    if CUDA not in ort.get_available_providers():
+        return "the installed onnxruntime has no CUDA provider"
+    try:
+        if sys.platform == "linux":
+            ctypes.CDLL("libcuda.so.1")  # the driver's; without it the large libraries need not be loaded
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, and misses more than is needed
+            ort.preload_dlls(directory="")
+        if sys.platform == "linux":
+            libraries = Path(ort.__file__).parent / "capi"
+            ctypes.CDLL(str(libraries / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(libraries / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return str(error)
+    return None
