@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,20 @@ def metadata_of(config: FCOSConfig, input_config: InputConfig, name: str = "unna
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; a run that dies meanwhile leaves the old file whole."""
+    """Write a checkpoint; a run that dies meanwhile leaves the old file whole.
+
+    Raises:
+        TypeError: `training` or `metrics` hold something that JSON does not know, which no one could read again.
+    """
     document = {
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config.to_dict(),
         "input_config": checkpoint.input_config.to_dict(),
         "weights": checkpoint.weights,
-        "training": checkpoint.training,
-        "metrics": checkpoint.metrics,
-        "score_threshold": checkpoint.score_threshold,
+        # torch.__version__ and numpy's numbers pass for plain values, but are pickled as code.
+        "training": json.loads(json.dumps(checkpoint.training)),
+        "metrics": json.loads(json.dumps(checkpoint.metrics)),
+        "score_threshold": float(checkpoint.score_threshold),
         "resume": checkpoint.resume,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

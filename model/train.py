@@ -266,6 +266,10 @@ def check_same_run(stopped: Checkpoint, settings: Settings, annotations: Annotat
         ValueError: names what differs.
     """
     assert stopped.resume is not None
+    if "options" not in stopped.resume:
+        raise ValueError(
+            f"the run in {settings.output} was begun by an older version: start another --from its best.pt"
+        )
     began, now = stopped.resume["options"], settings.of_the_result()
     differ = [f"--{key} was {began.get(key)}, is {now.get(key)}" for key in now if began.get(key) != now.get(key)]
     if differ:
@@ -309,7 +313,7 @@ def describe(settings: Settings, annotations: Annotations, epochs: float, origin
         "epochs": round(epochs, 3),
         "start": origin,
         "options": options,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
 
 
