@@ -9,43 +9,26 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from app import pages, problems
+from app.batch import detect_each
 from app.body_limit import BodyLimit
 from app.draw import draw
-from app.errors import Refusal
+from app.negotiation import JPEG, JSON, PNG
 from app.problems import problem_docs
-from app.schemas import Alive, Answer, DetectQuery, ModelInfo, Problem, Ready
+from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Outcome, Service
 from app.settings import Settings
+from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, picture_bytes, pictures_bytes
 
-FIELD = "image"
-JSON, JPEG, PNG = "application/json", "image/jpeg", "image/png"
-ANSWERS = (JSON, JPEG, PNG)  # where an Accept header likes several equally, the first of these
-
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_DETECT_BODY = {
-    "requestBody": {
-        "required": True,
-        "description": "A picture: JPEG, PNG, WebP, GIF, BMP or TIFF; of an animated one the first frame is taken.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {FIELD: {"type": "string", "format": "binary", "description": "The picture file."}},
-                    "required": [FIELD],
-                }
-            },
-            "image/*": _BINARY,
-            "application/octet-stream": _BINARY,
-        },
-    }
-}
 _DETECT_PROBLEMS = problem_docs(
     "empty_body", "malformed_request", "not_acceptable", "picture_too_large", "body_too_large",
     "unsupported_media_type", "not_a_picture", "corrupt_picture", "invalid_parameter", "unknown_class",
+    "internal_error", "not_ready",
+)  # fmt: skip
+_BATCH_PROBLEMS = problem_docs(
+    "malformed_request", "body_too_large", "unsupported_media_type", "invalid_parameter", "unknown_class",
     "internal_error", "not_ready",
 )  # fmt: skip
 
@@ -89,26 +72,38 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         "/detect",
         summary="Find objects in a picture",
         response_model=Answer,
-        openapi_extra=_DETECT_BODY,
+        openapi_extra=PICTURE_BODY,
         responses=_DETECT_PROBLEMS
         | {
             200: {
                 "description": "What was found; for `Accept: image/png` or `image/jpeg` the picture with its boxes.",
-                "content": {JPEG: _BINARY, PNG: _BINARY},
+                "content": {JPEG: BINARY, PNG: BINARY},
             }
         },
     )
-    async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
+    async def detect(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
         served = _service(request)
         served.require_ready()
-        media_type = _answer_type(request.headers.get("accept", ""))
+        media_type = query.media_type(request.headers.get("accept", ""))
         parameters = query.parameters(served.runner.metadata)
-        outcome = await served.detect(await _picture_bytes(request), parameters)
+        outcome = await served.detect(await picture_bytes(request), parameters)
         if media_type == JSON:
             content = outcome.answer.model_dump_json().encode()
         else:
             content = await asyncio.to_thread(_drawn, outcome, media_type)
         return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+    @app.post(
+        "/detect/batch",
+        summary="Find objects in several pictures",
+        openapi_extra=PICTURES_BODY,
+        responses=_BATCH_PROBLEMS | {200: {"description": "For each picture, in order, what was found or why not."}},
+    )
+    async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
+        served = _service(request)
+        served.require_ready()
+        parameters = query.parameters(served.runner.metadata)
+        return await detect_each(served, await pictures_bytes(request), parameters)
 
     @app.get("/model", summary="What is served")
     async def model(request: Request) -> ModelInfo:
@@ -141,82 +136,6 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
-
-
-async def _picture_bytes(request: Request) -> bytes:
-    """Reads the picture from a multipart field or from the body.
-
-    A body without a content type is taken as a picture: what it is, is decided by its bytes anyhow.
-
-    Raises:
-        Refusal: `empty_body`, `malformed_request` or `unsupported_media_type`.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        data = await _field_bytes(request)
-    else:
-        data = await request.body()
-        if not data:
-            raise Refusal(
-                "empty_body",
-                f"The request has no body. Send the picture as the body, or in the multipart field `{FIELD}`.",
-            )
-        if media_type and media_type != "application/octet-stream" and not media_type.startswith("image/"):
-            raise Refusal(
-                "unsupported_media_type",
-                f"The content type {media_type[:100]} is not taken. Send the picture's bytes as `image/*`, "
-                f"`Content-Type: image/jpeg` say, or as multipart/form-data in the field `{FIELD}`.",
-            )
-    return data
-
-
-async def _field_bytes(request: Request) -> bytes:
-    async with request.form(max_files=1, max_fields=1) as form:
-        unknown = [name for name in form if name != FIELD]
-        if unknown:
-            raise Refusal(
-                "malformed_request",
-                f"The form has {unknown[0][:100]!r}, but only `{FIELD}` is taken; parameters go into the query.",
-            )
-        upload = form.get(FIELD)
-        if upload is None:
-            raise Refusal("malformed_request", f"The form has no field `{FIELD}`. Send the picture file in it.")
-        if not isinstance(upload, UploadFile):
-            raise Refusal(
-                "malformed_request",
-                f"The field `{FIELD}` is text, not a file. With curl: -F {FIELD}=@cat.jpg, with the @.",
-            )
-        return await upload.read()
-
-
-def _answer_type(accept: str) -> str:
-    """Returns: The one of `ANSWERS` that an Accept header likes best. Raises: Refusal: `not_acceptable`."""
-    liked = {answer: _quality(answer, accept) for answer in ANSWERS}
-    best = max(ANSWERS, key=lambda answer: liked[answer])
-    if liked[best] <= 0:
-        raise Refusal("not_acceptable", f"Accept: {accept[:100]} leaves none of {', '.join(ANSWERS)}.")
-    return best
-
-
-def _quality(media_type: str, accept: str) -> float:
-    """Returns: How much an Accept header likes a media type, 0 to 1 (RFC 9110, section 12.5.1)."""
-    if not accept.strip():
-        return 1.0
-    names = ("*/*", media_type.partition("/")[0] + "/*", media_type)  # the more exact range decides
-    found = (-1, 0.0)
-    for part in accept.split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        if name not in names:
-            continue
-        quality = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    quality = float(parameter[2:])
-                except ValueError:
-                    quality = 0.0
-        found = max(found, (names.index(name), quality))
-    return found[1]
 
 
 def _drawn(outcome: Outcome, media_type: str) -> bytes:

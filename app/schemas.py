@@ -7,11 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.artifact import Defaults, Metadata, Resize, Size
 from app.errors import Refusal
+from app.negotiation import answer_type
 from app.postprocess import Detections, Parameters
 
 
 class DetectQuery(BaseModel):
-    """The query of POST /detect. A parameter that is left out has the model's default."""
+    """What is looked for. A parameter that is left out has the model's default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,6 +43,19 @@ class DetectQuery(BaseModel):
             None if self.classes is None else tuple(_class_id(name, metadata.classes) for name in self.classes),
             self.class_agnostic,
         )
+
+
+class PictureQuery(DetectQuery):
+    """The query of POST /detect."""
+
+    draw: Annotated[
+        Literal["png", "jpeg"] | None,
+        Field(description="Answer with the picture and its boxes, as `Accept` does where a header is awkward."),
+    ] = None
+
+    def media_type(self, accept: str) -> str:
+        """Returns: The answer's media type; `draw` goes before an Accept header. Raises: Refusal: `not_acceptable`."""
+        return answer_type(accept) if self.draw is None else f"image/{self.draw}"
 
 
 def _class_id(name: str, classes: tuple[str, ...]) -> int:
@@ -140,6 +154,18 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
+
+
+class Refused(Answerable):
+    """A picture of a batch that has no answer."""
+
+    problem: Problem
+
+
+class BatchAnswer(Answerable):
+    """For each picture of a batch, in order, its answer or its problem."""
+
+    results: list[Answer | Refused]
 
 
 def detection_list(found: Detections, classes: tuple[str, ...]) -> list[Detection]:

@@ -177,6 +177,13 @@ def test_the_accept_header_chooses_the_answer(client: TestClient, accept: str, m
         assert picture.convert("RGB").tobytes() != rectangle_picture().tobytes()
 
 
+def test_a_query_asks_for_the_drawing_too(client: TestClient) -> None:
+    response = client.post("/detect", params={"draw": "jpeg"}, content=PICTURE, headers={"Accept": "text/html"})
+    assert response.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(response.content)).size == (160, 120)
+    problem(client.post("/detect", params={"draw": "gif"}, content=PICTURE), 422, "invalid_parameter")
+
+
 def test_the_model_describes_itself(client: TestClient, model_file: Path) -> None:
     model = client.get("/model").json()
     assert model["classes"] == ["red", "green", "blue"]
@@ -245,7 +252,7 @@ def test_the_documentation_shows_both_ways_to_send_and_every_problem(client: Tes
         if status != "200":
             assert set(response["content"]) == {"application/problem+json"}
     assert {parameter["name"] for parameter in detect["parameters"]} == {
-        "score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic"
+        "score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic", "draw"
     }  # fmt: skip
     text = str(schema)
     for reference in {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}:

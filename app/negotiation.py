@@ -1,0 +1,36 @@
+"""What kind of answer a request wants: JSON, or the picture with its boxes."""
+
+from app.errors import Refusal
+
+JSON, JPEG, PNG = "application/json", "image/jpeg", "image/png"
+ANSWERS = (JSON, JPEG, PNG)  # where an Accept header likes several equally, the first of these
+
+
+def answer_type(accept: str) -> str:
+    """Returns: The one of `ANSWERS` that an Accept header likes best. Raises: Refusal: `not_acceptable`."""
+    liked = {answer: _quality(answer, accept) for answer in ANSWERS}
+    best = max(ANSWERS, key=lambda answer: liked[answer])
+    if liked[best] <= 0:
+        raise Refusal("not_acceptable", f"Accept: {accept[:100]} leaves none of {', '.join(ANSWERS)}.")
+    return best
+
+
+def _quality(media_type: str, accept: str) -> float:
+    """Returns: How much an Accept header likes a media type, 0 to 1 (RFC 9110, section 12.5.1)."""
+    if not accept.strip():
+        return 1.0
+    names = ("*/*", media_type.partition("/")[0] + "/*", media_type)  # the more exact range decides
+    found = (-1, 0.0)
+    for part in accept.split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if name not in names:
+            continue
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        found = max(found, (names.index(name), quality))
+    return found[1]

@@ -1,0 +1,109 @@
+"""The pictures of a request: its body, or files of a form."""
+
+from collections.abc import Mapping
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from app.errors import Refusal
+
+FIELD = "image"  # of POST /detect
+FIELDS = "images"  # of POST /detect/batch; repeated
+MOST_PICTURES = 32  # of one POST /detect/batch
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILE = {"type": "string", "format": "binary", "description": "The picture file."}
+
+
+def body_docs(description: str, field: str, schema: Mapping[str, object], **content: object) -> dict[str, object]:
+    """Returns: OpenAPI's `requestBody` of a form with one field, and of further kinds of content."""
+    form = {"schema": {"type": "object", "properties": {field: schema}, "required": [field]}}
+    return {
+        "requestBody": {
+            "required": True,
+            "description": description,
+            "content": {"multipart/form-data": form, **content},
+        }
+    }
+
+
+PICTURE_BODY = body_docs(
+    "A picture: JPEG, PNG, WebP, GIF, BMP or TIFF; of an animated one the first frame is taken.",
+    FIELD,
+    _FILE,
+    **{"image/*": BINARY, "application/octet-stream": BINARY},
+)
+PICTURES_BODY = body_docs(
+    f"Pictures, at most {MOST_PICTURES}, each a file in the field `{FIELDS}`.",
+    FIELDS,
+    {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MOST_PICTURES},
+)
+
+
+async def picture_bytes(request: Request) -> bytes:
+    """Reads the picture from a multipart field or from the body.
+
+    A body without a content type is taken as a picture: what it is, is decided by its bytes anyhow.
+
+    Raises:
+        Refusal: `empty_body`, `malformed_request` or `unsupported_media_type`.
+    """
+    media_type = _media_type(request)
+    if media_type == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=1) as form:
+            return (await _files(form, FIELD))[0]
+    data = await request.body()
+    if not data:
+        raise Refusal(
+            "empty_body",
+            f"The request has no body. Send the picture as the body, or in the multipart field `{FIELD}`.",
+        )
+    if media_type and media_type != "application/octet-stream" and not media_type.startswith("image/"):
+        raise Refusal(
+            "unsupported_media_type",
+            f"The content type {media_type[:100]} is not taken. Send the picture's bytes as `image/*`, "
+            f"`Content-Type: image/jpeg` say, or as multipart/form-data in the field `{FIELD}`.",
+        )
+    return data
+
+
+async def pictures_bytes(request: Request) -> list[bytes]:
+    """Reads the pictures of a form, in order.
+
+    Raises:
+        Refusal: `malformed_request` or `unsupported_media_type`.
+    """
+    media_type = _media_type(request)
+    if media_type != "multipart/form-data":
+        raise Refusal(
+            "unsupported_media_type",
+            f"The content type {media_type[:100] or 'of nothing'} is not taken here. Send the pictures as "
+            f"multipart/form-data, each in a field `{FIELDS}`; with curl: -F {FIELDS}=@a.jpg -F {FIELDS}=@b.jpg.",
+        )
+    async with request.form(max_files=MOST_PICTURES, max_fields=1) as form:
+        return await _files(form, FIELDS)
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _files(form: FormData, field: str) -> list[bytes]:
+    unknown = [name for name in form if name != field]
+    if unknown:
+        raise Refusal(
+            "malformed_request",
+            f"The form has {unknown[0][:100]!r}, but only `{field}` is taken; parameters go into the query.",
+        )
+    uploads = form.getlist(field)
+    if not uploads:
+        raise Refusal("malformed_request", f"The form has no field `{field}`. Send the picture file in it.")
+    files = []
+    for upload in uploads:
+        if not isinstance(upload, UploadFile):
+            raise Refusal(
+                "malformed_request",
+                f"The field `{field}` is text, not a file. With curl: -F {field}=@cat.jpg, with the @.",
+            )
+        files.append(await upload.read())
+    return files

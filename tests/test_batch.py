@@ -1,0 +1,63 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api import create_app
+from app.settings import Settings
+from app.uploads import MOST_PICTURES
+from tests.support import rectangle_picture
+from tests.test_api import encoded, problem, ready
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def client(model_file: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(model=model_file, provider="cpu", threads=1))) as client:
+        yield ready(client)
+
+
+def form(*pictures: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("images", (f"{number}.png", data)) for number, data in enumerate(pictures)]
+
+
+def test_each_picture_gets_in_order_what_it_gets_alone(client: TestClient) -> None:
+    pictures = [encoded(rectangle_picture(colour=COLOURS[number % 3])) for number in range(MOST_PICTURES)]
+    query = {"score_threshold": 0.4, "max_detections": 3}
+    response = client.post("/detect/batch", params=query, files=form(*pictures))
+    assert response.status_code == 200, response.text
+    alone = {data: client.post("/detect", params=query, content=data).json() for data in set(pictures)}
+    results = response.json()["results"]
+    assert len(results) == len(pictures)
+    for data, result in zip(pictures, results, strict=True):
+        assert result["detections"] == alone[data]["detections"]
+        assert set(result) == set(alone[data])
+
+
+def test_one_pictures_fault_is_its_own(client: TestClient) -> None:
+    good = encoded(rectangle_picture())
+    results = client.post("/detect/batch", files=form(good, b"no picture", b"", good)).json()["results"]
+    assert [result.get("problem", {}).get("code") for result in results] == [None, "not_a_picture", "empty_body", None]
+    assert results[0]["detections"] == results[3]["detections"]
+    assert set(results[1]) == {"problem"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "hint"),
+    [
+        ({}, 415, "unsupported_media_type", "-F images=@a.jpg"),
+        ({"content": b"x", "headers": {"Content-Type": "image/png"}}, 415, "unsupported_media_type", "image/png"),
+        ({"files": form(*[b"x"] * (MOST_PICTURES + 1))}, 400, "malformed_request", f"is {MOST_PICTURES}"),
+        ({"files": [("image", ("a.png", b"x"))]}, 400, "malformed_request", "only `images`"),
+        ({"files": [("images", (None, "text"))]}, 400, "malformed_request", "@"),
+        ({"files": form(b"x"), "params": {"classes": "rad"}}, 422, "unknown_class", "red"),
+        ({"files": form(b"x"), "params": {"draw": "png"}}, 422, "invalid_parameter", "draw"),
+    ],
+)
+def test_bad_batches_are_problems(
+    client: TestClient, request_: dict[str, Any], status: int, code: str, hint: str
+) -> None:
+    assert hint in problem(client.post("/detect/batch", **request_), status, code)
