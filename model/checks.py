@@ -192,9 +192,9 @@ def _sound(
         if x < -OVERHANG_PX or y < -OVERHANG_PX or x + width > right + OVERHANG_PX or y + height > bottom + OVERHANG_PX:
             size = f"{picture['width']} x {picture['height']}"
             problems.add("box outside", f"{where}: {box} in a picture of {size} (width x height)")
-        elif right - left <= 0 or bottom - top <= 0:
-            problems.add("degenerate box", f"{where}: {box}, on the picture's edge")
+            continue
         if right - left <= 0 or bottom - top <= 0:
+            problems.add("degenerate box", f"{where}: {box}, on the picture's edge")
             continue
         crowd = int(bool(entry.get("iscrowd", 0)))
         key = (entry["image_id"], entry["category_id"], *box, crowd)

@@ -1,0 +1,377 @@
+"""Annotations of three formats say the same; what is wrong with them is found; batches leave nothing out."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.artifact import Size
+from model.checkpoint import metadata_of
+from model.checks import ADVICE, SHOWN, Problems, check, check_classes
+from model.config import FCOSConfig, InputConfig
+from model.data import (
+    Annotations,
+    CanvasBatches,
+    Draw,
+    TrainingPictures,
+    canvas_indices,
+    open_picture,
+    read_annotations,
+    read_checked,
+    repeat_factors,
+)
+from model.transforms import Augmentation
+from tests.toy import IDS, write_coco, write_pictures
+
+Document = dict[str, Any]
+CANVASES = (Size(64, 96), Size(96, 64), Size(96, 96))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_coco(tmp_path_factory.mktemp("toy"), 7)
+
+
+def metadata() -> Any:
+    config = InputConfig(short=96, long=96, canvases=tuple(tuple(canvas) for canvas in CANVASES))
+    return metadata_of(FCOSConfig(classes=tuple(IDS)), config)
+
+
+# --- formats
+
+
+def write_voc(folder: Path, document: Document) -> None:
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    folder.mkdir()
+    for image in document["images"]:
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = image["file_name"]
+        size = ElementTree.SubElement(root, "size")
+        for key in ("width", "height"):
+            ElementTree.SubElement(size, key).text = str(image[key])
+        for annotation in document["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, w, h = annotation["bbox"]
+                found = ElementTree.SubElement(root, "object")
+                ElementTree.SubElement(found, "name").text = names[annotation["category_id"]]
+                box = ElementTree.SubElement(found, "bndbox")
+                corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+                for key, value in corners.items():
+                    ElementTree.SubElement(box, key).text = str(value)
+        ElementTree.ElementTree(root).write(folder / f"{Path(image['file_name']).stem}.xml")
+
+
+def write_yolo(folder: Path, document: Document) -> None:
+    folder.mkdir()
+    position = {category["id"]: i for i, category in enumerate(document["categories"])}
+    for image in document["images"]:
+        lines = []
+        for annotation in document["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, w, h = annotation["bbox"]
+                width, height = image["width"], image["height"]
+                numbers = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+                lines.append(
+                    f"{position[annotation['category_id']]} " + " ".join(f"{number:.9f}" for number in numbers)
+                )
+        if lines:
+            (folder / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines))
+
+
+def content(annotations: Annotations) -> dict[str, list[tuple[str, list[float]]]]:
+    """Per file, its class names and boxes, whatever the ids."""
+    found = {}
+    for index, name in enumerate(annotations.file_names.tolist()):
+        boxes, labels = annotations.of(index)
+        found[name] = [
+            (annotations.classes[label], box)
+            for label, box in zip(labels.tolist(), boxes.round(3).tolist(), strict=True)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("names", ["classes.txt", "data.yaml"])
+def test_voc_and_yolo_say_what_coco_says(tmp_path: Path, names: str) -> None:
+    document = write_pictures(tmp_path / "pictures", 5)
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 20]  # one picture without a box
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    write_voc(tmp_path / "voc", document)
+    write_yolo(tmp_path / "yolo", document)
+    if names == "classes.txt":
+        (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
+    else:
+        (tmp_path / "data.yaml").write_text("names:\n" + "".join(f"  {i}: {name}\n" for i, name in enumerate(IDS)))
+
+    coco, voc, yolo = (
+        read_annotations(tmp_path / source, tmp_path / "pictures") for source in ("boxes.json", "voc", "yolo")
+    )
+    assert len(coco) == 5
+    assert content(voc) == content(yolo) == content(coco)
+
+
+def test_difficult_objects_of_voc_are_neither_learnt_nor_errors(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path / "pictures", 1)
+    write_voc(tmp_path / "voc", document)
+    file = tmp_path / "voc" / "picture-0.xml"
+    tree = ElementTree.parse(file)
+    ElementTree.SubElement(tree.findall("object")[0], "difficult").text = "1"
+    tree.write(file)
+    found, problems = read_checked(tmp_path / "voc", tmp_path / "pictures")
+    assert not problems.errors
+    assert [annotation["iscrowd"] for annotation in found["annotations"]] == [1, 0]
+    assert len(Annotations.from_document(found).boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "no annotations at"),
+        (lambda path: path.write_text("{"), "not readable json"),
+        (lambda path: path.write_text('{"images": []}'), "no COCO detection json"),
+        (lambda path: path.mkdir(), "neither VOC xml nor YOLO txt"),
+        (lambda path: (path.mkdir(), (path / "a.xml").write_text("<a>")), "not readable xml"),
+        (lambda path: (path.mkdir(), (path / "a.txt").write_text("0 1 1 1 1")), "no class names"),
+    ],
+)
+def test_unreadable_annotations_are_one_sentence(tmp_path: Path, make: Callable[[Path], Any], says: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    make(tmp_path / "annotations")
+    with pytest.raises(ValueError, match=says) as error:
+        read_annotations(tmp_path / "annotations", tmp_path / "pictures")
+    assert "\n" not in str(error.value)
+
+
+# --- checks
+
+
+def spoil(change: Callable[[Document], Any]) -> Callable[[Document, Path], Any]:
+    return lambda document, images: change(document)
+
+
+def set_of(entries: str, position: int, **values: Any) -> Callable[[Document, Path], Any]:
+    return spoil(lambda document: document[entries][position].update(values))
+
+
+SPOILT = [
+    ("missing picture", "image 10", lambda _, images: (images / "picture-1.png").unlink()),
+    ("unreadable picture", "image 10", lambda _, images: (images / "picture-1.png").write_bytes(b"no picture")),
+    ("wrong size", "image 10", set_of("images", 1, width=65)),
+    ("unknown image id", "annotation 3 of image 11", set_of("annotations", 2, image_id=11)),
+    ("unknown category id", "annotation 3 of image 10: 4", set_of("annotations", 2, category_id=4)),
+    ("degenerate box", "annotation 3 of image 10", set_of("annotations", 2, bbox=[5, 5, 0, 9])),
+    ("degenerate box", "annotation 3 of image 10", set_of("annotations", 2, bbox=[5, 5, float("nan"), 9])),
+    ("degenerate box", "annotation 3 of image 10", set_of("annotations", 2, bbox=[64, 5, 1, 9])),
+    ("box outside", "annotation 3 of image 10", set_of("annotations", 2, bbox=[50, 50, 60, 60])),
+    ("box outside", "annotation 3 of image 10", set_of("annotations", 2, bbox=[-20, 5, 30, 30])),
+    ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, bbox=[1, 2, 3])),
+    ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("width"))),
+    ("unreadable entry", "category at position 1", spoil(lambda document: document["categories"][1].pop("name"))),
+    ("duplicate id", "image 10", set_of("images", 2, id=10)),
+    ("duplicate id", "picture-1.png", set_of("images", 2, file_name="picture-1.png")),
+    ("duplicate id", "green", set_of("categories", 2, name="green")),
+]
+
+
+@pytest.mark.parametrize(("kind", "where", "change"), SPOILT)
+def test_every_kind_of_bad_data_is_found_named_and_left_out(
+    tmp_path: Path, kind: str, where: str, change: Callable[[Document, Path], Any]
+) -> None:
+    document = write_pictures(tmp_path, 4)
+    before = check(copy.deepcopy(document), "it", tmp_path)[0]
+    change(document, tmp_path)
+    clean, problems = check(document, "it", tmp_path)
+
+    assert (kind, True) in [(found, where in text) for found, text in problems.errors]
+    message = problems.describe(problems.errors)
+    assert where in message and ADVICE[kind] in message
+    assert clean != before
+    again, problems = check(clean, "it", tmp_path)
+    assert again == clean and not problems.errors
+
+
+def test_all_problems_are_counted_and_the_first_ten_shown(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 8)
+    for annotation in document["annotations"]:
+        annotation["bbox"] = [0, 0, 0, 0]
+    _, problems = check(document, "it", tmp_path)
+    message = problems.describe(problems.errors)
+    assert "16 x degenerate box" in message and "and 6 more" in message
+    assert message.count("annotation ") - message.count("box: take") >= SHOWN
+
+
+def test_duplicate_boxes_and_classes_without_boxes_are_no_errors(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 2)
+    document["annotations"].append(document["annotations"][0] | {"id": 99})
+    document["categories"].append({"id": 1000, "name": "unicorn"})
+    clean, problems = check(document, "it", tmp_path)
+    assert not problems.errors
+    assert {"duplicate box", "class without boxes"} <= {kind for kind, _ in problems.warnings}
+    assert len(clean["annotations"]) == len(document["annotations"]) - 1
+
+
+def test_a_little_overhang_is_clipped(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 1)
+    document["annotations"][0]["bbox"] = [-0.4, 3, 30, 61.5]  # in a picture of 96 x 64
+    clean, problems = check(document, "it", tmp_path)
+    assert not problems.errors
+    assert Annotations.from_document(clean).of(0)[0][0].tolist() == pytest.approx([0, 3, 29.6, 64])
+
+
+def test_classes_that_only_val_has_are_a_problem() -> None:
+    problems = Problems("val")
+    check_classes(["a", "b"], ["a", "c"], problems)
+    assert problems.errors == [("unknown class", "val has 'c', train does not")]
+
+
+def test_a_turned_picture_has_its_upright_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    document: Document = {"annotations": [], "categories": [], "images": [{"id": 1, "file_name": "a.jpg"}]}
+    document["images"][0] |= {"width": 30, "height": 40}
+    assert not check(document, "it", tmp_path)[1].errors
+    document["images"][0] |= {"width": 40, "height": 30}
+    assert [kind for kind, _ in check(document, "it", tmp_path)[1].errors] == ["wrong size"]
+
+
+# --- arrays
+
+
+def test_sparse_ids_become_positions(toy: tuple[Path, Path]) -> None:
+    annotations = read_annotations(*toy)
+    document = json.loads(toy[0].read_text())
+    names = {number: name for name, number in IDS.items()}
+    assert annotations.classes == tuple(names[number] for number in sorted(names))
+    for index, image_id in enumerate(annotations.image_ids.tolist()):
+        expected = [
+            (names[a["category_id"]], [*a["bbox"][:2], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]])
+            for a in document["annotations"]
+            if a["image_id"] == image_id
+        ]
+        boxes, labels = annotations.of(index)
+        assert [
+            (annotations.classes[label], box) for label, box in zip(labels, boxes.tolist(), strict=True)
+        ] == expected
+
+
+def test_the_order_of_the_json_does_not_matter(toy: tuple[Path, Path], tmp_path: Path) -> None:
+    document = json.loads(toy[0].read_text())
+    for entries in document.values():
+        entries.reverse()
+    document["annotations"].sort(key=lambda annotation: annotation["id"])
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    assert content(read_annotations(tmp_path / "boxes.json", toy[1])) == content(read_annotations(*toy))
+
+
+def test_a_missing_or_broken_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.jpg"):
+        open_picture(tmp_path / "gone.jpg")
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    with pytest.raises(ValueError, match=r"bad\.jpg"):
+        open_picture(tmp_path / "bad.jpg")
+
+
+# --- batches
+
+
+def drawn(batches: CanvasBatches, epoch: int = 0, skip: int = 0) -> list[list[Draw]]:
+    batches.start(epoch, skip)
+    return list(batches)
+
+
+canvas_lists = st.lists(st.integers(0, 2), min_size=8, max_size=60).map(lambda values: np.array(values, dtype=np.int64))
+
+
+@given(canvas=canvas_lists, batch_size=st.sampled_from([2, 4, 8]), epoch=st.integers(0, 3))
+def test_an_epoch_shows_every_picture_once_on_a_canvas_that_holds_it(
+    canvas: np.ndarray, batch_size: int, epoch: int
+) -> None:
+    batches = CanvasBatches(canvas, CANVASES, batch_size, seed=1)
+    found = drawn(batches, epoch)
+    assert len(found) == len(batches) == len(canvas) // batch_size
+    shown = [draw.picture for batch in found for draw in batch]
+    assert len(shown) == len(set(shown))
+    for batch in found:
+        assert len(batch) == batch_size and len({draw.canvas for draw in batch}) == 1
+        assert all(draw.canvas in (CANVASES[canvas[draw.picture]], CANVASES[2]) for draw in batch)
+
+
+@given(canvas=canvas_lists, processes=st.sampled_from([2, 4]))
+def test_processes_together_draw_what_one_would(canvas: np.ndarray, processes: int) -> None:
+    alone = drawn(CanvasBatches(canvas, CANVASES, 8, seed=1, zooms=(0.5, 1.0)))
+    shares = [
+        drawn(CanvasBatches(canvas, CANVASES, 8, seed=1, rank=rank, processes=processes, zooms=(0.5, 1.0)))
+        for rank in range(processes)
+    ]
+    together = [{draw for share in shares for draw in share[i]} for i in range(len(alone))]
+    assert together == [set(batch) for batch in alone]
+
+
+@given(canvas=canvas_lists, skip=st.integers(0, 10))
+def test_a_resumed_epoch_goes_on_where_it_stopped(canvas: np.ndarray, skip: int) -> None:
+    batches = CanvasBatches(canvas, CANVASES, 2, seed=1)
+    assert drawn(batches, 2, skip) == drawn(batches, 2)[skip:]
+
+
+def test_epochs_differ_and_repeat_by_seed() -> None:
+    canvas = np.zeros(32, dtype=np.int64)
+    one, same, other = (CanvasBatches(canvas, CANVASES, 4, seed=seed) for seed in (1, 1, 2))
+    assert drawn(one, 0) == drawn(same, 0)
+    assert drawn(one, 0) != drawn(one, 1) and drawn(one, 0) != drawn(other, 0)
+
+
+def test_the_last_epochs_are_plain() -> None:
+    batches = CanvasBatches(np.zeros(8, dtype=np.int64), CANVASES, 4, seed=0, zooms=(0.5,), plain_from=1)
+    before, after = drawn(batches, 0), drawn(batches, 1)
+    assert {(draw.plain, draw.canvas) for batch in before for draw in batch} == {(False, Size(32, 64))}
+    assert {(draw.plain, draw.canvas) for batch in after for draw in batch} == {(True, CANVASES[0])}
+
+
+def test_batches_are_cut_to_whole_accumulations() -> None:
+    batches = CanvasBatches(np.zeros(27, dtype=np.int64), CANVASES, 4, seed=0, multiple=4)
+    assert len(batches) == len(drawn(batches)) == 4
+
+
+@given(st.lists(st.floats(1, 4), min_size=8, max_size=40), st.integers(0, 5))
+def test_repeated_pictures_come_as_often_as_said(repeats: list[float], epoch: int) -> None:
+    factors = np.array(repeats)
+    batches = CanvasBatches(np.zeros(len(factors), dtype=np.int64), CANVASES, 1, seed=0, repeats=factors)
+    shown = np.bincount([draw.picture for batch in drawn(batches, epoch) for draw in batch], minlength=len(factors))
+    assert shown.sum() == round(factors.sum()) == len(batches)
+    assert (np.abs(shown - factors) < 1.2).all()
+
+
+def test_pictures_of_thin_classes_are_repeated(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 16, boxes=1)
+    for position, annotation in enumerate(document["annotations"]):
+        annotation["category_id"] = IDS["blue"] if position == 5 else IDS["red"]
+    factors = repeat_factors(Annotations.from_document(check(document, "it")[0]), threshold=0.25)
+    assert factors[5] == pytest.approx((0.25 / (1 / 16)) ** 0.5)
+    assert (np.delete(factors, 5) == 1).all()
+
+
+def test_too_few_pictures_for_a_batch_say_so() -> None:
+    with pytest.raises(ValueError, match="lower --batch-size"):
+        CanvasBatches(np.zeros(3, dtype=np.int64), CANVASES, 4, seed=0)
+    with pytest.raises(ValueError, match="3 processes"):
+        CanvasBatches(np.zeros(9, dtype=np.int64), CANVASES, 4, seed=0, processes=3)
+
+
+def test_what_becomes_of_a_picture_depends_on_its_draw_alone(toy: tuple[Path, Path]) -> None:
+    annotations = read_annotations(*toy)
+    strong = Augmentation(mosaic=0.5, mixup=0.5, iou_crop=0.5, hue=0.1)
+    pictures = TrainingPictures(annotations, toy[1], metadata(), strong)
+    batches = CanvasBatches(canvas_indices(annotations, metadata()), CANVASES, 1, seed=3)
+    draws = [draw for batch in drawn(batches) for draw in batch]
+    there = [pictures[draw] for draw in draws]
+    back = [pictures[draw] for draw in reversed(draws)][::-1]
+    for one, other in zip(there, back, strict=True):
+        assert one.image.equal(other.image) and one.boxes.equal(other.boxes) and one.labels.equal(other.labels)

@@ -1,0 +1,122 @@
+"""A box stays on its object, whatever happens to the picture."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.artifact import Size
+from app.canvas import fit
+from model.checkpoint import metadata_of
+from model.config import FCOSConfig, InputConfig
+from model.transforms import NO_AUGMENTATION, Augmentation, Labelled, Placed, augment, flip, mix
+
+METADATA = metadata_of(
+    FCOSConfig(classes=("red", "green", "blue")), InputConfig(short=128, long=128, canvases=((128, 128),))
+)
+CANVAS = Size(128, 128)
+Box = tuple[int, int, int, int]
+
+
+def picture(size: Size, box: Box, label: int) -> Labelled:
+    """Grey, with a rectangle whose only bright channel is `label`."""
+    pixels = np.full((*size, 3), 100, dtype=np.uint8)
+    left, top, right, bottom = box
+    pixels[top:bottom, left:right] = np.eye(3, dtype=np.uint8)[label] * 255
+    return Labelled(Image.fromarray(pixels), np.array([box], dtype=np.float32), np.array([label], dtype=np.int64))
+
+
+def extent(image: np.ndarray, label: int) -> list[float] | None:
+    """The box around the pixels whose channel `label` stands out."""
+    rest = np.delete(image, label, axis=2).max(2).astype(int)
+    rows, columns = np.nonzero(image[..., label].astype(int) - rest > 60)
+    if not len(rows):
+        return None
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@st.composite
+def pictures(draw: st.DrawFn, label: int = 0) -> Labelled:
+    height, width = draw(st.integers(60, 300)), draw(st.integers(60, 300))
+    w, h = draw(st.integers(width // 4, width // 2)), draw(st.integers(height // 4, height // 2))
+    left, top = draw(st.integers(0, width - w)), draw(st.integers(0, height - h))
+    return picture(Size(height, width), (left, top, left + w, top + h), label)
+
+
+augmentations = st.builds(
+    Augmentation,
+    scale=st.sampled_from([(1.0, 1.0), (0.5, 2.0), (0.3, 0.8), (1.5, 2.5)]),
+    iou_crop=st.sampled_from([0.0, 1.0]),
+    color=st.just(0.2),
+    hue=st.sampled_from([0.0, 0.02]),
+    flip=st.sampled_from([0.0, 0.5, 1.0]),
+)
+
+
+@given(one=pictures(), augmentation=augmentations, seed=st.integers(0, 2**32), zoom=st.sampled_from([0.5, 1.0, 1.5]))
+def test_a_box_stays_on_its_object(one: Labelled, augmentation: Augmentation, seed: int, zoom: float) -> None:
+    placed = augment([one], CANVAS, METADATA, augmentation, np.random.default_rng(seed), zoom)
+    assert placed.image.shape == (128, 128, 3) and placed.image.dtype == np.uint8
+    assert len(placed.boxes) == len(placed.labels) <= 1
+    if len(placed.boxes):
+        assert placed.boxes[0].tolist() == pytest.approx(extent(placed.image, 0), abs=1.5)
+
+
+@given(four=st.tuples(*[pictures(label) for label in (0, 1, 2)]), seed=st.integers(0, 2**32))
+def test_in_a_mosaic_every_box_stays_on_its_object(four: tuple[Labelled, ...], seed: int) -> None:
+    empty = Labelled(Image.new("RGB", (50, 70), (100, 100, 100)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    placed = augment([*four, empty], CANVAS, METADATA, Augmentation(color=0.0), np.random.default_rng(seed))
+    for box, label in zip(placed.boxes.tolist(), placed.labels.tolist(), strict=True):
+        assert box == pytest.approx(extent(placed.image, label), abs=1.5)
+
+
+@given(one=pictures(), seed=st.integers(0, 2**32))
+def test_what_is_no_longer_seen_is_no_longer_learnt(one: Labelled, seed: int) -> None:
+    placed = augment([one], CANVAS, METADATA, Augmentation(scale=(2.0, 3.0), color=0.0), np.random.default_rng(seed))
+    if extent(placed.image, 0) is None:
+        assert len(placed.boxes) == 0
+
+
+@given(one=pictures(), seed=st.integers(0, 2**32))
+def test_flipping_twice_is_the_identity(one: Labelled, seed: int) -> None:
+    placed = augment([one], CANVAS, METADATA, Augmentation(), np.random.default_rng(seed))
+    again = flip(flip(placed))
+    assert np.array_equal(again.image, placed.image)
+    assert np.allclose(again.boxes, placed.boxes, atol=1e-4) and np.array_equal(again.labels, placed.labels)
+
+
+@given(one=pictures())
+def test_without_augmentation_the_network_sees_what_the_service_shows_it(one: Labelled) -> None:
+    placed = augment([one], CANVAS, METADATA, NO_AUGMENTATION, np.random.default_rng(0))
+    canvas, placement = fit(one.picture, METADATA)
+    assert np.array_equal(placed.image, canvas)
+    ratio = np.array([placement.resized.width / one.picture.width, placement.resized.height / one.picture.height] * 2)
+    assert np.allclose(placed.boxes, one.boxes * ratio, atol=1e-3)
+
+
+def test_mixup_holds_the_boxes_of_both() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (
+        augment([picture(Size(128, 128), box, label)], CANVAS, METADATA, NO_AUGMENTATION, rng)
+        for box, label in (((10, 10, 60, 60), 0), ((70, 70, 120, 120), 2))
+    )
+    mixed = mix(one, other, rng)
+    assert mixed.labels.tolist() == [0, 2] and mixed.boxes.tolist() == [[10, 10, 60, 60], [70, 70, 120, 120]]
+    low, high = np.minimum(one.image, other.image), np.maximum(one.image, other.image)
+    assert (mixed.image >= low).all() and (mixed.image <= high).all()
+
+
+def test_pictures_without_boxes_pass() -> None:
+    empty = Labelled(Image.new("RGB", (50, 70)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    placed = augment([empty], CANVAS, METADATA, Augmentation(iou_crop=1.0), np.random.default_rng(0))
+    assert isinstance(placed, Placed) and placed.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"flip": 2}, {"scale": (2, 1)}, {"scale": (0, 1)}, {"color": 1}, {"hue": 0.7}, {"mosaic": -1}, {"mixup": 3}],
+)
+def test_values_that_make_no_sense_are_refused(values: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Augmentation(**values)

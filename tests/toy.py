@@ -1,0 +1,84 @@
+"""A data set made by code: coloured rectangles on grey noise, as COCO json, Pascal VOC xml and YOLO txt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from model.distributed import choose_device
+from model.settings import Settings
+from model.train import Processes
+from model.transforms import Augmentation
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 200, 0), "red": (255, 0, 0)}
+IDS = {"red": 3, "green": 7, "blue": 90}  # sparse, and not in alphabetical order
+ALONE = Processes(0, 1, choose_device("cpu"))
+QUIET = Console(quiet=True)
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0, boxes: int = 2) -> dict[str, Any]:
+    """Writes pictures of several shapes, each with `boxes` whole-pixel rectangles. Returns: Their COCO document."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    document: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": number, "name": name} for name, number in IDS.items()],
+    }
+    for number in range(count):
+        width, height = [(96, 64), (64, 96), (90, 90)][number % 3]
+        pixels = rng.integers(100, 150, size=(height, width, 3)).astype(np.uint8)
+        for slot in range(boxes):
+            # Side by side, so that none hides another.
+            w, h = rng.integers(20, width // boxes - 4), rng.integers(20, height - 4)
+            x, y = slot * width // boxes + rng.integers(0, 4), rng.integers(0, height - h)
+            name = list(COLOURS)[rng.integers(3)]
+            pixels[y : y + h, x : x + w] = COLOURS[name]
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": number * 10,
+                    "category_id": IDS[name],
+                    "bbox": [int(x), int(y), int(w), int(h)],
+                    "area": int(w * h),
+                    "iscrowd": 0,
+                }
+            )
+        file = f"picture-{number}.png"
+        Image.fromarray(pixels).save(folder / file)
+        document["images"].append({"id": number * 10, "file_name": file, "width": width, "height": height})
+    return document
+
+
+def write_coco(folder: Path, count: int = 8, seed: int = 0, boxes: int = 2) -> tuple[Path, Path]:
+    """Returns: The json and the folder of pictures."""
+    document = write_pictures(folder / "pictures", count, seed, boxes)
+    (folder / "boxes.json").write_text(json.dumps(document))
+    return folder / "boxes.json", folder / "pictures"
+
+
+def settings(data: tuple[Path, Path], output: Path, **changes: Any) -> Settings:
+    """A tiny network, trained for a moment on toy data that are also its val."""
+    values: dict[str, Any] = {
+        "train_annotations": data[0],
+        "train_images": data[1],
+        "val_annotations": data[0],
+        "val_images": data[1],
+        "output": output,
+        "backbone": "test_efficientnet",
+        "weights": "none",
+        "channels": 32,
+        "head_convs": 1,
+        "head_kernel": 3,
+        "size": 96,
+        "epochs": 1,
+        "batch_size": 4,
+        "workers": 0,
+        "device": "cpu",
+        "augmentation": Augmentation(),
+        "plain_epochs": 0,
+    }
+    return Settings(**{**values, **changes})
