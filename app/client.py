@@ -1,0 +1,294 @@
+"""A client of the service: this file and httpx, nothing else.
+
+with Client("http://127.0.0.1:8000") as client:
+    for found in client.detect("cat.jpg", score_threshold=0.5).detections:
+        print(found.label, found.score, found.box.xyxy)
+
+`AsyncClient` has the same methods as coroutines. An answer of 503 that names a time in Retry-After is tried again.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import httpx
+
+Picture = bytes | str | os.PathLike[str]  # a whole picture file's bytes, or its path
+Query = dict[str, Any]
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8000"
+LONGEST_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """Pixels of the upright picture, from its top-left corner."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        return self.xmin, self.ymin, self.xmax, self.ymax
+
+
+@dataclass(frozen=True)
+class Detection:
+    label: str
+    class_id: int
+    score: float  # in (0, 1]
+    box: Box
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found in one picture, best first."""
+
+    detections: tuple[Detection, ...]
+    width: int  # of the upright picture, which is the frame of the boxes
+    height: int
+    model: dict[str, str]  # name, version, provider
+    timing_ms: dict[str, float]  # milliseconds of each stage
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """Args: document: An answer of POST /detect. Members that are not known here are passed over."""
+        detections = tuple(
+            Detection(one["label"], one["class_id"], one["score"], Box(**one["box"])) for one in document["detections"]
+        )
+        size = document["image"]
+        return cls(detections, size["width"], size["height"], document["model"], document["timing_ms"])
+
+
+class ServiceProblem(Exception):
+    """The service's refusal of a request, or of one picture of a batch.
+
+    Attributes:
+        code: Stable, for programs: `not_a_picture`, `unknown_class`, ...
+        status: The HTTP status.
+        detail: What is wrong and what to do, for people.
+    """
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.code = str(document.get("code", "unknown"))
+        self.status = int(document.get("status", 0))
+        self.detail = str(document.get("detail", "The service gave no reason."))
+        super().__init__(f"{self.detail} ({self.code}, {self.status})")
+
+
+class Client:
+    """Talks to the service over one pool of connections.
+
+    Args:
+        address: Where the service is.
+        api_key: Where it asks for one.
+        timeout_s: Of one attempt.
+        retries: Of an answer of 503 with Retry-After.
+        transport: How httpx reaches the service, where that is not the network.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60,
+        retries: int = 3,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._http = httpx.Client(base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport)
+        self._retries = retries
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def detect(
+        self,
+        picture: Picture,
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+        classes: Iterable[str] | None = None,
+        class_agnostic: bool = False,
+    ) -> Answer:
+        """Finds objects in a picture. A parameter that is None has the model's default.
+
+        Raises:
+            ServiceProblem: The service refuses the picture or the parameters, or stays busy.
+            httpx.TransportError: It cannot be reached.
+            OSError: The file cannot be read.
+        """
+        query = _query(score_threshold, iou_threshold, max_detections, classes, class_agnostic)
+        return Answer.of(self._send("POST", "/detect", params=query, content=_read(picture)).json())
+
+    def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
+        """Finds objects in several pictures in one request; `parameters` are those of `detect`.
+
+        Returns: In order, each picture's answer or, not raised, its problem.
+        """
+        response = self._send("POST", "/detect/batch", params=_query(**parameters), files=_form(pictures))
+        return _results(response)
+
+    def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
+        """Returns: The picture with its boxes, as the bytes of a file; `parameters` are those of `detect`."""
+        query = _query(**parameters) | {"draw": kind}
+        return self._send("POST", "/detect", params=query, content=_read(picture)).content
+
+    def model(self) -> dict[str, Any]:
+        """Returns: What is served: class names, canvases, provider, version, AP, ..."""
+        document: dict[str, Any] = self._send("GET", "/model").json()
+        return document
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        for attempt in range(self._retries + 1):
+            response = self._http.request(method, path, **request)
+            wait_s = _wait_s(response)
+            if wait_s is None or attempt == self._retries:
+                break
+            self._sleep(wait_s)
+        return _checked(response)
+
+
+class AsyncClient:
+    """`Client`, with coroutines."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60,
+        retries: int = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport
+        )
+        self._retries = retries
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def detect(
+        self,
+        picture: Picture,
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+        classes: Iterable[str] | None = None,
+        class_agnostic: bool = False,
+    ) -> Answer:
+        """See `Client.detect`."""
+        query = _query(score_threshold, iou_threshold, max_detections, classes, class_agnostic)
+        content = await asyncio.to_thread(_read, picture)
+        return Answer.of((await self._send("POST", "/detect", params=query, content=content)).json())
+
+    async def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
+        """See `Client.detect_batch`."""
+        form = await asyncio.to_thread(_form, pictures)
+        return _results(await self._send("POST", "/detect/batch", params=_query(**parameters), files=form))
+
+    async def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
+        """See `Client.draw`."""
+        query = _query(**parameters) | {"draw": kind}
+        content = await asyncio.to_thread(_read, picture)
+        return (await self._send("POST", "/detect", params=query, content=content)).content
+
+    async def model(self) -> dict[str, Any]:
+        """See `Client.model`."""
+        document: dict[str, Any] = (await self._send("GET", "/model")).json()
+        return document
+
+    async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        for attempt in range(self._retries + 1):
+            response = await self._http.request(method, path, **request)
+            wait_s = _wait_s(response)
+            if wait_s is None or attempt == self._retries:
+                break
+            await asyncio.sleep(wait_s)
+        return _checked(response)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+def _query(
+    score_threshold: float | None = None,
+    iou_threshold: float | None = None,
+    max_detections: int | None = None,
+    classes: Iterable[str] | None = None,
+    class_agnostic: bool = False,
+) -> Query:
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, but is the string {classes!r}: write [{classes!r}]")
+    values = {
+        "score_threshold": score_threshold,
+        "iou_threshold": iou_threshold,
+        "max_detections": max_detections,
+        "classes": None if classes is None else list(classes),
+        "class_agnostic": class_agnostic or None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _read(picture: Picture) -> bytes:
+    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+
+
+def _form(pictures: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("images", (f"{number}", _read(picture))) for number, picture in enumerate(pictures)]
+
+
+def _results(response: httpx.Response) -> list[Answer | ServiceProblem]:
+    return [
+        ServiceProblem(result["problem"]) if "problem" in result else Answer.of(result)
+        for result in response.json()["results"]
+    ]
+
+
+def _wait_s(response: httpx.Response) -> float | None:
+    """Returns: How long to wait before the next attempt; None where there is to be none."""
+    if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        return None
+    try:
+        asked_s = float(response.headers["Retry-After"])
+    except (KeyError, ValueError):  # an HTTP date is allowed too, but the service sends none
+        return None
+    # Clients that were refused together must not come back together.
+    return min(asked_s, LONGEST_WAIT_S) * random.uniform(1, 1.5)  # noqa: S311
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    try:
+        document = response.json()
+    except ValueError:  # a proxy's page, say
+        document = None
+    if not isinstance(document, dict):
+        document = {"code": "unknown", "detail": f"The answer is no problem document: {response.text[:200]!r}"}
+    raise ServiceProblem({"status": response.status_code, **document})

@@ -1,0 +1,164 @@
+import asyncio
+import inspect
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+
+from app.api import create_app
+from app.client import Answer, AsyncClient, Client, ServiceProblem
+from app.settings import Settings
+from tests.support import rectangle_picture
+from tests.test_api import encoded
+
+PICTURE = encoded(rectangle_picture())
+
+
+@pytest.fixture(scope="module")
+def address(model_file: Path) -> Iterator[str]:
+    """A real service on a port of its own."""
+    app = create_app(Settings(model=model_file, provider="cpu", threads=1))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline_s = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with Client(address, retries=20, sleep=lambda _: time.sleep(0.02)) as client:
+        yield client
+
+
+def test_bytes_and_paths_are_detected(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PICTURE)
+    one, other = client.detect(PICTURE), client.detect(path)
+    assert one.detections == other.detections == client.detect(str(path)).detections
+    assert (one.width, one.height) == (160, 120)
+    assert one.detections[0].label == "red"
+    left, top, right, bottom = one.detections[0].box.xyxy
+    assert 0 <= left < right <= 160
+    assert 0 <= top < bottom <= 120
+
+
+def test_parameters_reach_the_service(client: Client) -> None:
+    assert client.detect(PICTURE, classes=["green", "blue"]).detections == ()
+    assert len(client.detect(PICTURE, max_detections=1).detections) == 1
+    with pytest.raises(ValueError, match=r"\['green'\]"):
+        client.detect(PICTURE, classes="green")
+
+
+def test_a_batch_holds_answers_and_problems_in_order(client: Client) -> None:
+    first, second, third = client.detect_batch([PICTURE, b"nothing", PICTURE], score_threshold=0.5)
+    assert isinstance(first, Answer)
+    assert isinstance(second, ServiceProblem)
+    assert second.code == "not_a_picture"
+    assert isinstance(third, Answer)
+    assert first.detections == third.detections == client.detect(PICTURE, score_threshold=0.5).detections
+
+
+def test_the_drawing_and_the_model(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "drawn.jpg"
+    path.write_bytes(client.draw(PICTURE, "jpeg"))
+    with Image.open(path) as drawn:
+        assert (drawn.format, drawn.size) == ("JPEG", (160, 120))
+    assert client.model()["classes"] == ["red", "green", "blue"]
+
+
+def test_a_refusal_is_raised_with_its_code(client: Client) -> None:
+    with pytest.raises(ServiceProblem) as refused:
+        client.detect(PICTURE, classes=["rad"])
+    assert (refused.value.code, refused.value.status) == ("unknown_class", 422)
+    assert "red" in str(refused.value)
+
+
+def test_the_asynchronous_client_gives_the_same(client: Client, address: str) -> None:
+    async def ask() -> tuple[Answer, list[Answer | ServiceProblem], bytes, dict[str, object]]:
+        async with AsyncClient(address) as other:
+            return (
+                await other.detect(PICTURE), await other.detect_batch([PICTURE]),
+                await other.draw(PICTURE), await other.model(),
+            )  # fmt: skip
+
+    answer, results, drawn, model = asyncio.run(ask())
+    assert answer.detections == client.detect(PICTURE).detections
+    assert isinstance(results[0], Answer)
+    assert results[0].detections == answer.detections
+    assert drawn == client.draw(PICTURE)
+    assert model == client.model()
+
+
+def busy(times: int, headers: dict[str, str]) -> httpx.MockTransport:
+    """A service that is busy so many times."""
+    left = iter([503] * times)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if next(left, None):
+            document = {"status": 503, "code": "overloaded", "detail": "The queue is full."}
+            return httpx.Response(503, headers=headers, json=document)
+        return httpx.Response(200, json={"classes": [], "key": request.headers.get("authorization")})
+
+    return httpx.MockTransport(answer)
+
+
+def test_a_busy_service_is_asked_again_when_it_says() -> None:
+    waits: list[float] = []
+    with Client(api_key="k", transport=busy(2, {"Retry-After": "2"}), sleep=waits.append) as client:
+        assert client.model()["key"] == "Bearer k"
+    assert len(waits) == 2
+    assert all(2 <= wait_s <= 3 for wait_s in waits)
+
+    async def ask() -> None:
+        async with AsyncClient(transport=busy(2, {"Retry-After": "0"})) as client:
+            await client.model()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("times", "headers"), [(4, {"Retry-After": "1"}), (1, {}), (1, {"Retry-After": "soon"})])
+def test_a_service_that_stays_busy_is_a_problem(times: int, headers: dict[str, str]) -> None:
+    with (
+        Client(transport=busy(times, headers), sleep=lambda _: None) as client,
+        pytest.raises(ServiceProblem, match="overloaded"),
+    ):
+        client.model()
+
+
+def test_an_answer_of_something_else_is_a_problem_too() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(502, text="<h1>Bad gateway</h1>"))
+    with Client(transport=transport) as client, pytest.raises(ServiceProblem, match="Bad gateway"):
+        client.model()
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def signatures(kind: type) -> dict[str, str]:
+        public = {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+        return {name: str(inspect.signature(member)) for name, member in public.items()}
+
+    assert signatures(Client) == signatures(AsyncClient)
+
+
+def test_the_file_works_on_its_own(tmp_path: Path) -> None:
+    """Whoever copies it needs httpx only."""
+    source = Path(sys.modules[Client.__module__].__file__ or "").read_text()
+    (tmp_path / "client.py").write_text(source)
+    code = "import client, sys; print({'numpy', 'PIL', 'pydantic', 'fastapi', 'app'} & set(sys.modules) or 'none')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "none", result.stderr
