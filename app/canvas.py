@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.artifact import Metadata, Resize, Size
+from app.images import Decoded
 
 # Large reductions first average whole pixels, then interpolate over what is left: far faster on photographs of many
 # megapixels, and from 2 upwards hardly distinguishable from interpolating over everything.
@@ -57,11 +58,11 @@ def place(picture: Size, metadata: Metadata) -> Placement:
     return Placement(picture, resized, canvas)
 
 
-def fit(picture: Image.Image | NDArray[np.uint8], metadata: Metadata) -> tuple[NDArray[np.uint8], Placement]:
+def fit(picture: Image.Image | NDArray[np.uint8] | Decoded, metadata: Metadata) -> tuple[NDArray[np.uint8], Placement]:
     """Lays an upright RGB picture on its canvas.
 
     Args:
-        picture: A Pillow picture of mode RGB, or uint8 [height, width, 3].
+        picture: A Pillow picture of mode RGB, or uint8 [height, width, 3], or one that was decoded smaller than it is.
 
     Returns:
         The canvas, uint8 [H, W, 3], and where the picture lies on it.
@@ -69,6 +70,9 @@ def fit(picture: Image.Image | NDArray[np.uint8], metadata: Metadata) -> tuple[N
     Raises:
         ValueError: The picture is not RGB of 8 bits, or has no pixels.
     """
+    size, box = None, None
+    if isinstance(picture, Decoded):
+        picture, size, box = picture
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"picture must be uint8 [height, width, 3], but got {picture.dtype} {list(picture.shape)}")
@@ -78,9 +82,9 @@ def fit(picture: Image.Image | NDArray[np.uint8], metadata: Metadata) -> tuple[N
     elif picture.mode != "RGB":
         raise ValueError(f"picture must be of mode RGB, but is {picture.mode}; use images.open_picture or convert it")
 
-    placement = place(Size(picture.height, picture.width), metadata)
+    placement = place(size or Size(picture.height, picture.width), metadata)
     height, width = placement.resized
-    resized = picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
     canvas = np.empty((*placement.canvas, 3), np.uint8)
     canvas[:] = metadata.mean_pixel
     canvas[:height, :width] = np.asarray(resized)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from app.artifact import Metadata
 from app.canvas import Placement, fit, unfit
+from app.images import Decoded
 from app.postprocess import Detections, Heads, Parameters, PictureHeads, postprocess
 
 Runner = Callable[[NDArray[np.uint8]], Heads]
@@ -36,7 +37,7 @@ class Detector:
         defaults = self.metadata.defaults
         return Parameters(defaults.score_threshold, defaults.iou_threshold, defaults.max_detections)
 
-    def fit(self, picture: Image.Image | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
+    def fit(self, picture: Image.Image | NDArray[np.uint8] | Decoded) -> tuple[NDArray[np.uint8], Placement]:
         """Stage 1. Returns: The canvas, uint8 [H, W, 3], and where the picture lies on it."""
         return fit(picture, self.metadata)
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
+from app.artifact import Resize, Size
+from app.canvas import resized_size
 from app.errors import Refusal
-from app.images import open_picture
+from app.images import DRAFT_GAP, decode, open_picture
 
 MAX_PIXELS = 1_000_000
 
@@ -169,3 +171,38 @@ def test_any_damage_is_a_refusal_or_a_picture(noise: bytes, place: int) -> None:
         assert open_picture(content[:place] + noise + content[place + len(noise) :], MAX_PIXELS).mode == "RGB"
     except Refusal as refusal:
         assert 400 <= refusal.kind.status < 500
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("size", [(1600, 1200), (1201, 1603), (1500, 701), (700, 500)])
+def test_a_large_jpeg_is_decoded_no_larger_than_needed(size: tuple[int, int], orientation: int) -> None:
+    photograph = Image.fromarray(data.astronaut()).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(photograph, "JPEG", quality=90, exif=exif)
+    whole = open_picture(content, 10_000_000)
+    reserved: list[int] = []
+
+    resize = Resize(short=160, long=160)
+    smaller = decode(
+        content, 10_000_000, resized=lambda size: resized_size(size, resize), reserve=reserved.append
+    )  # fmt: skip
+    assert smaller.size == Size(whole.height, whole.width)
+    assert reserved == [smaller.picture.width * smaller.picture.height]
+    target = resized_size(smaller.size, resize)
+    assert smaller.picture.width >= DRAFT_GAP * target.width
+    assert smaller.picture.height >= DRAFT_GAP * target.height
+    assert smaller.picture.width < 2 * DRAFT_GAP * target.width or smaller.picture.width <= whole.width / 8 + 1
+
+    def resized(picture: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+        small = picture.resize((target.width, target.height), Image.Resampling.BILINEAR, box, 2)
+        return np.asarray(small).astype(int)
+
+    assert np.abs(resized(whole) - resized(smaller.picture, smaller.box)).mean() < 1
+
+
+def test_a_progressive_jpeg_holds_all_of_itself() -> None:
+    content = encoded(Image.new("RGB", (1600, 1200)), "JPEG", progressive=True)
+    reserved: list[int] = []
+    decode(content, 10_000_000, resized=lambda size: Size(100, 100), reserve=reserved.append)
+    assert reserved == [1600 * 1200]

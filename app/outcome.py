@@ -1,0 +1,72 @@
+"""What the pipeline found in one picture, before it is an answer of some form."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+
+from app.artifact import Size
+from app.images import open_picture
+from app.postprocess import Detections
+from app.schemas import Answer, ModelName
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One picture's detections.
+
+    Attributes:
+        data: The picture file.
+        size: Of the upright picture.
+        found: Boxes in the upright picture's own pixels.
+        classes: The model's class names.
+        timing_ms: decode, queue, inference, postprocess.
+    """
+
+    data: bytes
+    max_pixels: int
+    size: Size
+    found: Detections
+    classes: tuple[str, ...]
+    model: ModelName
+    timing_ms: dict[str, float]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The upright picture, RGB, in full size: decoded anew, as the pipeline keeps no pixels."""
+        return open_picture(self.data, self.max_pixels)
+
+    @cached_property
+    def answer(self) -> Answer:
+        """The answer of POST /detect."""
+        return Answer.model_validate(self._document())
+
+    def to_json(self) -> bytes:
+        """Returns: `answer` as JSON. Built from the arrays: a model object per box would cost more than the boxes."""
+        return json.dumps(self._document(), ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _document(self) -> dict[str, Any]:
+        found, classes = self.found, self.classes
+        rows = zip(found.class_ids.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+        return {
+            "detections": [
+                {
+                    "label": classes[class_id],
+                    "class_id": class_id,
+                    "score": round(score, 6),
+                    # To a thousandth of a pixel.
+                    "box": {
+                        "xmin": round(xmin, 3),
+                        "ymin": round(ymin, 3),
+                        "xmax": round(xmax, 3),
+                        "ymax": round(ymax, 3),
+                    },
+                }
+                for class_id, score, (xmin, ymin, xmax, ymax) in rows
+            ],
+            "image": {"width": self.size.width, "height": self.size.height},
+            "model": {"name": self.model.name, "version": self.model.version, "provider": self.model.provider},
+            "timing_ms": self.timing_ms,
+        }
