@@ -1,6 +1,10 @@
 # make serve   the service on 127.0.0.1:8000 with the shipped model
 # make test    all tests
 # make lint    ruff and mypy
+# make up      the service in a container, on a GPU where Docker has one; VARIANT=cpu, MONITORING=1
+# make down    ends it
+# make loadtest       capacity and latency under rising load; report in results/
+# make test-browser   the page in a real Chromium, which must be installed
 # Each sets up what it needs in .venv, once; a changed requirements file sets it up again.
 
 SHELL := /bin/bash
@@ -12,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format requirements clean
+.PHONY: help serve test test-browser lint format up down loadtest requirements clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -23,6 +27,9 @@ serve: $(VENV)/.serve
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
+test-browser: $(VENV)/.dev $(VENV)/.browser
+	$(BIN)/python -m pytest tests/browser
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +38,16 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+up:
+	@deploy/up
+
+down:
+	@if docker compose version >/dev/null 2>&1; then docker compose --profile '*' down; \
+	else docker-compose down; fi
+
+loadtest: $(VENV)/.dev $(VENV)/.load
+	$(BIN)/python -m tests.load
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -46,11 +63,19 @@ $(VENV)/.dev: requirements/dev.txt | $(BIN)/python
 	$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
+$(VENV)/.load $(VENV)/.browser: $(VENV)/.%: requirements/%.txt | $(BIN)/python
+	$(INSTALL) -r $<
+	@touch $@
+
 # The pinned versions, anew from pyproject.toml. Needs uv.
 requirements:
 	for extra in serve dev gpu; do \
 		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate \
 			--no-header $$([ $$extra = serve ] || echo --extra $$extra) pyproject.toml -o requirements/$$extra.txt || exit; \
+	done
+	for group in load browser; do \
+		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate \
+			--no-header --group pyproject.toml:$$group -o requirements/$$group.txt || exit; \
 	done
 
 clean:
