@@ -1,11 +1,13 @@
 """Write a model file for the service.
 
     python -m export runs/first/best.pt --output first.onnx
+    python -m export runs/first/best.pt --output first-int8.onnx --precision int8 --calibration-images data/train
     python -m export --torchvision-coco --output coco.onnx              # torchvision's FCOS, downloaded
     python -m export --torchvision-coco FILE.pth --output coco.onnx     # or from its file
     FCOS_MODEL=first.onnx python -m app
 
-The graph is always compared with torch; where they differ, nothing is written.
+The graph is always compared with torch, and a lower precision with fp32 on real pictures; where they differ, nothing is
+written.
 """
 
 from __future__ import annotations
@@ -13,12 +15,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
+from PIL import Image
 
 from app.artifact import Metadata
+from app.errors import StartError
+from app.session import OnnxRunner
+from export import precision as precisions
 from export.graph import add_metadata, to_onnx
 from export.verify import Difference, compare
 from model import checkpoint as checkpoints
@@ -30,7 +37,7 @@ DOWNLOAD = Path()
 
 
 def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
-    """Translate, compare with torch, write.
+    """Translate in fp32, compare with torch, write.
 
     Returns:
         How far ONNX Runtime and torch are apart.
@@ -43,6 +50,40 @@ def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
     difference = compare(proto, model, metadata)
     write(proto, output)
     return difference
+
+
+def lower_precision(fp32: Path, precision: str, pictures: Sequence[Image.Image], output: Path) -> float:
+    """Convert an exported fp32 file, compare detections on pictures, write.
+
+    Args:
+        precision: `fp16` or `int8`.
+        pictures: real ones; int8 takes its ranges from them.
+
+    Returns:
+        Share of the fp32 file's detections that the converted one gives too.
+
+    Raises:
+        ValueError: they agree too little, or the file cannot be written.
+    """
+    reference = OnnxRunner.load(fp32)
+    metadata = reference.metadata.model_copy(update={"precision": precision})
+    proto = onnx.load(fp32)
+    proto = precisions.to_fp16(proto) if precision == "fp16" else precisions.to_int8(proto, pictures, metadata)
+    add_metadata(proto, metadata)
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / output.name
+        write(proto, converted)
+        try:
+            share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, precision)
+        except StartError as error:
+            raise ValueError(f"the {precision} graph does not run: {error}") from error
+    if share < precisions.AGREEMENT[precision]:
+        raise ValueError(
+            f"{precision} gives {share:.1%} of fp32's {count} detections on the calibration pictures, "
+            f"but at least {precisions.AGREEMENT[precision]:.0%} are needed: nothing was written"
+        )
+    write(proto, output)
+    return share
 
 
 def read(checkpoint: Path | None, torchvision_coco: Path | None) -> tuple[checkpoints.Checkpoint, str]:
@@ -75,6 +116,7 @@ def write(proto: onnx.ModelProto, output: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns: The exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,22 +131,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="torchvision's fcos_resnet50_fpn weights for COCO; downloaded where no file is given",
     )
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    parser.add_argument(
+        "--calibration-images",
+        type=Path,
+        metavar="D",
+        help="folder of pictures such as the model will see, for fp16, int8",
+    )
     parser.add_argument("--name", help="of the model, as the service shows it (default: the training's --name)")
     options = parser.parse_args(arguments)
     try:
-        if options.output.suffix != ".onnx":
-            raise ValueError(f"--output must end in .onnx, but is {options.output}")
-        if not options.output.parent.is_dir():
-            raise ValueError(f"there is no folder {options.output.parent} to write to")
-        checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
-        name = options.name or str(checkpoint.training.get("name", options.output.stem))
-        metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
-        difference = export(checkpoint.model(), metadata, options.output)
+        print(_run(options))
     except ValueError as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
-    print(f"{difference}\nwrote {options.output} ({options.output.stat().st_size / 1e6:.1f} MB, {metadata.name})")
     return 0
+
+
+def _run(options: argparse.Namespace) -> str:
+    output, precision = options.output, options.precision
+    if output.suffix != ".onnx":
+        raise ValueError(f"--output must end in .onnx, but is {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write to")
+    if precision != "fp32" and options.calibration_images is None:
+        raise ValueError(f"--precision {precision} is judged on real pictures: name a folder with --calibration-images")
+    pictures = [] if precision == "fp32" else precisions.load_pictures(options.calibration_images)
+    checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
+    name = options.name or str(checkpoint.training.get("name", output.stem))
+    metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
+    if precision == "fp32":
+        lines = [str(export(checkpoint.model(), metadata, output))]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            fp32 = Path(folder) / "fp32.onnx"
+            lines = [str(export(checkpoint.model(), metadata, fp32))]
+            share = lower_precision(fp32, precision, pictures, output)
+        lines.append(f"{precision} gives {share:.1%} of fp32's detections on {len(pictures)} pictures")
+    return "\n".join([*lines, f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {name})"])
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
+from PIL import Image
 
 from app.artifact import Metadata
 from app.detector import Detector
 from app.session import OnnxRunner
-from export.__main__ import export, main
-from export.graph import ServedGraph
+from export.__main__ import export, lower_precision, main
+from export.graph import ServedGraph, to_onnx
+from export.precision import AGREEMENT, agreement, load_pictures
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
@@ -127,8 +129,6 @@ def test_a_graph_that_differs_from_torch_is_not_written(
             other.head.class_logits.bias.add_(0.01)
         return to_onnx(other)
 
-    from export.graph import to_onnx
-
     monkeypatch.setattr("export.__main__.to_onnx", translate_something_else)
     output = tmp_path / "wrong.onnx"
     output.write_bytes(b"the model in use")
@@ -136,6 +136,66 @@ def test_a_graph_that_differs_from_torch_is_not_written(
         export(model, checkpoint.metadata("tiny"), output)
     assert output.read_bytes() == b"the model in use"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def with_halved_boxes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same detector, but that every distance is half as long."""
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith(("head.distances.weight", "head.distances.bias")):
+            halved = onnx.numpy_helper.to_array(tensor) * np.float32(0.5)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name))
+    return proto
+
+
+@pytest.fixture(scope="module")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(6):
+        grid = np.random.default_rng(index).integers(0, 256, size=(4, 5, 3), dtype=np.uint8)
+        Image.fromarray(grid).resize((100 + 20 * index, 120)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
+    exported: Path, picture_folder: Path, tmp_path: Path, precision: str
+) -> None:
+    output = tmp_path / f"{precision}.onnx"
+    share = lower_precision(exported, precision, load_pictures(picture_folder), output)
+    assert share >= AGREEMENT[precision]
+    runner = OnnxRunner.load(output)
+    assert runner.metadata == OnnxRunner.load(exported).metadata.model_copy(update={"precision": precision})
+    assert output.stat().st_size < 0.75 * exported.stat().st_size
+
+
+def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder: Path, tmp_path: Path) -> None:
+    pictures_ = load_pictures(picture_folder)
+    reference = OnnxRunner.load(exported)
+    assert agreement(reference, reference, pictures_, "fp16")[0] == 1.0
+    file = tmp_path / "other.onnx"
+    onnx.save(with_halved_boxes(onnx.load(exported)), file)
+    share, count = agreement(reference, OnnxRunner.load(file), pictures_, "int8")
+    assert count > 20
+    assert share < 0.2
+
+
+def test_a_precision_that_answers_otherwise_is_not_written(
+    exported: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.precision.to_fp16", with_halved_boxes)
+    with pytest.raises(ValueError, match="nothing was written"):
+        lower_precision(exported, "fp16", load_pictures(picture_folder), tmp_path / "wrong.onnx")
+    assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_a_lower_precision_needs_pictures(
+    checkpoint_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(checkpoint_file), "--output", str(tmp_path / "out.onnx"), "--precision", "int8"]
+    assert main(command) == 2
+    assert "--calibration-images" in capsys.readouterr().err
+    assert main([*command, "--calibration-images", str(tmp_path)]) == 2
+    assert "no .jpg, .png or .webp files" in capsys.readouterr().err
 
 
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(

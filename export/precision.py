@@ -1,0 +1,178 @@
+"""fp16 and int8 variants of an exported graph, and how well they agree with it.
+
+Both are judged by what matters, their detections on real pictures: a lower precision that answers otherwise is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from PIL import Image
+
+from app.artifact import Metadata
+from app.canvas import fit
+from app.detector import Detector
+from app.images import open_picture
+from app.postprocess import Detections, Parameters
+from app.session import INPUT, OnnxRunner
+
+CALIBRATION_PICTURES = 128
+MAX_PIXELS = 100_000_000
+AGREEMENT = {"fp16": 0.98, "int8": 0.80}
+"""Least share of fp32's detections that a precision must give again. AP is measured by model/evaluate.py."""
+AGREEMENT_IOU = {"fp16": 0.95, "int8": 0.75}
+AGREEMENT_SCORE = {"fp16": 0.02, "int8": 0.15}
+_QUANTIZED = ("Conv", "Add", "Clip", "Relu", "Resize", "MaxPool")
+"""What lies between two convolutions is quantised as well, or every edge pays for a conversion."""
+
+
+def load_pictures(folder: Path, count: int = CALIBRATION_PICTURES) -> list[Image.Image]:
+    """Evenly chosen pictures of a folder.
+
+    Raises:
+        ValueError: the folder is missing or holds no pictures.
+    """
+    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
+    files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in suffixes)
+    if not files:
+        raise ValueError(f"--calibration-images: no .jpg, .png or .webp files in {folder}")
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    return [open_picture(file.read_bytes(), MAX_PIXELS) for file in chosen]
+
+
+def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Half precision, but for what needs more: normalisation statistics and everything after the last convolutions,
+    where a distance of 1333 px has a spacing of 1 px in half precision."""
+    keep = [node.name for node in _after_last_convolutions(proto)]
+    block = [*DEFAULT_OP_BLOCK_LIST, "InstanceNormalization", "GroupNormalization", "Resize"]
+    with _quietly():
+        converted: onnx.ModelProto = convert_float_to_float16(
+            proto, keep_io_types=True, op_block_list=block, node_block_list=keep
+        )
+    return converted
+
+
+def to_int8(proto: onnx.ModelProto, pictures: Sequence[Image.Image], metadata: Metadata) -> onnx.ModelProto:
+    """Static QDQ quantisation: weights int8 per channel, activations uint8 with ranges seen on the pictures.
+
+    The last convolutions stay in float32: their outputs are logits and pixels.
+    """
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        source, prepared, target = (Path(folder) / name for name in ("fp32.onnx", "prepared.onnx", "int8.onnx"))
+        onnx.save(proto, source)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)  # folds BatchNorm into the convolutions
+        graph = onnx.load(prepared)
+        kept = [node.name for node in (*_last_convolutions(graph), *_after_last_convolutions(graph))]
+        kept += [node.name for node in _before_first_convolution(graph)]
+        quantize_static(
+            prepared,
+            target,
+            _Pictures(pictures, metadata),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            op_types_to_quantize=list(_QUANTIZED),
+            nodes_to_exclude=kept,
+        )
+        return onnx.load(target)
+
+
+def agreement(
+    reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Image.Image], precision: str
+) -> tuple[float, int]:
+    """Share of the reference's detections, at the default threshold, that the other gives too, and their number."""
+    detector, lower = Detector(reference.metadata, reference), Detector(other.metadata, other)
+    parameters = detector.parameters()
+    # A detection just above the threshold may fall just below it: that is no disagreement.
+    margin = max(0.0, parameters.score_threshold - AGREEMENT_SCORE[precision])
+    with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
+    found = wanted = 0
+    for picture in pictures:
+        expected = detector.detect(picture, parameters)
+        found += _matched(expected, lower.detect(picture, with_margin), precision)
+        wanted += len(expected)
+    return (found / wanted if wanted else 1.0), wanted
+
+
+def _matched(expected: Detections, got: Detections, precision: str) -> int:
+    if not len(expected) or not len(got):
+        return 0
+    corners = np.maximum(expected.boxes[:, None, :2], got.boxes[None, :, :2])
+    opposite = np.minimum(expected.boxes[:, None, 2:], got.boxes[None, :, 2:])
+    overlap = np.clip(opposite - corners, 0, None).prod(-1)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (expected.boxes, got.boxes)]
+    iou = overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
+    same = expected.class_ids[:, None] == got.class_ids[None]
+    close = np.abs(expected.scores[:, None] - got.scores[None]) <= AGREEMENT_SCORE[precision]
+    return int((same & close & (iou >= AGREEMENT_IOU[precision])).any(1).sum())
+
+
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+    """The pictures as the service would show them to the graph, one at a time."""
+
+    def __init__(self, pictures: Sequence[Image.Image], metadata: Metadata) -> None:
+        self._canvases: Iterator[NDArray[np.uint8]] = (fit(picture, metadata)[0][None] for picture in pictures)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        canvas = next(self._canvases, None)
+        return None if canvas is None else {INPUT: canvas}
+
+
+def _after_last_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes that no convolution follows, but for the last convolutions themselves."""
+    return [node for node in _without_convolution_after(proto) if node.op_type != "Conv"]
+
+
+def _last_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in _without_convolution_after(proto) if node.op_type == "Conv"]
+
+
+def _without_convolution_after(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Going back from the outputs, up to and including the first convolutions met."""
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    waiting = [output.name for output in proto.graph.output]
+    seen: dict[str, onnx.NodeProto] = {}
+    while waiting:
+        node = producer.get(waiting.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen[node.output[0]] = node
+        if node.op_type != "Conv":
+            waiting += node.input
+    return list(seen.values())
+
+
+def _before_first_convolution(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """From the picture to the first convolution: bytes to normalised float, which must not be quantised once more."""
+    reached = {INPUT}
+    nodes = []
+    for node in proto.graph.node:
+        if reached & set(node.input) and node.op_type != "Conv":
+            nodes.append(node)
+            reached |= set(node.output)
+    return nodes
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The quantiser logs advice for its own developers."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
