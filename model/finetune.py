@@ -55,7 +55,7 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
             value = other
             kept.append(key)
         values[key] = value
-    if not any(key.startswith("backbone.") for key in kept):
+    if not any(key.startswith("backbone.") and own[key].ndim > 1 for key in kept):
         raise ValueError(
             f"no weight of the checkpoint's backbone ({checkpoint.config.backbone}) fits {model.config.backbone}: "
             "leave --backbone out to go on with the checkpoint's"

@@ -70,7 +70,7 @@ def settings(data: tuple[Path, Path], output: Path, **changes: Any) -> Settings:
         "output": output,
         "backbone": "test_efficientnet",
         "weights": "none",
-        "channels": 32,
+        "channels": 64,
         "head_convs": 1,
         "head_kernel": 3,
         "size": 96,

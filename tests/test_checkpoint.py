@@ -1,0 +1,112 @@
+"""A checkpoint gives back the detector that was saved, and never half of one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model import checkpoint as checkpoints
+from model.checkpoint import Checkpoint
+from model.config import FCOSConfig, InputConfig
+from model.fcos import FCOS
+from model.finetune import adopt
+
+INPUT = InputConfig(short=64, long=64, canvases=((64, 64),))
+
+
+def config(*classes: str, **changes: Any) -> FCOSConfig:
+    values = {"backbone": "test_efficientnet", "channels": 64, "head_convs": 1, "head_kernel": 3}
+    return FCOSConfig(classes=classes, **(values | changes))
+
+
+def saved(path: Path, **changes: Any) -> Checkpoint:
+    torch.manual_seed(0)
+    model = FCOS(config("red", "green"), INPUT)
+    values: dict[str, Any] = {"training": {"epochs": 3}, "metrics": {"AP": 0.25}, "score_threshold": 0.4}
+    checkpoint = Checkpoint(config=model.config, input_config=INPUT, weights=model.state_dict(), **(values | changes))
+    checkpoints.save(path, checkpoint)
+    return checkpoint
+
+
+def test_what_is_loaded_detects_what_was_saved(tmp_path: Path) -> None:
+    before = saved(tmp_path / "a.pt")
+    after = checkpoints.load(tmp_path / "a.pt")
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    for one, other in zip(before.model()(images), after.model()(images), strict=True):
+        assert one.equal(other)
+    assert (after.training, after.metrics, after.score_threshold) == ({"epochs": 3}, {"AP": 0.25}, 0.4)
+    assert after.metadata("a").defaults.score_threshold == 0.4
+
+
+def test_a_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:
+    # torch's version is a class of its own, numpy's numbers too: both would be pickled as code.
+    saved(tmp_path / "a.pt", training={"torch": torch.__version__}, score_threshold=np.float64(0.5))
+    torch.load(tmp_path / "a.pt", weights_only=True)
+    with pytest.raises(TypeError):
+        saved(tmp_path / "b.pt", training={"path": Path()})
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "a.pt")
+    before = (tmp_path / "a.pt").read_bytes()
+
+    def full(document: Any, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        saved(tmp_path / "a.pt", training={"epochs": 4})
+    assert (tmp_path / "a.pt").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no checkpoint at"),
+        (b"not a checkpoint", "not a checkpoint that torch can read"),
+        ({"weights": {}}, "not a checkpoint of this project"),
+        ({"format_version": 99}, "has checkpoint format 99"),
+        ({"format_version": 1, "config": {"colour": 1}}, "damaged checkpoint"),
+    ],
+)
+def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: Any, says: str) -> None:
+    path = tmp_path / "a.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=says) as error:
+        checkpoints.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_fine_tuning_keeps_what_fits_and_the_classes_of_the_same_name(tmp_path: Path) -> None:
+    start = saved(tmp_path / "a.pt")
+    torch.manual_seed(1)
+    model = FCOS(config("blue", "green"), INPUT)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    adopted = adopt(model, start)
+
+    assert adopted.classes_kept == ("green",) and adopted.classes_new == ("blue",) and not adopted.new
+    for key, value in model.state_dict().items():
+        if key.startswith("head.class_logits"):
+            assert value[1].equal(start.weights[key][1])  # green
+            assert value[0].equal(fresh[key][0])  # blue
+        else:
+            assert value.equal(start.weights[key])
+    assert "classes kept: green, new: blue" in adopted.describe()
+
+
+def test_fine_tuning_a_larger_head_says_what_is_new(tmp_path: Path) -> None:
+    adopted = adopt(FCOS(config("red", head_convs=2), INPUT), saved(tmp_path / "a.pt"))
+    assert adopted.new and all(key.startswith("head.") for key in adopted.new)
+    assert f"{len(adopted.kept)} of {len(adopted.kept) + len(adopted.new)} tensors kept" in adopted.describe()
+
+
+def test_fine_tuning_another_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave --backbone out"):
+        adopt(FCOS(config("red", backbone="test_resnet"), INPUT), saved(tmp_path / "a.pt"))

@@ -1,0 +1,173 @@
+"""What is measured is what the service finds; the numbers are COCO's."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import evaluate
+from model.checks import check
+from model.data import read_checked
+from model.scoring import METRICS, Found, score
+from tests.support import METADATA
+from tests.toy import IDS, QUIET, write_coco, write_pictures
+
+CLASSES = tuple(METADATA["classes"])
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_coco(tmp_path_factory.mktemp("toy"), 6)
+
+
+def document_of(folder: Path, count: int = 4, **options: Any) -> dict[str, Any]:
+    return check(write_pictures(folder, count, **options), "it")[0]
+
+
+def truth_as_found(document: dict[str, Any], scores: float = 0.9) -> Found:
+    names = {number: name for name, number in IDS.items()}
+    annotations = document["annotations"]
+    positions = {image["id"]: position for position, image in enumerate(document["images"])}
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    return Found(
+        np.array([positions[a["image_id"]] for a in annotations]),
+        boxes,
+        np.full(len(boxes), scores, dtype=np.float32),
+        np.array([CLASSES.index(names[a["category_id"]]) for a in annotations]),
+    )
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    return evaluate.main()
+
+
+def test_an_onnx_file_is_measured(
+    model_file: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.json"
+    assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1], "--json", out) == 0
+    written = json.loads(out.read_text())
+    assert set(written) == {"metrics", "per_class"}
+    assert tuple(written["metrics"]) == METRICS
+    assert set(written["per_class"]) == set(IDS)
+    assert all(set(values) == {"AP", "AP50"} for values in written["per_class"].values())
+    assert written["metrics"]["AR100"] > 0  # it finds rectangles, if not their exact size
+
+
+def test_batching_does_not_change_what_is_found(model_file: Path, toy: tuple[Path, Path]) -> None:
+    runner, metadata = evaluate.open_model(model_file, "cpu")
+    document, _ = read_checked(*toy)
+
+    def alone(canvases: np.ndarray) -> Any:
+        heads = [runner(canvas[None]) for canvas in canvases]
+        return type(heads[0])(*(np.concatenate(parts) for parts in zip(*heads, strict=True)))
+
+    one, other = (evaluate.detect(each, metadata, document, toy[1], QUIET) for each in (runner, alone))
+    assert len(one) > 0
+    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
+        assert np.allclose(a, b, atol=1e-4)
+
+
+def test_processes_together_find_what_one_would(model_file: Path, toy: tuple[Path, Path]) -> None:
+    runner, metadata = evaluate.open_model(model_file, "cpu")
+    document, _ = read_checked(*toy)
+    whole = score(evaluate.detect(runner, metadata, document, toy[1], QUIET), document, CLASSES)
+    parts = [evaluate.detect(runner, metadata, document, toy[1], QUIET, rank, 2) for rank in range(2)]
+    assert score(Found.join(parts), document, CLASSES).metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gone.onnx"], "gone.onnx"),
+        (["gone.pt"], "no checkpoint at"),
+        (["model.txt"], "neither"),
+        (["MODEL", "--annotations", "gone.json"], "no annotations at"),
+        (["MODEL", "--images", "gone"], "no picture at"),
+        (["MODEL", "--device", "abacus"], "--device must be"),
+    ],
+)
+def test_bad_files_are_one_sentence_and_exit_code_2(
+    model_file: Path,
+    toy: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    model = model_file if arguments[0] == "MODEL" else Path(arguments[0])
+    assert run(monkeypatch, model, "--annotations", toy[0], "--images", toy[1], *arguments[1:]) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error and error.count("\n") == 1
+
+
+def test_the_truth_itself_is_perfect(tmp_path: Path) -> None:
+    document = document_of(tmp_path)
+    evaluation = score(truth_as_found(document), document, CLASSES)
+    assert evaluation.metrics["AP"] == pytest.approx(1)
+    assert [values["AP"] for values in evaluation.per_class.values()] == pytest.approx([1, 1, 1])
+    assert evaluation.f1 == 1
+    assert np.array_equal(evaluation.confusion, np.diag(np.diag(evaluation.confusion)))
+    assert evaluation.confusion.sum() == len(document["annotations"])
+
+
+def test_nothing_found_is_zero(tmp_path: Path) -> None:
+    document = document_of(tmp_path)
+    evaluation = score(Found.join([]), document, CLASSES)
+    assert evaluation.metrics["AP"] == 0 and evaluation.f1 == 0
+    assert evaluation.confusion[:, -1].sum() == len(document["annotations"])
+
+
+def test_the_order_of_the_models_classes_does_not_matter(tmp_path: Path) -> None:
+    document = document_of(tmp_path)
+    found = truth_as_found(document)
+    turned = Found(found.pictures, found.boxes, found.scores, 2 - found.class_ids)
+    assert score(turned, document, CLASSES[::-1]).metrics["AP"] == pytest.approx(1)
+
+
+def test_classes_that_one_side_lacks_are_not_counted(tmp_path: Path) -> None:
+    document = document_of(tmp_path)
+    found = truth_as_found(document)
+    evaluation = score(found, document, ("red", "unicorn", "blue"))
+    assert set(evaluation.per_class) == {"red", "blue"}
+    assert evaluation.metrics["AP"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="nothing in common"):
+        score(found, document, ("unicorn", "dragon", "elf"))
+
+
+@given(threshold=st.integers(10, 90))
+def test_the_threshold_parts_the_right_from_the_wrong(tmp_path_factory: pytest.TempPathFactory, threshold: int) -> None:
+    document = document_of(tmp_path_factory.mktemp("toy"), 2)
+    right = truth_as_found(document, threshold / 100 + 0.011)
+    wrong = truth_as_found(document, threshold / 100 - 0.011)
+    wrong = Found(wrong.pictures, wrong.boxes + 1000, wrong.scores, wrong.class_ids)
+    evaluation = score(Found.join([right, wrong]), document, CLASSES)
+    assert evaluation.f1 == 1
+    assert wrong.scores[0] <= evaluation.score_threshold < right.scores[0]
+
+
+def test_what_is_found_in_a_crowd_is_no_error(tmp_path: Path) -> None:
+    document = document_of(tmp_path)
+    found = truth_as_found(document)
+    for annotation in document["annotations"][2:]:
+        annotation["iscrowd"] = 1
+    evaluation = score(found, document, CLASSES)
+    assert evaluation.f1 == 1
+    assert evaluation.confusion.sum() == 2
+
+
+def test_a_wrong_label_shows_in_the_confusion_matrix(tmp_path: Path) -> None:
+    document = document_of(tmp_path, 1, boxes=1)
+    found = truth_as_found(document)
+    label = int(found.class_ids[0])
+    wrong = (label + 1) % 3
+    as_other = Found(found.pictures, found.boxes, found.scores, np.array([wrong]))
+    confusion = score(as_other, document, CLASSES).confusion
+    assert confusion[label, wrong] == 1 and confusion.sum() == 1
