@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import signal
 import socket
 import sys
@@ -154,10 +155,11 @@ def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
 async def _detect_file(service: "Service", path: Path, drawing: Path | None) -> dict[str, Any]:
     """Prints what is found in a file. Returns: The answer of POST /detect or its problem, and `file`."""
     from app.draw import draw
+    from app.schemas import DetectQuery
 
     try:
         data = await asyncio.to_thread(_read, path)
-        outcome = await service.detect(data, service.detector.parameters())
+        outcome = await service.detect(data, DetectQuery().parameters, deadline=math.inf)
     except Refusal as refusal:
         print(f"{path}: {refusal.message}", file=sys.stderr)
         return {"file": str(path), "problem": refusal.problem()}

@@ -16,9 +16,10 @@ from app.batch import detect_each
 from app.body_limit import BodyLimit
 from app.draw import draw
 from app.negotiation import JPEG, JSON, PNG
+from app.outcome import Outcome
 from app.problems import problem_docs
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
-from app.service import Outcome, Service
+from app.service import Service
 from app.settings import Settings
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, picture_bytes, pictures_bytes
 

@@ -36,9 +36,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "empty_body": Kind(400, "No picture was sent"),
         "malformed_request": Kind(400, "The request cannot be read"),
+        "unauthorized": Kind(401, "A key is needed"),
+        "forbidden": Kind(403, "This is not allowed here"),
         "not_found": Kind(404, "There is nothing at this address"),
         "method_not_allowed": Kind(405, "This address does not take this method"),
         "not_acceptable": Kind(406, "No acceptable kind of answer"),
+        "reload_running": Kind(409, "The model is being reloaded already"),
         "picture_too_large": Kind(413, "The picture has too many pixels"),
         "body_too_large": Kind(413, "The request is too large"),
         "unsupported_media_type": Kind(415, "The request's content type is not taken"),
@@ -46,10 +49,18 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "corrupt_picture": Kind(422, "The picture is damaged"),
         "invalid_parameter": Kind(422, "A parameter cannot be used"),
         "unknown_class": Kind(422, "The model does not know this class"),
+        "model_refused": Kind(422, "The model file cannot be served"),
+        "too_many_requests": Kind(429, "This key has too many requests at a time"),
         "internal_error": Kind(500, "The service failed"),
         "not_ready": Kind(503, "The service is not ready"),
+        "overloaded": Kind(503, "The service has all the work that it can take"),
+        "deadline_exceeded": Kind(504, "There was no answer in time"),
     }
 )
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Refusal(Exception):

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.errors import KINDS, Refusal
+from app.errors import KINDS, ClientGone, Refusal
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -38,6 +38,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _failed)
 
 

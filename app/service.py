@@ -1,64 +1,79 @@
-"""Pictures in, answers out, each stage on its own threads: the event loop only moves bytes."""
+"""Pictures in, outcomes out: whether there is room for a picture, which model takes it, and until when.
+
+Everything here runs on the event loop, so counting needs no locks.
+"""
 
 import asyncio
 import logging
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from app.canvas import Placement
-from app.detector import Detector
-from app.errors import Refusal, StartError
-from app.images import open_picture
-from app.postprocess import Detections, Heads, Parameters
-from app.schemas import Answer, ModelInfo, ModelName, PictureSize, Timing, detection_list
+from app.artifact import Metadata
+from app.budget import Budget
+from app.engine import Engine, session_threads
+from app.errors import ArtifactError, ClientGone, Refusal, StartError
+from app.job import Job
+from app.metrics import Metrics
+from app.outcome import Outcome
+from app.postprocess import Parameters
+from app.schemas import ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
+from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """One picture's answer, and the upright picture that it is about."""
-
-    picture: Image.Image
-    answer: Answer
+# A client's leaving is watched for only where its picture is not answered within this time: most are.
+WATCH_AFTER_S = 0.005
+LONGEST_WAIT_S = 86_400.0  # instead of for ever, which no event loop's timer takes
 
 
 class Service:
-    """A model being served.
-
-    One thread owns the session; others decode and post-process, while Pillow and numpy have released the GIL.
+    """The model being served, and those before and after it.
 
     Attributes:
         not_ready: Why no requests are answered; None once the model is warm.
+        draining: The service is about to end: it answers what comes, but wants no more.
     """
 
     def __init__(self, runner: OnnxRunner, settings: Settings) -> None:
-        self.runner = runner
-        self.detector = Detector(runner.metadata, runner)
-        self.model = ModelName(name=runner.metadata.name, version=runner.version, provider=runner.provider)
+        self.settings = settings
+        self.metrics = Metrics()
         self.not_ready: str | None = "The model is being warmed up."
-        self._max_pixels = settings.max_pixels
-        self._picture_threads = ThreadPoolExecutor(settings.decode_threads or os.cpu_count() or 1, "picture")
-        self._model_thread = ThreadPoolExecutor(1, "model")
+        self.draining = False
+        self._in_flight = 0
+        self._pixels = Budget(settings.max_queue_pixels)
+        self._workers = Workers(settings.decode_threads or os.cpu_count() or 1, "picture")
+        self._engine = self._new_engine(runner)
+        self._reloading = False
+        self._idle = asyncio.Event()
+        self.metrics.watch(
+            lambda: self._engine.queued,
+            lambda: self._in_flight,
+            lambda: self._pixels.used,
+            lambda: self.not_ready is None and not self.draining,
+        )
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
         """Opens the model file. Raises: StartError: It cannot be served."""
-        return cls(OnnxRunner.load(settings.model, settings.provider, settings.threads), settings)
+        return cls(open_runner(settings), settings)
+
+    @property
+    def runner(self) -> OnnxRunner:
+        return self._engine.runner
+
+    @property
+    def model(self) -> ModelName:
+        return self._engine.model
 
     async def warm_up(self) -> None:
-        """Runs the canary picture on every canvas; requests are answered from then on, unless it comes out wrong."""
+        """Runs the canary picture in every shape; requests are answered from then on, unless it comes out wrong."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._model_thread, self.runner.warm_up)
+            await self._engine.warm_up()
         except StartError as error:
             self.not_ready = str(error)
             log.error("%s", error)
@@ -67,62 +82,121 @@ class Service:
             log.exception("The model failed while it was warmed up.")
         else:
             self.not_ready = None
+            self._announce()
 
     def close(self) -> None:
         """Waits for what is being done and ends the threads."""
-        self._model_thread.shutdown()
-        self._picture_threads.shutdown()
+        self._engine.close()
+        self._workers.close()
 
     def require_ready(self) -> None:
         """Raises: Refusal: `not_ready`."""
         if self.not_ready is not None:
             raise Refusal("not_ready", f"{self.not_ready} Try again later.", headers={"Retry-After": "1"})
 
-    async def detect(self, data: bytes, parameters: Parameters) -> Outcome:
-        """Takes one picture through the pipeline.
+    def require_room(self, deadline: float) -> None:
+        """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline."""
+        expected_s = self._in_flight * self._engine.seconds_per_picture
+        if self._in_flight >= self.settings.max_queue or perf_counter() + expected_s > deadline:
+            raise Refusal(
+                "overloaded",
+                f"{self._in_flight} pictures are waiting, which takes about {expected_s:.1f} s. Try again later.",
+                headers={"Retry-After": str(max(1, math.ceil(expected_s)))},
+            )
+
+    async def detect(
+        self,
+        data: bytes,
+        parameters: Parameters | Callable[[Metadata], Parameters],
+        *,
+        deadline: float | None = None,
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> Outcome:
+        """Takes one picture through the pipeline. Where this is cancelled, the picture is dropped.
 
         Args:
             data: A whole picture file, not to be trusted.
+            parameters: Or what makes them for the model that takes the picture: `DetectQuery.parameters`.
+            deadline: On `time.perf_counter`'s clock; from now on what the settings say where None.
+            gone: Returns once nobody waits for the answer any more.
 
         Raises:
-            Refusal: The picture cannot be read, or the service is not ready.
+            Refusal: The picture cannot be read, or there is no room or no time for it, or the service is not ready.
         """
         self.require_ready()
-        loop = asyncio.get_running_loop()
-        picture, canvas, placement, decode_ms = await loop.run_in_executor(self._picture_threads, self._open, data)
-        queued = perf_counter()
-        heads, begun, inference_ms = await loop.run_in_executor(self._model_thread, self._run, canvas)
-        found, postprocess_ms = await loop.run_in_executor(
-            self._picture_threads, self._finish, heads, placement, parameters
-        )
-        answer = Answer(
-            detections=detection_list(found, self.runner.metadata.classes),
-            image=PictureSize(width=picture.width, height=picture.height),
-            model=self.model,
-            timing_ms=Timing(
-                decode=decode_ms,
-                queue=_ms(begun - queued),
-                inference=inference_ms,
-                postprocess=postprocess_ms,
-            ),
-        )
-        return Outcome(picture, answer)
+        now = perf_counter()
+        deadline = now + self.settings.deadline_s if deadline is None else deadline
+        self.require_room(deadline)
+        engine, loop = self._engine, asyncio.get_running_loop()
+        if callable(parameters):
+            parameters = parameters(engine.metadata)
+        job = Job(data, parameters, deadline, now, loop.create_future())
+        self._in_flight += 1
+        engine.users += 1
+        timer = loop.call_later(min(deadline - now, LONGEST_WAIT_S), _expire, job)
+        watch = None if gone is None else _Watch(loop, job, gone)
+        try:
+            engine.begin(job)
+            return await job.answered
+        finally:
+            timer.cancel()
+            if watch is not None:
+                watch.end()
+            if not job.settled:
+                engine.abandon(job)
+            self._in_flight -= 1
+            engine.users -= 1
+            if not engine.users:
+                self._idle.set()
 
-    def _open(self, data: bytes) -> tuple[Image.Image, NDArray[np.uint8], Placement, float]:
-        begun = perf_counter()
-        picture = open_picture(data, self._max_pixels)
-        canvas, placement = self.detector.fit(picture)
-        return picture, canvas, placement, _ms(perf_counter() - begun)
+    async def reload(self) -> ModelInfo:
+        """Puts the model file as it is now in the place of the served one, without a gap.
 
-    def _run(self, canvas: NDArray[np.uint8]) -> tuple[Heads, float, float]:
-        begun = perf_counter()
-        heads = self.detector.run(canvas[None])
-        return heads, begun, _ms(perf_counter() - begun)
+        The new model is validated, warmed and checked beside the old one. Requests that began with the old model end
+        with it. Where anything is wrong with the file, the old model goes on as if nothing had been.
 
-    def _finish(self, heads: Heads, placement: Placement, parameters: Parameters) -> tuple[Detections, float]:
-        begun = perf_counter()
-        found = self.detector.finish(heads.of(0), placement, parameters)
-        return found, _ms(perf_counter() - begun)
+        Raises:
+            Refusal: `model_refused`, `reload_running` or `not_ready`.
+        """
+        self.require_ready()
+        if self._reloading:
+            raise Refusal("reload_running", "The model file is being loaded already. Wait for that to end.")
+        self._reloading = True
+        try:
+            return await self._reload()
+        except StartError as error:
+            log.error("The model was not reloaded: %s", error)
+            self.metrics.reloads.labels("refused").inc()
+            raise Refusal("model_refused", f"{error} Version {self.model.version} is still served.") from None
+        finally:
+            self._reloading = False
+
+    async def _reload(self) -> ModelInfo:
+        engine = self._new_engine(await asyncio.to_thread(open_runner, self.settings))
+        try:
+            await engine.warm_up()
+        except StartError:
+            await asyncio.to_thread(engine.close)
+            raise
+        except Exception as error:
+            await asyncio.to_thread(engine.close)
+            raise ArtifactError(f"{self.settings.model} failed on its first pictures ({error}).") from error
+        old, self._engine = self._engine, engine
+        self._announce()
+        self.metrics.reloads.labels("done").inc()
+        while old.users:
+            self._idle.clear()
+            await self._idle.wait()
+        await asyncio.to_thread(old.close)
+        return self.info()
+
+    def _new_engine(self, runner: OnnxRunner) -> Engine:
+        return Engine(runner, self.settings, self._workers, self._pixels, self.metrics)
+
+    def _announce(self) -> None:
+        model, precision = self.model, self.runner.metadata.precision
+        self.metrics.serve_model(model.name, model.version, model.provider, precision)
+        log.info("Serving %s, version %s, %s, on %s", model.name, model.version, precision, model.provider)
 
     def info(self) -> ModelInfo:
         """Returns: What is served."""
@@ -141,5 +215,36 @@ class Service:
         )
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
+def open_runner(settings: Settings) -> OnnxRunner:
+    """Opens the model file as the settings say. Raises: StartError."""
+    return OnnxRunner.load(settings.model, settings.provider, session_threads(settings), settings.cuda_options())
+
+
+def _expire(job: Job) -> None:
+    if not job.answered.done():
+        job.answered.set_exception(
+            Refusal("deadline_exceeded", "The picture could not be answered in time. Try again later.")
+        )
+
+
+class _Watch:
+    """Ends a job whose client leaves, from `WATCH_AFTER_S` on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, gone: Callable[[], Awaitable[None]]) -> None:
+        self._job = job
+        self._gone = gone
+        self._task: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(WATCH_AFTER_S, self._start)
+
+    def _start(self) -> None:
+        self._task = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        await self._gone()
+        if not self._job.answered.done():
+            self._job.answered.set_exception(ClientGone())
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,221 @@
+"""One model being served: its sessions' threads, its queue, and every picture's way through it.
+
+    decode (workers) → queue → session (its own thread) → post-processing (workers)
+
+The event loop hands a picture in and gets its outcome back; in between, nothing comes back to it.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from app.batcher import Batcher
+from app.budget import Budget
+from app.canvas import resized_size
+from app.detector import Detector
+from app.errors import Refusal
+from app.images import decode
+from app.job import Job
+from app.metrics import Metrics
+from app.outcome import Outcome
+from app.postprocess import PictureHeads
+from app.providers import CUDA
+from app.schemas import ModelName
+from app.session import BATCH_SIZES, OnnxRunner
+from app.settings import Settings
+from app.workers import Workers
+
+log = logging.getLogger(__name__)
+
+_PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
+
+
+class Engine:
+    """A model with its queue.
+
+    Attributes:
+        users: Requests that began with this model; it is closed only without any.
+        seconds_per_picture: What the sessions need for one at the moment, all of them together; 0 before the first.
+    """
+
+    def __init__(
+        self, runner: OnnxRunner, settings: Settings, workers: Workers, pixels: Budget, metrics: Metrics
+    ) -> None:
+        self.runner = runner
+        self.metadata = runner.metadata
+        self.detector = Detector(runner.metadata, runner)
+        self.model = ModelName(name=runner.metadata.name, version=runner.version, provider=runner.provider)
+        self.users = 0
+        self.seconds_per_picture = 0.0
+        self._batch_s = 0.0
+        self._max_pixels = settings.max_pixels
+        self._workers = workers
+        self._pixels = pixels
+        self._metrics = metrics
+        self._largest = settings.max_batch or largest_batch(runner.provider)
+        self._batcher: Batcher[Job] = Batcher(self._largest)
+        self._warm: Future[None] = Future()
+        self._sessions = [
+            threading.Thread(target=self._serve, args=(number == 0,), name=f"session-{number}")
+            for number in range(session_count(settings, runner.provider))
+        ]
+
+    @property
+    def queued(self) -> int:
+        return len(self._batcher)
+
+    async def warm_up(self) -> None:
+        """Starts the sessions and runs the canary picture in every shape. Raises: What the session raised."""
+        for session in self._sessions:
+            session.start()
+        await asyncio.wrap_future(self._warm)
+
+    def close(self) -> None:
+        """Finishes what is queued and ends the sessions' threads."""
+        self._batcher.close()
+        for session in self._sessions:
+            if session.ident is not None:
+                session.join()
+
+    def begin(self, job: Job) -> None:
+        """Takes a picture in; its outcome, or what kept it from one, arrives in `job.answered`."""
+        self._workers.submit(partial(self._decode, job))
+
+    def abandon(self, job: Job) -> None:
+        """Nobody waits for this picture any more: it is dropped, unless a session has it already."""
+        job.abandoned = True
+        job.data = b""
+        self._drop_if_queued(job)
+
+    def _drop_if_queued(self, job: Job) -> None:
+        if job.ticket is not None and self._batcher.cancel(job.ticket):
+            self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        job.release()
+        self._metrics.dropped.inc()
+
+    def _decode(self, job: Job) -> None:
+        if job.abandoned:
+            self._drop(job)
+            return
+        job.decode_begun = perf_counter()
+        try:
+            resize = self.metadata.resize
+            decoded = decode(
+                job.data,
+                self._max_pixels,
+                resized=lambda size: resized_size(size, resize),
+                reserve=partial(self._reserve, job),
+            )
+            job.canvas, job.placement = self.detector.fit(decoded)
+            del decoded
+            job.keep_pixels(job.canvas.shape[0] * job.canvas.shape[1])
+            job.decode_ended = perf_counter()
+            job.ticket = self._batcher.put(job.placement.canvas, job, job.deadline)
+        except Exception as error:
+            job.fail(error)
+            return
+        if job.abandoned:  # while it was decoded
+            self._drop_if_queued(job)
+
+    def _reserve(self, job: Job, pixels: int) -> None:
+        job.pixels = self._pixels.take(pixels)
+        if job.pixels is None:
+            raise Refusal(
+                "overloaded",
+                f"{self._pixels.used} pixels are being worked on, and at most {self._pixels.limit} may be. "
+                "Try again later.",
+                headers={"Retry-After": "1"},
+            )
+
+    def _serve(self, warms_up: bool) -> None:
+        """One session's thread."""
+        if warms_up:
+            try:
+                self.runner.warm_up(self._largest)
+            except BaseException as error:
+                self._warm.set_exception(error)
+            else:
+                self._warm.set_result(None)
+        while (batch := self._batcher.take(lambda: self._batch_s)) is not None:
+            for job in batch.late:
+                job.fail(Refusal("deadline_exceeded", "The picture waited too long for the model. Try again later."))
+                self._metrics.dropped.inc()
+            if batch.items:
+                self._run(batch.items)
+            del batch
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        begun = perf_counter()
+        try:
+            heads = self.runner.run_batch([job.canvas for job in jobs if job.canvas is not None])
+        except Exception as error:
+            if len(jobs) == 1:
+                log.exception("The model failed on a picture.")
+                jobs[0].fail(error)
+                return
+            for job in jobs:  # one of them may be the reason, and is no reason for the others
+                self._run([job])
+            return
+        ended = perf_counter()
+        self._keep_pace(ended - begun, len(jobs))
+        for index, job in enumerate(jobs):
+            job.canvas = None
+            job.run_begun, job.run_ended = begun, ended
+            self._workers.submit(partial(self._finish, job, heads.of(index)), urgent=True)
+
+    def _keep_pace(self, seconds: float, pictures: int) -> None:
+        self._metrics.batch_size.observe(pictures)
+        self._metrics.pictures.inc(pictures)
+        per_picture = seconds / pictures / len(self._sessions)
+        weight = _PACE_WEIGHT if self._batch_s else 1
+        self._batch_s += weight * (seconds - self._batch_s)
+        self.seconds_per_picture += weight * (per_picture - self.seconds_per_picture)
+
+    def _finish(self, job: Job, heads: PictureHeads) -> None:
+        if job.abandoned:
+            job.release()
+            return
+        try:
+            begun = perf_counter()
+            if not np.isfinite(heads.centerness).all():
+                raise FloatingPointError("the model gave values that are not finite")
+            assert job.placement is not None
+            found = self.detector.finish(heads, job.placement, job.parameters)
+            job.finish(
+                Outcome(
+                    job.data,
+                    self._max_pixels,
+                    job.placement.picture,
+                    found,
+                    self.metadata.classes,
+                    self.model,
+                    job.timing_ms(begun, perf_counter()),
+                )
+            )
+        except Exception as error:
+            log.exception("Post-processing failed.")
+            job.fail(error)
+
+
+def largest_batch(provider: str) -> int:
+    """Returns: The largest batch that pays. On the CPU, a batch takes as long as its pictures one by one."""
+    return BATCH_SIZES[-1] if provider == CUDA else 1
+
+
+def session_count(settings: Settings, provider: str) -> int:
+    """Returns: How many batches run at a time. On CUDA one: a second would wait for the first, and hold memory."""
+    return 1 if provider == CUDA else settings.sessions or 1
+
+
+def session_threads(settings: Settings) -> int:
+    """Returns: How many threads one batch has on the CPU."""
+    return settings.threads or max(1, (os.cpu_count() or 1) // (settings.sessions or 1))

@@ -1,0 +1,89 @@
+"""One picture on its way through the engine."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.batcher import Ticket
+from app.budget import Share
+from app.canvas import Placement
+from app.outcome import Outcome
+from app.postprocess import Parameters
+
+
+@dataclass(eq=False)
+class Job:
+    """Belongs to one thread at a time; `answered`, `abandoned` and `settled` to the event loop.
+
+    Attributes:
+        deadline: On `time.perf_counter`'s clock; nobody wants the outcome after it.
+        begun: When the picture was handed in, on the same clock, as all moments here.
+        abandoned: Nobody waits for the outcome any more.
+        settled: The engine has nothing more to do with the picture.
+        pixels: The share of the pixel budget that the picture holds.
+    """
+
+    data: bytes
+    parameters: Parameters
+    deadline: float
+    begun: float
+    answered: "asyncio.Future[Outcome]"
+    abandoned: bool = False
+    settled: bool = False
+    pixels: Share | None = None
+    canvas: NDArray[np.uint8] | None = None
+    placement: Placement | None = None
+    ticket: "Ticket[Job] | None" = None
+    decode_begun: float = field(default=0, init=False)
+    decode_ended: float = field(default=0, init=False)
+    run_begun: float = field(default=0, init=False)
+    run_ended: float = field(default=0, init=False)
+
+    def keep_pixels(self, count: int) -> None:
+        if self.pixels is not None:
+            self.pixels.shrink(count)
+
+    def release(self) -> None:
+        """Lets go of what the picture holds."""
+        self.canvas = None
+        self.keep_pixels(0)
+
+    def finish(self, outcome: Outcome) -> None:
+        """From any thread."""
+        self.release()
+        self.answered.get_loop().call_soon_threadsafe(self._settle, outcome, None)
+
+    def fail(self, error: Exception) -> None:
+        """From any thread."""
+        self.release()
+        self.answered.get_loop().call_soon_threadsafe(self._settle, None, error)
+
+    def _settle(self, outcome: Outcome | None, error: Exception | None) -> None:
+        self.settled = True
+        if self.answered.done():  # its client has left, or its deadline has passed
+            return
+        if outcome is not None:
+            self.answered.set_result(outcome)
+        else:
+            assert error is not None
+            self.answered.set_exception(error)
+
+    def timing_ms(self, finish_begun: float, finished: float) -> dict[str, float]:
+        """Returns: What each stage took. `queue` is all the waiting: for a thread, for the session, for a thread."""
+        waited = (
+            (self.decode_begun - self.begun)
+            + (self.run_begun - self.decode_ended)
+            + (finish_begun - self.run_ended)
+        )  # fmt: skip
+        return {
+            "decode": _ms(self.decode_ended - self.decode_begun),
+            "queue": _ms(waited),
+            "inference": _ms(self.run_ended - self.run_begun),
+            "postprocess": _ms(finished - finish_begun),
+        }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

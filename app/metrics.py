@@ -1,0 +1,75 @@
+"""What the service measures of itself, for Prometheus: base units, and labels whose values are few and known."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.gc_collector import GCCollector
+
+from app.errors import KINDS
+from app.session import BATCH_SIZES
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("read", "decode", "queue", "inference", "postprocess", "total")
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """One service's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        stages = Histogram(
+            "fcos_stage_seconds",
+            "Time of an answered picture in each stage: reading its request, decoding it, waiting for a thread or the "
+            "session, the batch it was in, post-processing; and the whole request.",
+            ["stage"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.stages = {stage: stages.labels(stage) for stage in STAGES}
+        self.batch_size = Histogram(
+            "fcos_batch_size", "Pictures in a batch that the session ran.", registry=registry, buckets=BATCH_SIZES
+        )
+        self.pictures = Counter("fcos_pictures_inferred", "Pictures that the session ran.", registry=registry)
+        self.dropped = Counter(
+            "fcos_pictures_dropped", "Pictures that nobody waited for any more, dropped before the session.",
+            registry=registry,
+        )  # fmt: skip
+        responses = Counter("fcos_responses", "Responses by class of status.", ["status"], registry=registry)
+        self.responses = {number: responses.labels(f"{number}xx") for number in range(1, 6)}
+        refusals = Counter("fcos_refusals", "Refused requests and pictures, by reason.", ["reason"], registry=registry)
+        self.refusals = {code: refusals.labels(code) for code in KINDS}
+        self._queued = Gauge("fcos_queue_pictures", "Pictures that wait for the session.", registry=registry)
+        self._in_flight = Gauge(
+            "fcos_in_flight_pictures", "Pictures that are accepted and not answered.", registry=registry
+        )
+        self._pixels = Gauge("fcos_in_flight_pixels", "Decoded pixels that are held.", registry=registry)
+        self._ready = Gauge("fcos_ready", "1 where /readyz says ready.", registry=registry)
+        self._model = Gauge(
+            "fcos_model_info", "The served model; always 1.", ["name", "version", "provider", "precision"],
+            registry=registry,
+        )  # fmt: skip
+        self.reloads = Counter("fcos_model_reloads", "Reloads by outcome.", ["outcome"], registry=registry)
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    def watch(
+        self,
+        queued: Callable[[], float],
+        in_flight: Callable[[], float],
+        pixels: Callable[[], float],
+        ready: Callable[[], float],
+    ) -> None:
+        """Gives the gauges their sources; they are asked when somebody reads the metrics."""
+        self._queued.set_function(queued)
+        self._in_flight.set_function(in_flight)
+        self._pixels.set_function(pixels)
+        self._ready.set_function(ready)
+
+    def serve_model(self, name: str, version: str, provider: str, precision: str) -> None:
+        self._model.clear()
+        self._model.labels(name, version, provider, precision).set(1)
+
+    def text(self) -> bytes:
+        """Returns: All of it, in Prometheus's text format."""
+        return generate_latest(self._registry)

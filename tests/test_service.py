@@ -1,0 +1,347 @@
+"""What the service promises of pictures that wait, fail, come too many, come too late or are wanted no more."""
+
+import asyncio
+import io
+import math
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.errors import ClientGone, Refusal
+from app.outcome import Outcome
+from app.postprocess import Heads
+from app.schemas import Answer, DetectQuery
+from app.service import Service
+from app.session import OnnxRunner
+from app.settings import Settings
+from tests.support import metadata, rectangle_picture, write_model
+
+DEFAULTS = DetectQuery().parameters
+
+
+def encoded(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+PICTURE = encoded(rectangle_picture())
+
+
+class Gate:
+    """Stands before the session: holds its batches until it is opened, and remembers them."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.waiting = threading.Semaphore(0)  # released once per batch that has come
+        self.batches: list[int] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = OnnxRunner.run_batch
+
+        def gated(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
+            self.batches.append(len(canvases))
+            self.waiting.release()
+            assert self.open.wait(60)
+            return run(runner, canvases)
+
+        monkeypatch.setattr(OnnxRunner, "run_batch", gated)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+@asynccontextmanager
+async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
+    service = Service.load(Settings(model=model, provider="cpu", threads=1, **settings))
+    try:
+        await service.warm_up()
+        assert service.not_ready is None
+        yield service
+    finally:
+        await asyncio.to_thread(service.close)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def metric(service: Service, name: str) -> float:
+    for line in service.metrics.text().decode().splitlines():
+        if line.startswith(name + " "):
+            return float(line.split()[-1])
+    raise KeyError(name)
+
+
+def code(result: Outcome | BaseException) -> str:
+    return result.code if isinstance(result, Refusal) else type(result).__name__
+
+
+def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
+    async def run() -> Outcome:
+        async with served(model_file) as service:
+            return await service.detect(PICTURE, DEFAULTS)
+
+    outcome = asyncio.run(run())
+    assert outcome.found
+    assert Answer.model_validate_json(outcome.to_json()) == outcome.answer
+    assert outcome.picture.tobytes() == rectangle_picture().tobytes()
+
+
+def test_one_pictures_fault_is_its_own(model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven good pictures and a corrupt one; then seven good ones and one on which the model fails."""
+    poison = encoded(rectangle_picture(colour="blue"))
+    run_session = OnnxRunner.__call__
+
+    def poisoned(runner: OnnxRunner, canvases: np.ndarray) -> Heads:
+        if (canvases[..., 2].astype(int) - canvases[..., 0] > 100).any():
+            raise RuntimeError("this picture is too much")
+        return run_session(runner, canvases)
+
+    async def run() -> None:
+        async with served(model_file, max_batch=8) as service:
+            monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
+            gate.install(monkeypatch)
+            for bad, expected in ((PICTURE[:-60], "corrupt_picture"), (poison, "RuntimeError")):
+                gate.open.clear()
+                gate.batches.clear()
+                first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+                await until(lambda: gate.batches == [1])  # the rest gathers behind it
+                tasks = [
+                    asyncio.create_task(service.detect(bad if number == 3 else PICTURE, DEFAULTS))
+                    for number in range(8)
+                ]
+                waiting = 8 - (expected == "corrupt_picture")
+                await until(lambda: service._engine.queued == waiting)  # noqa: B023
+                gate.open.set()
+                results = await asyncio.gather(first, *tasks, return_exceptions=True)
+                assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
+                assert gate.batches[1] == waiting
+
+    asyncio.run(run())
+
+
+def test_parameters_in_a_shared_batch_give_what_they_give_alone(
+    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = [
+        DetectQuery(), DetectQuery(max_detections=2), DetectQuery(score_threshold=0), DetectQuery(iou_threshold=0),
+        DetectQuery(classes=["green"]), DetectQuery(class_agnostic=True, score_threshold=0.01),
+    ]  # fmt: skip
+
+    async def run() -> None:
+        async with served(model_file, max_batch=8) as service:
+            alone = [await service.detect(PICTURE, query.parameters) for query in queries]
+            gate.install(monkeypatch)
+            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: gate.batches == [1])
+            tasks = [asyncio.create_task(service.detect(PICTURE, query.parameters)) for query in queries]
+            await until(lambda: service._engine.queued == len(queries))
+            gate.open.set()
+            together = await asyncio.gather(*tasks)
+            await first
+            assert gate.batches == [1, len(queries)]
+            for one, other in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
+                np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-3)
+                np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("count", "settings"), [(50, {}), (500, {"sessions": 2, "max_batch": 8})])
+def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: int, settings: dict[str, int]) -> None:
+    random = np.random.default_rng(0)
+    colours = ("red", "green", "blue")
+    pictures = []
+    for number in range(count):
+        width, height = (int(side) for side in random.integers(8, 400, 2))
+        left, top = int(random.integers(0, width)), int(random.integers(0, height))
+        box = (left, top, min(width, left + width // 2 + 1), min(height, top + height // 2 + 1))
+        pictures.append(encoded(rectangle_picture(width, height, box, colours[number % 3])))
+
+    async def run() -> None:
+        async with served(model_file, max_queue=count, deadline_s=300, **settings) as service:
+            one_by_one = [await service.detect(picture, DEFAULTS) for picture in pictures]
+            together = await asyncio.gather(*(service.detect(picture, DEFAULTS) for picture in pictures))
+            for one, other in zip(one_by_one, together, strict=True):
+                assert one.size == other.size
+                np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
+                np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-2)
+                np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-4)
+
+    asyncio.run(run())
+
+
+def test_where_all_places_are_taken_the_next_is_refused_at_once(
+    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with served(model_file, max_queue=3) as service:
+            gate.install(monkeypatch)
+            tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(3)]
+            await until(lambda: metric(service, "fcos_in_flight_pictures") == 3)
+            with pytest.raises(Refusal) as caught:
+                await service.detect(PICTURE, DEFAULTS)
+            assert caught.value.code == "overloaded"
+            assert int(caught.value.headers["Retry-After"]) >= 1
+            gate.open.set()
+            await asyncio.gather(*tasks)
+            await service.detect(PICTURE, DEFAULTS)
+            assert metric(service, "fcos_in_flight_pictures") == 0
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+def test_decoded_pixels_are_bounded(model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas_pixels = 128 * 160
+
+    async def run() -> None:
+        async with served(model_file, max_queue_pixels=3 * canvas_pixels) as service:
+            gate.install(monkeypatch)
+            tasks = []
+            for number in range(1, 4):
+                tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
+                await until(lambda: len(gate.batches) + service._engine.queued == number)  # noqa: B023
+            with pytest.raises(Refusal) as caught:
+                await service.detect(PICTURE, DEFAULTS)
+            assert caught.value.code == "overloaded"
+            gate.open.set()
+            assert len(await asyncio.gather(*tasks)) == 3
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+def test_late_pictures_are_refused_and_never_computed(
+    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with served(model_file, deadline_s=0.05) as service:
+            gate.install(monkeypatch)
+            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=math.inf))
+            await until(lambda: len(gate.batches) == 1)
+            with pytest.raises(Refusal) as caught:
+                await service.detect(PICTURE, DEFAULTS)
+            assert caught.value.code == "deadline_exceeded"
+            gate.open.set()
+            await first
+            await service.detect(PICTURE, DEFAULTS, deadline=math.inf)
+            assert len(gate.batches) == 2
+            assert metric(service, "fcos_pictures_dropped_total") == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["cancelled", "gone"])
+def test_two_hundred_that_left_cost_at_most_one_batch(
+    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async def run() -> None:
+        async with served(model_file, max_queue=300, max_batch=4) as service:
+            gate.install(monkeypatch)
+            left = asyncio.Event()
+
+            async def gone() -> None:
+                await left.wait()
+
+            tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS, gone=gone)) for _ in range(200)]
+            await until(lambda: sum(gate.batches) + service._engine.queued == 200)
+            left.set() if how == "gone" else [task.cancel() for task in tasks]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(result) for result in results} == {
+                ClientGone if how == "gone" else asyncio.CancelledError
+            }  # fmt: skip
+            gate.open.set()
+            await service.detect(PICTURE, DEFAULTS)
+            assert sum(gate.batches) - 1 <= 4
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+def test_a_swap_under_load_loses_nothing(tmp_path: Path) -> None:
+    """Every answer is right for the model that it names, and the new model answers from some request on."""
+    model = write_model(tmp_path / "m.onnx")
+    renamed = metadata(classes=["crimson", "green", "blue"]).to_json()
+    newer = write_model(tmp_path / "newer.onnx", renamed)
+
+    async def run() -> None:
+        async with served(model) as service:
+            old, stop = service.model.version, False
+            seen: set[tuple[str, str]] = set()
+
+            async def client() -> None:
+                while not stop:
+                    outcome = await service.detect(PICTURE, DEFAULTS)
+                    seen.add((outcome.model.version, outcome.answer.detections[0].label))
+
+            clients = [asyncio.create_task(client()) for _ in range(8)]
+            await until(lambda: len(seen) == 1)
+            newer.replace(model)
+            info = await service.reload()
+            assert info.version == service.model.version != old
+            await until(lambda: len(seen) == 2)
+            stop = True
+            await asyncio.gather(*clients)
+            assert seen == {(old, "red"), (info.version, "crimson")}
+            assert f'version="{info.version}"' in service.metrics.text().decode()
+            assert old not in service.metrics.text().decode()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", None])
+def test_a_bad_file_changes_nothing(tmp_path: Path, content: bytes | None) -> None:
+    model = write_model(tmp_path / "m.onnx")
+
+    async def run() -> None:
+        async with served(model) as service:
+            before = service.model
+            if content is None:
+                shutil.copy(write_model(tmp_path / "other.onnx", metadata(classes=["one"]).to_json()), model)
+            else:
+                model.write_bytes(content)
+            with pytest.raises(Refusal) as caught:
+                await service.reload()
+            assert caught.value.code == "model_refused"
+            assert before.version in caught.value.message
+            outcome = await service.detect(PICTURE, DEFAULTS)
+            assert outcome.model == before
+
+    asyncio.run(run())
+
+
+def test_a_model_that_goes_wrong_says_so(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Values that are not finite are never an empty answer."""
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            run_batch = OnnxRunner.run_batch
+
+            def broken(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
+                heads = run_batch(runner, canvases)
+                return heads._replace(centerness=np.full_like(heads.centerness, np.nan))
+
+            monkeypatch.setattr(OnnxRunner, "run_batch", broken)
+            with pytest.raises(FloatingPointError):
+                await service.detect(PICTURE, DEFAULTS)
+
+    asyncio.run(run())
+    assert "not finite" in caplog.text
