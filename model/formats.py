@@ -53,7 +53,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as picture:
-            turned = picture.getexif().get(0x0112) in _SWAPPED
+            # Of a PNG without the tag ahead of its pixels, Pillow would decode all of them to look behind.
+            tagged = picture.format != "PNG" or "exif" in picture.info
+            turned = tagged and picture.getexif().get(0x0112) in _SWAPPED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
     except (SyntaxError, ValueError) as error:  # a broken header, to some of Pillow's parsers
         raise OSError(str(error)) from None

@@ -1,0 +1,404 @@
+"""A run can be stopped, resumed, shared out among processes, and refined, and none of it changes what is learnt."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.artifact import Metadata
+from model import checkpoint as checkpoints
+from model import train as script
+from model.checkpoint import Checkpoint
+from model.data import Annotations, Batch, Draw, TrainingPictures, collate, read_checked
+from model.fcos import FCOS
+from model.learner import Learner
+from model.optim import lr_factor, make_optimizer
+from model.settings import Settings
+from model.train import evaluate, train
+from model.transforms import NO_AUGMENTATION, Augmentation
+from tests.toy import ALONE, IDS, QUIET, settings, write_coco
+from tests.two_processes import gradients
+
+Data = tuple[Path, Path]
+ROOT = Path(__file__).resolve().parents[1]
+EVERYTHING: dict[str, Any] = {
+    "augmentation": Augmentation(mosaic=0.5, mixup=0.3, iou_crop=0.3),
+    "zooms": (1.0, 1.34),
+    "repeat_thin": 0.9,
+    "accumulate": 2,
+    "epochs": 3,
+    "plain_epochs": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only get slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return write_coco(tmp_path_factory.mktemp("toy"), 8)
+
+
+def difference(one: Checkpoint, other: Checkpoint) -> float:
+    """The largest of all weights."""
+    assert one.weights.keys() == other.weights.keys()
+    return max(float((one.weights[key].double() - other.weights[key].double()).abs().max()) for key in one.weights)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The CSV without what the clock says."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("pictures_per_s", "waiting")} for row in csv.DictReader(file)
+        ]
+
+
+# --- stopped and resumed
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(settings(data, folder, **EVERYTHING), ALONE, QUIET)
+    return folder
+
+
+@pytest.mark.parametrize("after", [1, 3])  # inside the first and the second epoch of two iterations
+def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one(
+    data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    options = settings(data, tmp_path / "run", **EVERYTHING)
+    step, calls = Learner.step, 0
+
+    def step_and_signal(learner: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(learner, parts, iteration)
+
+    monkeypatch.setattr(Learner, "step", step_and_signal)
+    assert not train(options, ALONE, QUIET)
+    assert calls == after
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    for name in ("last.pt", "best.pt"):
+        one, other = (checkpoints.load(folder / name) for folder in (tmp_path / "run", uninterrupted))
+        assert difference(one, other) == 0
+        assert (one.metrics, one.score_threshold) == (other.metrics, other.score_threshold)
+    assert rows(tmp_path / "run") == rows(uninterrupted)
+
+
+def test_a_run_that_dies_in_an_evaluation_makes_up_for_it(
+    data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(data, tmp_path / "run", **EVERYTHING)
+
+    def die(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, "evaluate", die)
+        train(options, ALONE, QUIET)
+    assert (tmp_path / "run" / "last.pt").exists()
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    assert rows(tmp_path / "run") == rows(uninterrupted)
+
+
+def test_a_resumable_state_is_read_without_running_code(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(script._Stop, "requested", lambda _: True)
+    assert not train(settings(data, tmp_path / "run"), ALONE, QUIET)
+    document = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert document["resume"]["done"] == 1
+
+
+def test_a_finished_run_says_so_and_is_left_alone(data: Data, uninterrupted: Path) -> None:
+    before = (uninterrupted / "last.pt").read_bytes()
+    assert train(settings(data, uninterrupted, resume=True, **EVERYTHING), ALONE, QUIET)
+    assert (uninterrupted / "last.pt").read_bytes() == before
+
+
+def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
+    found = {file.name for file in uninterrupted.iterdir()}
+    assert found == {
+        "config.json", "last.pt", "best.pt", "metrics.csv", "metrics.json", "tensorboard",
+        "batches.jpg", "precision_recall.png", "confusion.png", "predictions.jpg",
+    }  # fmt: skip
+    for name in ("batches.jpg", "precision_recall.png", "confusion.png", "predictions.jpg"):
+        assert Image.open(uninterrupted / name).convert("RGB").getcolors(2) is None  # more than two colours
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["network"]["channels"] == 64 and config["augmentation"]["mosaic"] == 0.5
+    assert [row["epoch"] for row in rows(uninterrupted)] == ["1", "2", "3"]
+
+
+def test_the_best_epoch_is_kept(uninterrupted: Path) -> None:
+    best = checkpoints.load(uninterrupted / "best.pt")
+    assert best.metrics["AP"] == max(float(row["AP"]) for row in rows(uninterrupted))
+    assert best.resume is None and best.model() is not None
+    assert isinstance(best.metadata("toy"), Metadata)
+
+
+def test_a_model_file_names_no_path_of_the_machine(uninterrupted: Path) -> None:
+    assert str(uninterrupted.parent.parent) not in json.dumps(checkpoints.load(uninterrupted / "best.pt").training)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"lr": 0.5}, "--lr was None, is 0.5"), ({"seed": 1}, "--seed was 0, is 1"), ({"size": 128}, "--size was 96")],
+)
+def test_resuming_with_other_options_is_refused(
+    data: Data, tmp_path: Path, monkeypatch: Any, changes: dict[str, Any], says: str
+) -> None:
+    monkeypatch.setattr(script._Stop, "requested", lambda _: True)
+    options = settings(data, tmp_path / "run")
+    train(options, ALONE, QUIET)
+    with pytest.raises(ValueError, match=says):
+        train(dataclasses.replace(options, resume=True, **changes), ALONE, QUIET)
+
+
+def test_resuming_with_other_data_is_refused(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(script._Stop, "requested", lambda _: True)
+    options = settings(data, tmp_path / "run")
+    train(options, ALONE, QUIET)
+    other = write_coco(tmp_path / "other", 8, seed=1)
+    changed = dataclasses.replace(options, resume=True, train_annotations=other[0], train_images=other[1])
+    with pytest.raises(ValueError, match="training data are not those"):
+        train(changed, ALONE, QUIET)
+
+
+def test_a_run_is_not_overwritten(data: Data, uninterrupted: Path) -> None:
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(settings(data, uninterrupted), ALONE, QUIET)
+
+
+# --- shared out
+
+
+def test_two_processes_have_the_gradient_of_one(data: Data, tmp_path: Path) -> None:
+    alone = gradients(data, ALONE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "tests" / "two_processes.py"), str(data[0].parent), str(tmp_path / "out.pt")]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    shared = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert shared.keys() == alone.keys()
+    assert max(float((shared[key] - alone[key]).abs().max()) for key in alone) < 1e-5
+
+
+# --- what is learnt
+
+
+def test_four_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
+    data = write_coco(tmp_path, 4)
+    document, _ = read_checked(*data)
+    options = settings(data, tmp_path, lr=0.02, ema_decay=0.9)
+    torch.manual_seed(0)
+    model = FCOS(*options.network(tuple(IDS), None))
+    metadata = checkpoints.metadata_of(model.config, model.input_config)
+    pictures = TrainingPictures(Annotations.from_document(document), data[1], metadata, NO_AUGMENTATION)
+    square = metadata.canvases[-1]
+    batch = collate([pictures[Draw(index, square, 1.0, True, 0)] for index in range(4)])
+    learner = Learner(model, options, ALONE, 120)
+    for iteration in range(120):
+        learner.step([batch], iteration)
+    evaluation, _ = evaluate(learner, metadata, document, options, QUIET)
+    assert evaluation.metrics["AP"] > 0.9
+    assert evaluation.f1 > 0.9 and 0.05 <= evaluation.score_threshold <= 0.95
+
+
+@pytest.mark.parametrize("quality", ["centerness", "iou"])
+@pytest.mark.parametrize("assignment", ["fcos", "atss"])
+def test_batches_without_a_single_box_train(data: Data, tmp_path: Path, quality: Any, assignment: Any) -> None:
+    options = settings(data, tmp_path, quality=quality, assignment=assignment)
+    config, input_config = options.network(tuple(IDS), None)
+    learner = Learner(FCOS(config, input_config), options, ALONE, 2)
+    before = {key: value.clone() for key, value in learner.model.named_parameters()}
+    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    batch = Batch(images, [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2, [0, 1])
+    for iteration in range(2):
+        values = learner.step([batch], iteration)
+        assert all(map(math.isfinite, values.values())) and values["box_loss"] == 0
+    after = dict(learner.model.named_parameters())
+    assert not after["head.class_logits.bias"].equal(before["head.class_logits.bias"])
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_learns_much_the_same(data: Data, tmp_path: Path, amp: Any) -> None:
+    losses = {}
+    for precision in ("off", amp):
+        options = settings(data, tmp_path, amp=precision)
+        torch.manual_seed(0)
+        learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 3)
+        torch.manual_seed(0)
+        images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+        batch = Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])
+        losses[precision] = [learner.step([batch], iteration)["class_loss"] for iteration in range(3)]
+    assert losses[amp] == pytest.approx(losses["off"], rel=0.05)
+
+
+def test_parts_of_a_batch_add_up(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path, backbone_norm="frozen", clip_norm=0.0)
+    torch.manual_seed(0)
+    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    learner.model.eval()
+    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    # The same picture twice: each part then has the whole batch's normalisers.
+    boxes, labels = [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2
+    images[1] = images[0]
+    found = []
+    for parts in ([slice(0, 2)], [slice(0, 1), slice(1, 2)]):
+        learner.backward([Batch(images[p], boxes[p], labels[p], [0]) for p in parts])
+        found.append([p.grad.clone() for p in learner.model.parameters() if p.grad is not None])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path / "run", lr=1e30, clip_norm=0.0, epochs=4, optimizer="sgd")
+    with pytest.raises(ValueError, match=r"not finite at iteration \d+ .*picture-\d\.png"):
+        train(options, ALONE, QUIET)
+
+
+def test_fine_tuning_starts_from_the_others_weights(data: Data, uninterrupted: Path, tmp_path: Path) -> None:
+    document = json.loads(data[0].read_text())
+    document["categories"][0]["name"] = "crimson"
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    other = settings((tmp_path / "boxes.json", data[1]), tmp_path / "run", from_=uninterrupted / "best.pt", lr=0.0)
+    # What --from has need not be said again.
+    other = dataclasses.replace(other, channels=None, head_convs=None, head_kernel=None, size=None, backbone=None)
+    assert train(other, ALONE, QUIET)
+    old, new = (checkpoints.load(folder / "best.pt") for folder in (uninterrupted, tmp_path / "run"))
+    assert new.config == dataclasses.replace(old.config, classes=("crimson", "green", "blue"))
+    assert "classes kept: green, blue, new: crimson" in new.training["start"]
+    for key in old.weights:
+        if "class_logits" not in key and "running" not in key and "num_batches" not in key:
+            assert torch.allclose(new.weights[key], old.weights[key])
+
+
+# --- options
+
+
+@given(st.integers(1, 5000), st.sampled_from(["cosine", "steps"]), st.integers(0, 1000), st.data())
+def test_the_learning_rate_rises_then_falls(iterations: int, schedule: Any, warmup: int, draw: st.DataObject) -> None:
+    options = dataclasses.replace(
+        settings((Path(), Path()), Path(), epochs=1), schedule=schedule, warmup_iterations=warmup
+    )
+    warm = min(warmup, iterations // 10)
+    i = draw.draw(st.integers(0, iterations - 1))
+    now, later = (lr_factor(j, iterations, options) for j in (i, i + 1))
+    assert 0 < now <= 1
+    assert now <= later if i < warm else later <= now + 1e-12
+
+
+def test_weight_decay_spares_norms_and_biases_and_the_backbone_is_slower(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path, lr=0.01, batch_size=32)
+    model = FCOS(*options.network(tuple(IDS), None))
+    group_of = {id(p): group for group in make_optimizer(model, options).param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        group = group_of[id(parameter)]
+        assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
+        assert group["lr_factor"] == (0.2 if name.startswith("backbone.") else 1.0)
+    assert options.base_lr == pytest.approx(0.02)  # scaled from the nominal 16
+
+
+def test_frozen_layers_do_not_move(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path, freeze="c3", backbone_norm="frozen")
+    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    before = {key: value.clone() for key, value in learner.model.state_dict().items()}
+    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    learner.step([Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])], 0)
+    moved = {key for key, value in learner.model.state_dict().items() if not value.equal(before[key])}
+    frozen = {key for key, value in learner.model.named_parameters() if not value.requires_grad}
+    assert frozen and not moved & frozen
+    assert not any("running" in key for key in moved)
+    assert any(key.startswith("backbone.") for key in moved)  # what lies above C3
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *more: str) -> int:
+    paths = ["--train-annotations", data[0], "--train-images", data[1], "--val-annotations", data[0]]
+    paths += ["--val-images", data[1], "--output", output, "--device", "cpu", "--batch-size", 4, "--workers", 0]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, paths), *more])
+    return script.main()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--no-such-option", "1"], "no-such-option"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--size", "100"], "--size must be a multiple of 32"),
+        (["--augmentation.flip", "7"], "augmentation.flip must be a probability"),
+        (["--backbone", "resnet5O"], "timm knows no model 'resnet5O'"),
+        (["--train-annotations", "gone.json"], "no annotations at gone.json"),
+        (["--from", "gone.pt"], "no checkpoint at gone.pt"),
+        (["--resume"], "no checkpoint at"),
+        (["--batch-size", "100"], "lower --batch-size"),
+        (["--device", "abacus"], "--device must be"),
+        (["--weights", "gone.pth"], "no weights file at gone.pth"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_said_and_exit_code_2(
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    says: str,
+) -> None:
+    try:
+        code = command_line(monkeypatch, data, tmp_path / "run", *more)
+    except SystemExit as error:  # tyro's own
+        code = int(error.code or 0)
+    output = capsys.readouterr()
+    assert code == 2
+    assert says in output.err + output.out and "Traceback" not in output.err
+
+
+def test_bad_data_stop_a_run_or_are_left_out(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(data[0].read_text())
+    document["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    bad = (tmp_path / "boxes.json", data[1])
+    assert command_line(monkeypatch, bad, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "degenerate box: annotation 1 of image 0" in error and "--bad-data skip" in error
+    assert not (tmp_path / "run").exists()
+    assert train(settings(bad, tmp_path / "run", bad_data="skip"), ALONE, QUIET)
+
+
+def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(data: Data, tmp_path: Path) -> None:
+    mine = write_coco(tmp_path, 8)
+    broken = np.random.default_rng(0).integers(0, 255, 400, dtype=np.uint8).tobytes()
+    file = mine[1] / "picture-3.png"
+    file.write_bytes(file.read_bytes()[:60] + broken)  # the header, which the check reads, is whole
+    with pytest.raises(ValueError, match=r"picture-3\.png") as error:
+        train(settings(mine, tmp_path / "run"), ALONE, QUIET)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_name_their_options_as_the_command_line_does(data: Data, tmp_path: Path) -> None:
+    values = settings(data, tmp_path).to_dict()
+    assert {"train-annotations", "from", "batch-size", "ema-decay"} <= set(values)
+    assert set(values["augmentation"]) >= {"flip", "iou-crop"}
+    assert set(settings(data, tmp_path).of_the_result()) < set(values)
+    assert isinstance(Settings.__doc__, str)

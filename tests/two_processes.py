@@ -1,0 +1,57 @@
+"""The gradient of one batch, by one process or by its share of several: `torchrun tests/two_processes.py DATA OUT`.
+
+DATA: the folder of toy data. OUT: where the first process saves the losses and gradients.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import metadata_of
+from model.data import CanvasBatches, TrainingPictures, canvas_indices, collate, read_annotations
+from model.distributed import Processes, started
+from model.fcos import FCOS
+from model.learner import Learner
+from model.optim import train_mode
+from tests.toy import settings
+
+
+def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
+    """The losses, and the gradient of every parameter, after a batch of eight pictures."""
+    options = settings(data, Path("nowhere"), batch_size=8, backbone_norm="frozen", accumulate=accumulate)
+    annotations = read_annotations(*data)
+    config, input_config = options.network(annotations.classes, None)
+    metadata = metadata_of(config, input_config)
+    batches = CanvasBatches(
+        canvas_indices(annotations, metadata),
+        metadata.canvases,
+        8,
+        options.seed,
+        rank=processes.rank,
+        processes=processes.count,
+    )
+    pictures = TrainingPictures(annotations, data[1], metadata, options.augmentation)
+    torch.manual_seed(0)
+    model = FCOS(config, input_config)
+    learner = Learner(model, options, processes, 1)
+    train_mode(model, options)
+    losses = learner.backward([collate([pictures[draw] for draw in next(iter(batches))])])
+    found = {f"loss.{key}": value for key, value in losses.items()}
+    return found | {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+
+def main() -> None:
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    with started("cpu") as processes:
+        found = gradients((folder / "boxes.json", folder / "pictures"), processes)
+        if processes.first:
+            torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main()
