@@ -1,6 +1,7 @@
 // Shows openapi.json. Written for this service because the usual viewers are a hundred times its size.
 
 const METHODS = ["get", "put", "post", "delete", "patch"];
+const PROBLEM = "application/problem+json";
 const DEEPEST = 4; // levels of nested objects that are written out
 
 function element(name, properties = {}, ...children) {
@@ -20,7 +21,8 @@ function show(api) {
     METHODS.filter((method) => item[method]).map((method) => ({ path, method, ...item[method] })));
   document.getElementById("contents").replaceChildren(element("ul", {}, operations.map((one) =>
     element("li", {}, element("a", { href: `#${anchor(one)}` }, `${one.method.toUpperCase()} ${one.path}`)))));
-  document.getElementById("operations").replaceChildren(...operations.map((one) => operation(one, api)));
+  document.getElementById("operations").replaceChildren(
+    ...operations.map((one) => operation(one, api)), problems(api));
   document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
@@ -52,8 +54,23 @@ function body(request, api) {
 
 function responses(all, api) {
   const terms = Object.entries(all).flatMap(([status, one]) =>
-    [element("dt", {}, status), element("dd", {}, prose(one.description), element("dl", {}, contents(one.content, api)))]);
+    [element("dt", {}, status), element("dd", {}, prose(one.description), answerContents(one.content, api))]);
   return element("div", {}, element("h3", {}, "Answers"), element("dl", {}, terms));
+}
+
+/** Every refusal has the same form, which is written out once, at the end. */
+function answerContents(content = {}, api) {
+  return PROBLEM in content
+    ? element("span", {}, ". ", element("a", { href: "#problem" }, "Problem document"))
+    : element("dl", {}, contents(content, api));
+}
+
+function problems(api) {
+  const section = element("section", { id: "problem", className: "operation" },
+    element("h2", { id: "problem-heading" }, "Problem document"), element("p", {}, element("code", {}, PROBLEM)),
+    element("div", {}, described({ $ref: "#/components/schemas/Problem" }, api, 1)));
+  section.setAttribute("aria-labelledby", "problem-heading");
+  return section;
 }
 
 function contents(content = {}, api) {

@@ -131,6 +131,7 @@ function showFiltered() {
     return;
   }
   $("rows").replaceChildren(...detections.map(row));
+  $("rows").querySelector("button")?.setAttribute("tabindex", "0");
   const type = current.file.type;
   $("curl").textContent =
     curlCommand(addressOf("detect"), current.name, type, filter, answer, apiKey.get() !== "");
@@ -151,8 +152,9 @@ function draw(detections) {
   paint(canvas, current.bitmap, current.answer?.image ?? { width, height }, detections, devicePixelRatio, chosen);
 }
 
+/** Of a hundred rows one is in the order of the Tab key; arrow keys go to the others. */
 function row(detection) {
-  const button = element("button", { type: "button" }, swatch(detection.class_id), detection.label);
+  const button = element("button", { type: "button", tabIndex: -1 }, swatch(detection.class_id), detection.label);
   button.setAttribute("aria-pressed", String(detection === chosen));
   button.addEventListener("click", () => {
     chosen = detection === chosen ? null : detection;
@@ -277,6 +279,17 @@ $("save").addEventListener("click", () => {
 });
 
 $("again").addEventListener("click", () => retry((picture) => picture === current));
+
+$("rows").addEventListener("keydown", (event) => {
+  const buttons = [...$("rows").querySelectorAll("button")];
+  const here = buttons.indexOf(event.target);
+  const there = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: buttons.length - 1 }[event.key];
+  if (here < 0 || !buttons[there]) return;
+  event.preventDefault();
+  buttons[here].tabIndex = -1;
+  buttons[there].tabIndex = 0;
+  buttons[there].focus();
+});
 
 function retry(which) {
   for (const picture of pictures) if (picture.state === "failed" && which(picture)) picture.state = "waiting";

@@ -1,0 +1,68 @@
+"""A real Chromium and a real service: `make test-browser`. Not part of `make test`, which must not need a browser."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.serving import Served, served
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.exit("There is no Chromium: install one (apt-get install chromium), or set CHROMIUM to its path.", 2)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def service(model_file: Path) -> Iterator[Served]:
+    with served(model_file) as running:
+        yield running
+
+
+class Seen:
+    """What a page asked for and complained of."""
+
+    def __init__(self, page: Page) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
+        )
+
+    def detections(self) -> int:
+        return sum("/detect" in url for url in self.requests)
+
+
+@pytest.fixture
+def page(browser: Browser, service: Served) -> Iterator[Page]:
+    """The playground, opened. Anything it complains of, or asks another host for, fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, permissions=["camera"])
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    seen = Seen(page)
+    page.seen = seen  # type: ignore[attr-defined]
+    page.goto(service.address)
+    expect(page.locator("#model")).not_to_be_empty()
+    yield page
+    assert all(url.startswith((service.address, "blob:")) for url in seen.requests), seen.requests
+    # A refusal that a test asks for is reported by the browser itself.
+    assert [text for text in seen.complaints if "Failed to load resource" not in text] == []
+    context.close()

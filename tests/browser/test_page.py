@@ -1,0 +1,286 @@
+import json
+import re
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
+
+from app.draw import class_colour
+from app.pages import STATIC
+from tests.serving import Served
+from tests.support import rectangle_picture
+from tests.test_api import encoded
+
+RED = encoded(rectangle_picture(320, 240, (40, 40, 160, 160), "red"))
+TWO_COLOURS = rectangle_picture(320, 240, (20, 20, 130, 130), "red")
+TWO_COLOURS.paste("blue", (180, 90, 300, 220))
+
+
+def file(name: str, content: bytes, kind: str = "image/png") -> FilePayload:
+    return {"name": name, "mimeType": kind, "buffer": content}
+
+
+def choose(page: Page, *files: FilePayload) -> None:
+    page.set_input_files("#files", list(files))
+    expect(page.locator("#busy")).to_be_hidden()
+
+
+def shown(page: Page) -> dict[str, Any]:
+    """Returns: The answer in the page's JSON box."""
+    document: dict[str, Any] = json.loads(page.inner_text("#json"))
+    return document
+
+
+def asked(page: Page) -> int:
+    """Returns: How often the page asked the service for detections."""
+    return page.seen.detections()  # type: ignore[attr-defined, no-any-return]
+
+
+def pixel(page: Page, x: int, y: int) -> list[int]:
+    """Returns: The canvas's colour at a place of the picture, which is 320 pixels wide."""
+    return page.evaluate(
+        """([x, y]) => { const c = document.getElementById('canvas'); const k = c.width / 320;
+           return [...c.getContext('2d').getImageData(x * k, y * k, 1, 1).data.slice(0, 3)]; }""",
+        [x, y],
+    )  # type: ignore[no-any-return]
+
+
+def test_a_chosen_picture_is_shown_with_its_boxes(page: Page) -> None:
+    choose(page, file("red.png", RED))
+    expect(page.locator("#status")).to_contain_text(re.compile(r"red\.png: \d+ objects? above 0\.30"))
+    answer = shown(page)
+    assert answer["detections"]
+    expect(page.locator("#rows tr")).to_have_count(len(answer["detections"]))
+    box = answer["detections"][0]["box"]
+    edge = pixel(page, round((box["xmin"] + box["xmax"]) / 2), round(box["ymax"]))
+    assert edge == pytest.approx(class_colour(0), abs=40), "a box's edge has its class's colour"
+    expect(page.locator("#timings dt")).to_have_text(["decode", "queue", "inference", "postprocess"])
+    expect(page.get_by_role("img", name=re.compile("red.png: red 0"))).to_be_visible()
+
+
+def test_the_slider_shows_what_the_service_would_answer_without_asking_it(page: Page, service: Served) -> None:
+    choose(page, file("red.png", RED))
+    assert asked(page) == 1
+    slider = page.get_by_label("Lowest score")
+    slider.focus()
+    for key, times in (("ArrowRight", 40), ("ArrowLeft", 15), ("Home", 1)):
+        for _ in range(times):
+            page.keyboard.press(key)
+        threshold = slider.input_value()
+        expect(page.locator("#threshold-value")).to_have_text(f"{float(threshold):.2f}")
+        request = urllib.request.Request(
+            f"{service.address}/detect?score_threshold={threshold}", RED, {"Content-Type": "image/png"}
+        )
+        with urllib.request.urlopen(request) as response:
+            assert shown(page)["detections"] == json.load(response)["detections"]
+    assert asked(page) == 1
+
+
+def test_a_class_is_filtered_without_asking_again(page: Page) -> None:
+    choose(page, file("two.png", encoded(TWO_COLOURS)))
+    labels = {one["label"] for one in shown(page)["detections"]}
+    assert labels == {"red", "blue"}
+    box = page.get_by_role("checkbox", name=re.compile("^blue"))
+    box.focus()
+    page.keyboard.press("Space")
+    assert {one["label"] for one in shown(page)["detections"]} == {"red"}
+    expect(box).to_be_focused()
+    assert "classes=red" in page.inner_text("#curl")
+    page.get_by_role("checkbox", name=re.compile("^red")).uncheck()
+    assert shown(page)["detections"] == []
+    expect(page.locator("#status")).to_contain_text("0 objects")
+    assert asked(page) == 1
+
+
+def test_the_curl_command_gives_what_is_shown(page: Page, tmp_path: Path) -> None:
+    name = "it's two; a picture.png"
+    choose(page, file(name, encoded(TWO_COLOURS)))
+    page.get_by_label("Lowest score").fill("0.5")
+    page.get_by_role("checkbox", name=re.compile("^blue")).uncheck()
+    (tmp_path / name).write_bytes(encoded(TWO_COLOURS))
+    result = subprocess.run(["bash", "-c", page.inner_text("#curl")], cwd=tmp_path, capture_output=True, check=True)
+    assert json.loads(result.stdout)["detections"] == shown(page)["detections"]
+
+
+def test_what_is_no_picture_is_an_alert_and_the_others_go_on(page: Page) -> None:
+    choose(page, file("bad.png", b"no picture at all"), file("red.png", RED))
+    expect(page.get_by_role("alert")).to_contain_text("not a picture")
+    strip = page.get_by_role("list", name="Pictures so far").get_by_role("button")
+    expect(strip).to_have_count(2)
+    expect(strip.nth(0)).to_contain_text("failed")
+    expect(strip.nth(1)).to_contain_text("done")
+    strip.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert shown(page)["detections"]
+    expect(strip.nth(1)).to_have_attribute("aria-current", "true")
+
+
+def test_pictures_are_dropped_and_pasted(page: Page) -> None:
+    for kind, member in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.evaluate(
+            """async ([kind, member, bytes]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], `${kind}.png`, { type: "image/png" }));
+                const event = new Event(kind, { bubbles: true, cancelable: true });
+                Object.defineProperty(event, member, { value: data });
+                document.body.dispatchEvent(event);
+            }""",
+            [kind, member, list(RED)],
+        )
+        expect(page.locator("#status")).to_contain_text(f"{kind}.png: ")
+        expect(page.locator("#status")).to_contain_text("above")
+
+
+def test_a_picture_the_browser_cannot_decode_is_shown_through_the_service(page: Page) -> None:
+    choose(page, file("red.tiff", encoded(rectangle_picture(320, 240), "TIFF"), "image/tiff"))
+    expect(page.locator("#canvas")).to_be_visible()
+    assert pixel(page, 300, 230) == [127, 127, 127]
+    assert asked(page) == 2, "once for the boxes, once for the picture"
+
+
+def test_the_camera_takes_a_picture_and_is_let_go(page: Page) -> None:
+    page.get_by_role("button", name="Camera").click()
+    dialog = page.get_by_role("dialog", name="Camera")
+    expect(dialog).to_be_visible()
+    expect(page.locator("#video")).to_have_js_property("readyState", 4)  # there is a frame
+    dialog.get_by_role("button", name="Take the picture").click()
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#status")).to_contain_text("camera-1.jpg: ")
+    assert page.evaluate("document.getElementById('video').srcObject === null")
+
+
+def test_a_page_without_a_camera_says_why(browser: Browser, service: Served) -> None:
+    """What a browser does on an address that is neither https nor localhost."""
+    page = browser.new_page()
+    page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    page.goto(service.address)
+    page.get_by_role("button", name="Camera").click()
+    expect(page.get_by_role("alert")).to_contain_text("https and localhost")
+    page.close()
+
+
+def problem(status: int, title: str, detail: str, **headers: str) -> dict[str, Any]:
+    return {"status": status, "headers": headers, "json": {"title": title, "detail": detail, "status": status}}
+
+
+def test_a_busy_service_is_asked_again_when_it_says(page: Page) -> None:
+    busy = [problem(503, "Busy", "The queue is full.", **{"Retry-After": "1"})]
+
+    def answer(route: Route) -> None:
+        route.fulfill(**busy.pop()) if busy else route.continue_()
+
+    page.route("**/detect?*", answer)
+    page.set_input_files("#files", [file("red.png", RED)])
+    expect(page.locator("#status")).to_contain_text("Trying again in 1 second")
+    expect(page.locator("#status")).to_contain_text("red.png: ")
+    assert asked(page) == 2
+
+
+def test_a_lost_service_says_so_and_the_picture_can_be_tried_again(page: Page) -> None:
+    page.route("**/detect?*", lambda route: route.abort())
+    choose(page, file("red.png", RED))
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    page.unroute("**/detect?*")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#status")).to_contain_text("above")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
+    choose(page, file("red.png", RED), file("two.png", encoded(TWO_COLOURS)))
+    page.evaluate("document.body.focus()")
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+    for expected in ("Skip to the pictures", "files", "camera", "sample", "save", "clear", "threshold", "copy-curl",
+                     "copy-json", "API key"):  # fmt: skip
+        assert expected in reached
+    row = page.locator("#rows button").first
+    row.focus()
+    page.keyboard.press("ArrowDown")
+    second = page.locator("#rows button").nth(1)
+    expect(second).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(second).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_needs_no_sideways_scrolling(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    choose(page, file("a-rather-long-name-" * 6 + ".png", RED))
+    page.locator("#key-box summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for button in page.locator("button:visible").all():
+        size = button.bounding_box()
+        assert size is not None
+        assert size["height"] >= 36
+    canvas = page.locator("#canvas").bounding_box()
+    assert canvas is not None
+    assert canvas["width"] <= width
+
+
+def test_the_drawing_can_be_saved_in_full_size(page: Page, tmp_path: Path) -> None:
+    choose(page, file("red.png", RED))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save with boxes").click()
+    assert download.value.suggested_filename == "red-boxes.png"
+    assert b"IHDR" + (320).to_bytes(4, "big") + (240).to_bytes(4, "big") in download.value.path().read_bytes()
+
+
+def test_the_sample_and_clearing(page: Page) -> None:
+    page.get_by_role("button", name="Sample").click()
+    expect(page.locator("#status")).to_contain_text("sample.jpg: ")
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("No picture")
+    assert page.evaluate("document.activeElement.id") == "files"
+
+
+def test_colours_are_those_of_drawn_pictures(page: Page) -> None:
+    colours = page.evaluate(
+        "import('./static/paint.js').then(m => Array.from({ length: 91 }, (_, i) => m.classColour(i)))"
+    )
+    for index, colour in enumerate(colours):
+        assert colour == pytest.approx(class_colour(index), abs=1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["", "docs"])
+def test_axe_finds_nothing(browser: Browser, service: Served, scheme: Any, path: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(f"{service.address}/{path}")
+    if path == "docs":
+        page.wait_for_selector(".operation")
+    else:
+        choose(page, file("bad.png", b"x"), file("two.png", encoded(TWO_COLOURS)))
+        page.get_by_role("list", name="Pictures so far").get_by_role("button").nth(1).click()
+        page.wait_for_selector("#rows tr")
+        page.locator("#key-box summary").click()
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+    page.close()
+
+
+def test_the_apis_description_shows_every_operation(page: Page, service: Served) -> None:
+    page.goto(f"{service.address}/docs")
+    with urllib.request.urlopen(f"{service.address}/openapi.json") as response:
+        paths = json.load(response)["paths"]
+    for path, item in paths.items():
+        for method in item:
+            expect(page.get_by_role("region", name=f"{method.upper()} {path}", exact=True)).to_be_visible()
+    expect(page.locator("#post-detect")).to_contain_text("score_threshold")
+
+
+def test_the_first_view_is_light(page: Page, service: Served) -> None:
+    loaded = [url.removeprefix(service.address) for url in page.seen.requests]  # type: ignore[attr-defined]
+    assert len(loaded) <= 9, loaded
+    assert "/static/sample.jpg" not in loaded
+    assert (STATIC / "sample.jpg").stat().st_size < 60_000
