@@ -193,13 +193,12 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
                     if (iteration + 1) % settings.save_every == 0 and position["done"] < length:
                         save("last.pt")
 
-            # Saved before the evaluation: whatever happens there, the epoch is not lost, and resuming evaluates it.
-            save("last.pt")
             row = {key: value / length for key, value in position["sums"].items()}
             row["lr"] = learner.lr((epoch + 1) * length - 1)
             row |= feed.speed(processes.count)
             evaluation = None
             if epoch + 1 == settings.epochs or (epoch + 1) % settings.evaluate_every == 0:
+                save("last.pt")  # whatever happens in the evaluation, the epoch is not lost, and resuming evaluates it
                 evaluation, found = evaluate(learner, metadata, val_document, settings, console)
                 row |= evaluation.metrics
                 if evaluation.metrics["AP"] > position["best"] or not (folder / "best.pt").exists():

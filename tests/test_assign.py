@@ -1,11 +1,14 @@
 """Which point learns which box, against assignments worked out by hand."""
 
+import math
+import statistics
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.assign import CENTER_RADIUS, LEVEL_RANGES, assign
+from model.assign import ATSS_CANDIDATES, ATSS_SQUARE, CENTER_RADIUS, LEVEL_RANGES, assign, assign_atss
 from model.config import STRIDES, FCOSConfig
 from model.points import canvas_points, decode, encode
 
@@ -78,3 +81,56 @@ def test_every_assignment_keeps_the_papers_conditions(seed: int, count: int) -> 
     center = (box[:, :2] + box[:, 2:]) / 2
     assert ((points - center).abs() < CENTER_RADIUS * strides[:, None]).all()
     torch.testing.assert_close(decode(points, distances), box, atol=1e-4, rtol=0)
+
+
+def atss_by_hand(boxes: list[list[float]]) -> list[int]:
+    """ATSS as the paper's algorithm 1 tells it, one point and one box at a time."""
+    points, strides = POINTS.tolist(), POINT_STRIDES.tolist()
+    best: list[tuple[float, int]] = [(-1.0, -1)] * len(points)
+    for g, (x1, y1, x2, y2) in enumerate(boxes):
+        candidates: list[int] = []
+        for stride in STRIDES:
+            level = [p for p, s in enumerate(strides) if s == stride]
+            level.sort(key=lambda p: math.dist(points[p], ((x1 + x2) / 2, (y1 + y2) / 2)))
+            candidates += level[:ATSS_CANDIDATES]
+        ious = []
+        for p in candidates:
+            (x, y), half = points[p], strides[p] * ATSS_SQUARE / 2
+            shared = max(0, min(x + half, x2) - max(x - half, x1)) * max(0, min(y + half, y2) - max(y - half, y1))
+            ious.append(shared / ((2 * half) ** 2 + (x2 - x1) * (y2 - y1) - shared))
+        threshold = statistics.mean(ious) + statistics.stdev(ious)
+        for p, iou in zip(candidates, ious, strict=True):
+            x, y = points[p]
+            if iou >= threshold and x1 < x < x2 and y1 < y < y2 and iou > best[p][0]:
+                best[p] = (iou, g)
+    return [g for _, g in best]
+
+
+def test_atss_is_the_papers_algorithm() -> None:
+    # Off the grid, so that no two points are equally near.
+    boxes = [
+        [21.3, 33.1, 101.7, 90.9],
+        [140.2, 17.7, 301.1, 239.3],
+        [30.1, 40.7, 120.3, 211.9],
+        [200.3, 200.9, 217.1, 213.7],
+    ]
+    assert assign_atss(POINTS, POINT_STRIDES, torch.tensor(boxes)).tolist() == atss_by_hand(boxes)
+
+
+def test_atss_without_boxes_is_background() -> None:
+    assert (assign_atss(POINTS, POINT_STRIDES, torch.zeros(0, 4)) == -1).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 12))
+def test_points_lie_inside_the_boxes_that_atss_gives_them_and_the_order_of_boxes_does_not_matter(
+    seed: int, count: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([CANVAS[1], CANVAS[0]])
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    assigned = assign_atss(POINTS, POINT_STRIDES, boxes)
+    chosen = assigned >= 0
+    assert (encode(POINTS[chosen], boxes[assigned[chosen]]) > 0).all()
+    turned = assign_atss(POINTS, POINT_STRIDES, boxes.flip(0))
+    assert torch.where(turned < 0, turned, count - 1 - turned).equal(assigned)

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from model.assign import assign
 from model.config import FCOSConfig
-from model.losses import centerness_target, fcos_losses
+from model.losses import Objective, centerness_target, fcos_losses, paired_iou
 from model.points import canvas_points, encode
 
 CANVAS = (128, 160)
@@ -106,3 +107,39 @@ def test_predicted_boxes_without_area_give_finite_gradients() -> None:
     assert found.isfinite()
     assert distances.grad is not None
     assert distances.grad.isfinite().all()
+
+
+def iou_losses(class_logits: Tensor, distances: Tensor, centerness: Tensor) -> dict[str, Tensor]:
+    objective = Objective(quality="iou")
+    return fcos_losses(class_logits, distances, centerness, POINTS, STRIDES, BOXES, LABELS, objective)
+
+
+def test_paired_iou_is_torchvisions() -> None:
+    corners = torch.rand(50, 2, 2, 2) * 100
+    one, other = (torch.cat((pair.amin(1), pair.amax(1)), 1) for pair in corners.unbind(1))
+    torch.testing.assert_close(paired_iou(one, other), box_iou(one, other).diagonal())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_with_iou_as_quality_the_loss_is_lowest_where_the_output_is_the_boxes_iou(share: float) -> None:
+    class_logits, distances, centerness = perfect()
+    distances[..., 0::2] *= share  # inside the truth, with this share of its area: that is its IoU
+    output = torch.full_like(centerness, torch.logit(torch.tensor(share), eps=1e-4).item())
+    at_target = iou_losses(class_logits, distances, output)["centerness"]
+    for shift in (-0.5, 0.5):
+        moved = iou_losses(class_logits, distances, output + shift)["centerness"]
+        assert moved > at_target or (share == 1.0 and shift > 0)
+
+
+def test_the_quality_of_a_box_gives_it_no_gradient() -> None:
+    class_logits, distances, centerness = perfect()
+    distances = (distances * 0.8).requires_grad_()
+    centerness.requires_grad_()
+    iou_losses(class_logits, distances, centerness)["centerness"].backward()
+    assert distances.grad is None or not distances.grad.any()
+
+
+def test_with_iou_as_quality_every_positive_point_counts_the_same() -> None:
+    class_logits, distances, centerness = perfect()
+    distances[..., 0::2] /= 2
+    assert iou_losses(class_logits, distances, centerness)["box"].item() == pytest.approx(0.5, abs=1e-5)
