@@ -43,7 +43,8 @@ function operation(one, api) {
 }
 
 function parameters(list, api) {
-  const terms = list.flatMap((one) => term(one.name, one.schema, one.required, one.description, api, 1, one.in));
+  const terms = list.flatMap((one) =>
+    term(one.name, one.schema, one.description, api, 1, one.required ? `${one.in}, required` : one.in));
   return element("div", {}, element("h3", {}, "Parameters"), element("dl", {}, terms));
 }
 
@@ -85,14 +86,13 @@ function described(schema, api, depth) {
   const members = Object.entries(inner.properties ?? {});
   const list = members.length && depth < DEEPEST
     ? element("dl", {}, members.flatMap(([name, member]) =>
-      term(name, member, inner.required?.includes(name), member.description, api, depth + 1)))
+      term(name, member, member.description, api, depth + 1)))
     : null;
   return [kind(schema, api), inner.description && inner !== schema ? element("span", {}, ". ", prose(inner.description)) : null, list]
     .filter((node) => node !== null);
 }
 
-function term(name, schema, required, description, api, depth, where = "") {
-  const notes = [where, required ? "required" : ""].filter(Boolean).join(", ");
+function term(name, schema, description, api, depth, notes = "") {
   return [
     element("dt", {}, element("code", {}, name), notes ? element("span", { className: "quiet" }, ` ${notes}`) : ""),
     element("dd", {}, description ? element("div", {}, prose(description)) : null, described(schema, api, depth)),
