@@ -50,8 +50,17 @@ class FCOS(nn.Module):
 
     def forward(self, images: Tensor) -> Heads:
         """images: RGB canvases, uint8 or float 0..255, [N, 3, H, W]; H and W multiples of 32."""
-        x = (images.float() - self.mean) / self.std
-        return Heads(*self.head(self.fpn(self.backbone(x))))
+        return Heads(*self.head(self.fpn(self.backbone(self.normalize(images)))))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """RGB 0..255 → zero mean, unit deviation; a canvas's filler → exactly 0, as if padded after normalisation."""
+        pixels = images.float()
+        x = (pixels - self.mean) / self.std
+        filler = self.mean.round()
+        if torch.equal(filler, self.mean):
+            return x
+        # The filler is the mean in whole numbers. What is left of it would not be much, but all over the padding.
+        return x * ((pixels - filler).abs().amax(1, keepdim=True) > 0)
 
     def losses(
         self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], objective: Objective = DEFAULT_OBJECTIVE

@@ -172,3 +172,15 @@ def test_configs_survive_a_round_trip_and_refuse_strange_keys() -> None:
     assert InputConfig.from_dict(INPUT.to_dict()) == INPUT
     with pytest.raises(ValueError, match="colour"):
         FCOSConfig.from_dict({**config.to_dict(), "colour": "red"})
+
+
+def test_the_canvass_filler_is_zero_to_the_network_also_where_the_mean_is_no_whole_number() -> None:
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    config = InputConfig(short=128, long=160, canvases=INPUT.canvases, mean=mean, std=std)
+    model = FCOS(FCOSConfig(classes=CLASSES, backbone=TINY, channels=32), config)
+    images = pictures()
+    images[:, :, 100:] = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+    x = model.normalize(images)
+    assert (x[:, :, 100:] == 0).all()
+    expected = (images.float() - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(x[:, :, :100], expected[:, :, :100])
