@@ -3,9 +3,9 @@
     python benchmarks/torchvision_parity.py --images FOLDER --count 20 [--weights FILE.pth] [--csv OUT.csv]
 
 Exports torchvision's FCOS through `python -m export`'s own functions and detects with ONNX Runtime and the service's
-pre- and post-processing. Two comparisons for each picture: torchvision given our resized pixels, and torchvision given the
-picture, which it resizes without antialiasing. A detection of torchvision's (score > 0.2) counts as matched where ours has
-one of the same label with IoU > 0.99 and a score within 1e-3. Without --images: photographs of scikit-image.
+pre- and post-processing. Two comparisons for each picture: torchvision given our resized pixels, and torchvision given
+the picture, which it resizes without antialiasing. A detection of torchvision's (score > 0.2) counts as matched where
+ours has one of the same label with IoU > 0.99 and a score within 1e-3. Without --images: photographs of scikit-image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from app.session import OnnxRunner
 from export.__main__ import export
 from model.torchvision_weights import from_state_dict
 
-# torchvision keeps 100. Which of two detections of equal score is the 100th is chance: a few more of ours are looked at.
+# torchvision keeps 100. Which of two detections of equal score is the 100th is chance: a few more of ours count.
 PARAMETERS = Parameters(score_threshold=0.2, iou_threshold=0.6, max_detections=110)
 CATEGORIES = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 USED = [index for index, name in enumerate(CATEGORIES) if name not in ("__background__", "N/A")]
