@@ -22,7 +22,7 @@ class Served:
 
 
 @contextmanager
-def served(model: Path, **settings: object) -> Iterator[Served]:
+def served(*, model: Path, **settings: object) -> Iterator[Served]:
     """Runs `python -m app` until the block ends; `settings` are its FCOS_* variables without that."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

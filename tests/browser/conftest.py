@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def service(model_file: Path) -> Iterator[Served]:
-    with served(model_file) as running:
+    with served(model=model_file) as running:
         yield running
 
 
