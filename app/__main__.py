@@ -7,19 +7,16 @@ app/settings.py. Exit codes: 0, 1 where a picture failed, 2 where the service or
 
 import argparse
 import asyncio
-import contextlib
 import io
 import json
-import logging
 import math
-import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app import logs
 from app.errors import Refusal, StartError
 from app.settings import Settings, load_settings
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from app.service import Service
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # looked for in folders
-DRAIN_S = 30  # what is accepted may take this long once the service is told to stop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = load_settings()
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-        )
+        logs.configure(settings.log_level, settings.log_format)
         if options.command == "detect":
             return asyncio.run(detect_files(settings, options.pictures, options.json, options.draw))
         return serve(settings)
@@ -59,49 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(settings: Settings) -> int:
     """Answers requests until SIGINT or SIGTERM; what is accepted by then is finished. Raises: StartError."""
-    import uvicorn  # not needed by `detect`
+    from app.server import serve  # not needed by `detect`
 
-    from app.api import create_app
-    from app.service import Service
-
-    listener = _listen(settings.host, settings.port)
-    with contextlib.closing(listener):
-        service = Service.load(settings)
-        host, port = listener.getsockname()[:2]
-        canvases = ", ".join(f"{canvas.width}x{canvas.height}" for canvas in service.runner.metadata.canvases)
-        logging.getLogger("app").info(
-            "Serving %s, version %s, on %s, canvases %s (width x height), at http://%s:%d",
-            service.model.name, service.model.version, service.model.provider, canvases,
-            f"[{host}]" if ":" in host else host, port,
-        )  # fmt: skip
-        config = uvicorn.Config(
-            create_app(settings, service),
-            log_config=None,
-            log_level="warning",
-            access_log=settings.log_level == "debug",
-            lifespan="on",
-            timeout_graceful_shutdown=DRAIN_S,
-        )
-        # uvicorn stops in good order at a signal, then raises it again, which would be an exit by signal.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
-    return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Returns: A bound socket; binding before the model is loaded makes a taken port known at once."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise StartError(
-            f"Cannot listen on {host} port {port} ({error.strerror}): set FCOS_HOST and FCOS_PORT to an address "
-            "of this machine and a free port."
-        ) from None
-    return listener
+    return serve(settings)
 
 
 async def detect_files(

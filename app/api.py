@@ -2,35 +2,44 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from functools import partial
+from time import perf_counter
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive
 
 from app import pages, problems
 from app.batch import detect_each
 from app.body_limit import BodyLimit
 from app.draw import draw
+from app.errors import Refusal
+from app.gate import Gate
+from app.metrics import CONTENT_TYPE
 from app.negotiation import JPEG, JSON, PNG
 from app.outcome import Outcome
 from app.problems import problem_docs
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Service
 from app.settings import Settings
+from app.telemetry import Record, Telemetry, record_of
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, picture_bytes, pictures_bytes
+
+T = TypeVar("T")
 
 _DETECT_PROBLEMS = problem_docs(
     "empty_body", "malformed_request", "not_acceptable", "picture_too_large", "body_too_large",
     "unsupported_media_type", "not_a_picture", "corrupt_picture", "invalid_parameter", "unknown_class",
-    "internal_error", "not_ready",
+    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "unauthorized", "too_many_requests",
 )  # fmt: skip
 _BATCH_PROBLEMS = problem_docs(
     "malformed_request", "body_too_large", "unsupported_media_type", "invalid_parameter", "unknown_class",
-    "internal_error", "not_ready",
+    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "unauthorized", "too_many_requests",
 )  # fmt: skip
 
 
@@ -55,7 +64,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             yield
         finally:
             await warming
-            served.close()
+            await served.finish()
 
     app = FastAPI(
         title="FCOS object detection",
@@ -65,7 +74,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's own loads its scripts from another host
         redoc_url=None,
     )
+    # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
     problems.install(app)
     pages.install(app)
 
@@ -83,13 +95,16 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         },
     )
     async def detect(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-        served = _service(request)
-        served.require_ready()
+        served, record = _service(request), record_of(request.scope)
         media_type = query.media_type(request.headers.get("accept", ""))
-        parameters = query.parameters(served.runner.metadata)
-        outcome = await served.detect(await picture_bytes(request), parameters)
+        query.parameters(served.runner.metadata)  # a bad one is refused before the body is read
+        data = await _in_time(record, picture_bytes(request))
+        outcome = await served.detect(
+            data, query.parameters, deadline=record.deadline, gone=partial(_disconnected, request.receive)
+        )
+        record.timing_ms |= outcome.timing_ms
         if media_type == JSON:
-            content = outcome.answer.model_dump_json().encode()
+            content = outcome.to_json()
         else:
             content = await asyncio.to_thread(_drawn, outcome, media_type)
         return Response(content, media_type=media_type, headers={"Vary": "Accept"})
@@ -101,10 +116,9 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         responses=_BATCH_PROBLEMS | {200: {"description": "For each picture, in order, what was found or why not."}},
     )
     async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
-        served = _service(request)
-        served.require_ready()
+        served, record = _service(request), record_of(request.scope)
         parameters = query.parameters(served.runner.metadata)
-        return await detect_each(served, await pictures_bytes(request), parameters)
+        return await detect_each(served, await _in_time(record, pictures_bytes(request)), parameters)
 
     @app.get("/model", summary="What is served")
     async def model(request: Request) -> ModelInfo:
@@ -118,7 +132,23 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     async def readyz(request: Request) -> Ready:
         served = _service(request)
         served.require_ready()
+        if served.draining:
+            raise Refusal("not_ready", "The service is about to end. Ask another one.")
         return Ready(model=served.model, provider_note=served.runner.fallback)
+
+    @app.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        return Response(_service(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @app.post(
+        "/admin/reload",
+        summary="Serve the model file as it is now",
+        responses=problem_docs("unauthorized", "forbidden", "reload_running", "model_refused", "not_ready"),
+    )
+    async def reload(request: Request) -> ModelInfo:
+        if not settings.api_keys:
+            raise Refusal("forbidden", "Set FCOS_API_KEYS to reload over HTTP, or send the process SIGHUP.")
+        return await _service(request).reload()
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -137,6 +167,26 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
+
+
+async def _in_time(record: Record, reading: Coroutine[Any, Any, T]) -> T:
+    """Reads a request's body, until its deadline. Raises: Refusal: `deadline_exceeded`."""
+    begun = perf_counter()
+    try:
+        async with asyncio.timeout(record.deadline - begun):
+            return await reading
+    except TimeoutError:
+        raise Refusal(
+            "deadline_exceeded", "The request's body did not arrive in time.", headers={"Connection": "close"}
+        ) from None
+    finally:
+        record.timing_ms["read"] = round((perf_counter() - begun) * 1000, 3)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Returns once the client has left; its body has been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _drawn(outcome: Outcome, media_type: str) -> bytes:

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Refusal
-from app.problems import problem_response
+from app.problems import counted_response
 
 
 class BodyLimit:
@@ -26,7 +26,7 @@ class BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
-            await problem_response(self._refusal())(scope, receive, send)
+            await counted_response(scope["app"], self._refusal())(scope, receive, send)
             return
 
         received = 0

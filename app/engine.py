@@ -190,6 +190,9 @@ class Engine:
                 raise FloatingPointError("the model gave values that are not finite")
             assert job.placement is not None
             found = self.detector.finish(heads, job.placement, job.parameters)
+            timing_ms = job.timing_ms(begun, perf_counter())
+            for stage, milliseconds in timing_ms.items():
+                self._metrics.stages[stage].observe(milliseconds / 1000)
             job.finish(
                 Outcome(
                     job.data,
@@ -198,7 +201,7 @@ class Engine:
                     found,
                     self.metadata.classes,
                     self.model,
-                    job.timing_ms(begun, perf_counter()),
+                    timing_ms,
                 )
             )
         except Exception as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.gc_collector import GCCollector
 
-from app.errors import KINDS
+from app.errors import KINDS, Refusal
 from app.session import BATCH_SIZES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,6 +69,12 @@ class Metrics:
     def serve_model(self, name: str, version: str, provider: str, precision: str) -> None:
         self._model.clear()
         self._model.labels(name, version, provider, precision).set(1)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Counts a refusal, once, whoever hands it on."""
+        if not refusal.counted:
+            refusal.counted = True
+            self.refusals[refusal.code].inc()
 
     def text(self) -> bytes:
         """Returns: All of it, in Prometheus's text format."""

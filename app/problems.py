@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -18,6 +19,12 @@ def problem_response(refusal: Refusal) -> Response:
     return JSONResponse(
         refusal.problem(), status_code=refusal.kind.status, headers=refusal.headers, media_type=MEDIA_TYPE
     )
+
+
+def counted_response(app: Starlette, refusal: Refusal) -> Response:
+    """Returns: The answer, counted in the metrics of the application's service."""
+    app.state.service.metrics.refuse(refusal)
+    return problem_response(refusal)
 
 
 def problem_docs(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -44,7 +51,7 @@ def install(app: FastAPI) -> None:
 
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return problem_response(error)
+    return counted_response(request.app, error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -58,7 +65,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
             value = repr(fault.get("input"))[:100]
             message = fault["msg"][:1].lower() + fault["msg"][1:]
             sentences.append(f"{name} has value {value}: {message}.")
-    return problem_response(Refusal("invalid_parameter", " ".join(sentences)))
+    return counted_response(request.app, Refusal("invalid_parameter", " ".join(sentences)))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -75,7 +82,7 @@ async def _http(request: Request, error: Exception) -> Response:
         )
     else:
         refusal = Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")
-    return problem_response(refusal)
+    return counted_response(request.app, refusal)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -84,4 +91,6 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     # Starlette raises the error again once this is sent, and the server logs it with its traceback.
-    return problem_response(Refusal("internal_error", "The service failed on this request; its log says how."))
+    return counted_response(
+        request.app, Refusal("internal_error", "The service failed on this request; its log says how.")
+    )

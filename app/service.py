@@ -48,7 +48,7 @@ class Service:
         self._pixels = Budget(settings.max_queue_pixels)
         self._workers = Workers(settings.decode_threads or os.cpu_count() or 1, "picture")
         self._engine = self._new_engine(runner)
-        self._reloading = False
+        self._reloading = asyncio.Lock()
         self._idle = asyncio.Event()
         self.metrics.watch(
             lambda: self._engine.queued,
@@ -84,6 +84,11 @@ class Service:
             self.not_ready = None
             self._announce()
 
+    async def finish(self) -> None:
+        """Waits for a reload that is running, then closes."""
+        async with self._reloading:
+            self.close()
+
     def close(self) -> None:
         """Waits for what is being done and ends the threads."""
         self._engine.close()
@@ -94,13 +99,18 @@ class Service:
         if self.not_ready is not None:
             raise Refusal("not_ready", f"{self.not_ready} Try again later.", headers={"Retry-After": "1"})
 
-    def require_room(self, deadline: float) -> None:
-        """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline."""
-        expected_s = self._in_flight * self._engine.seconds_per_picture
-        if self._in_flight >= self.settings.max_queue or perf_counter() + expected_s > deadline:
+    def require_room(self, deadline: float, requests: int = 0) -> None:
+        """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline.
+
+        Args:
+            requests: How many are being answered, where that is known: of some the pictures are still to come.
+        """
+        waiting = max(self._in_flight, requests)
+        expected_s = waiting * self._engine.seconds_per_picture
+        if waiting >= self.settings.max_queue or perf_counter() + expected_s > deadline:
             raise Refusal(
                 "overloaded",
-                f"{self._in_flight} pictures are waiting, which takes about {expected_s:.1f} s. Try again later.",
+                f"{waiting} pictures are waiting, which takes about {expected_s:.1f} s. Try again later.",
                 headers={"Retry-After": str(max(1, math.ceil(expected_s)))},
             )
 
@@ -138,6 +148,9 @@ class Service:
         try:
             engine.begin(job)
             return await job.answered
+        except Refusal as refusal:
+            self.metrics.refuse(refusal)
+            raise
         finally:
             timer.cancel()
             if watch is not None:
@@ -159,17 +172,15 @@ class Service:
             Refusal: `model_refused`, `reload_running` or `not_ready`.
         """
         self.require_ready()
-        if self._reloading:
+        if self._reloading.locked():
             raise Refusal("reload_running", "The model file is being loaded already. Wait for that to end.")
-        self._reloading = True
-        try:
-            return await self._reload()
-        except StartError as error:
-            log.error("The model was not reloaded: %s", error)
-            self.metrics.reloads.labels("refused").inc()
-            raise Refusal("model_refused", f"{error} Version {self.model.version} is still served.") from None
-        finally:
-            self._reloading = False
+        async with self._reloading:
+            try:
+                return await self._reload()
+            except StartError as error:
+                log.error("The model was not reloaded: %s", error)
+                self.metrics.reloads.labels("refused").inc()
+                raise Refusal("model_refused", f"{error} Version {self.model.version} is still served.") from None
 
     async def _reload(self) -> ModelInfo:
         engine = self._new_engine(await asyncio.to_thread(open_runner, self.settings))

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0, le=600)] = 1  # /readyz says 503 for so long before the port closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    access_log: bool = False  # a line for each request
 
     @field_validator("api_keys", mode="before")
     @classmethod

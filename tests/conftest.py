@@ -1,10 +1,12 @@
 """Fixtures that several test modules share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.held import Held
 from tests.support import write_model
 
 # A busy machine is no failure of the property.
@@ -16,3 +18,10 @@ hypothesis.settings.load_profile("unhurried")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model that finds coloured rectangles (see `support.py`)."""
     return write_model(tmp_path_factory.mktemp("model") / "colours.onnx")
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    held = Held()
+    yield held
+    held.open.set()

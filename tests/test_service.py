@@ -4,8 +4,7 @@ import asyncio
 import io
 import math
 import shutil
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from app.schemas import Answer, DetectQuery
 from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
+from tests.held import Held
 from tests.support import metadata, rectangle_picture, write_model
 
 DEFAULTS = DetectQuery().parameters
@@ -33,33 +33,6 @@ def encoded(picture: Image.Image) -> bytes:
 
 
 PICTURE = encoded(rectangle_picture())
-
-
-class Gate:
-    """Stands before the session: holds its batches until it is opened, and remembers them."""
-
-    def __init__(self) -> None:
-        self.open = threading.Event()
-        self.waiting = threading.Semaphore(0)  # released once per batch that has come
-        self.batches: list[int] = []
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        run = OnnxRunner.run_batch
-
-        def gated(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
-            self.batches.append(len(canvases))
-            self.waiting.release()
-            assert self.open.wait(60)
-            return run(runner, canvases)
-
-        monkeypatch.setattr(OnnxRunner, "run_batch", gated)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open.set()
 
 
 @asynccontextmanager
@@ -101,7 +74,7 @@ def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
     assert outcome.picture.tobytes() == rectangle_picture().tobytes()
 
 
-def test_one_pictures_fault_is_its_own(model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pictures_fault_is_its_own(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven good pictures and a corrupt one; then seven good ones and one on which the model fails."""
     poison = encoded(rectangle_picture(colour="blue"))
     run_session = OnnxRunner.__call__
@@ -114,28 +87,28 @@ def test_one_pictures_fault_is_its_own(model_file: Path, gate: Gate, monkeypatch
     async def run() -> None:
         async with served(model_file, max_batch=8) as service:
             monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
-            gate.install(monkeypatch)
+            held.install(monkeypatch)
             for bad, expected in ((PICTURE[:-60], "corrupt_picture"), (poison, "RuntimeError")):
-                gate.open.clear()
-                gate.batches.clear()
+                held.open.clear()
+                held.batches.clear()
                 first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-                await until(lambda: gate.batches == [1])  # the rest gathers behind it
+                await until(lambda: held.batches == [1])  # the rest gathers behind it
                 tasks = [
                     asyncio.create_task(service.detect(bad if number == 3 else PICTURE, DEFAULTS))
                     for number in range(8)
                 ]
                 waiting = 8 - (expected == "corrupt_picture")
                 await until(lambda: service._engine.queued == waiting)  # noqa: B023
-                gate.open.set()
+                held.open.set()
                 results = await asyncio.gather(first, *tasks, return_exceptions=True)
                 assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
-                assert gate.batches[1] == waiting
+                assert held.batches[1] == waiting
 
     asyncio.run(run())
 
 
 def test_parameters_in_a_shared_batch_give_what_they_give_alone(
-    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = [
         DetectQuery(), DetectQuery(max_detections=2), DetectQuery(score_threshold=0), DetectQuery(iou_threshold=0),
@@ -145,15 +118,15 @@ def test_parameters_in_a_shared_batch_give_what_they_give_alone(
     async def run() -> None:
         async with served(model_file, max_batch=8) as service:
             alone = [await service.detect(PICTURE, query.parameters) for query in queries]
-            gate.install(monkeypatch)
+            held.install(monkeypatch)
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-            await until(lambda: gate.batches == [1])
+            await until(lambda: held.batches == [1])
             tasks = [asyncio.create_task(service.detect(PICTURE, query.parameters)) for query in queries]
             await until(lambda: service._engine.queued == len(queries))
-            gate.open.set()
+            held.open.set()
             together = await asyncio.gather(*tasks)
             await first
-            assert gate.batches == [1, len(queries)]
+            assert held.batches == [1, len(queries)]
             for one, other in zip(alone, together, strict=True):
                 np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
                 np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-3)
@@ -187,18 +160,18 @@ def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: in
 
 
 def test_where_all_places_are_taken_the_next_is_refused_at_once(
-    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         async with served(model_file, max_queue=3) as service:
-            gate.install(monkeypatch)
+            held.install(monkeypatch)
             tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(3)]
             await until(lambda: metric(service, "fcos_in_flight_pictures") == 3)
             with pytest.raises(Refusal) as caught:
                 await service.detect(PICTURE, DEFAULTS)
             assert caught.value.code == "overloaded"
             assert int(caught.value.headers["Retry-After"]) >= 1
-            gate.open.set()
+            held.open.set()
             await asyncio.gather(*tasks)
             await service.detect(PICTURE, DEFAULTS)
             assert metric(service, "fcos_in_flight_pictures") == 0
@@ -207,20 +180,20 @@ def test_where_all_places_are_taken_the_next_is_refused_at_once(
     asyncio.run(run())
 
 
-def test_decoded_pixels_are_bounded(model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_pixels_are_bounded(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     canvas_pixels = 128 * 160
 
     async def run() -> None:
         async with served(model_file, max_queue_pixels=3 * canvas_pixels) as service:
-            gate.install(monkeypatch)
+            held.install(monkeypatch)
             tasks = []
             for number in range(1, 4):
                 tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
-                await until(lambda: len(gate.batches) + service._engine.queued == number)  # noqa: B023
+                await until(lambda: len(held.batches) + service._engine.queued == number)  # noqa: B023
             with pytest.raises(Refusal) as caught:
                 await service.detect(PICTURE, DEFAULTS)
             assert caught.value.code == "overloaded"
-            gate.open.set()
+            held.open.set()
             assert len(await asyncio.gather(*tasks)) == 3
             assert metric(service, "fcos_in_flight_pixels") == 0
 
@@ -228,20 +201,20 @@ def test_decoded_pixels_are_bounded(model_file: Path, gate: Gate, monkeypatch: p
 
 
 def test_late_pictures_are_refused_and_never_computed(
-    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         async with served(model_file, deadline_s=0.05) as service:
-            gate.install(monkeypatch)
+            held.install(monkeypatch)
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=math.inf))
-            await until(lambda: len(gate.batches) == 1)
+            await until(lambda: len(held.batches) == 1)
             with pytest.raises(Refusal) as caught:
                 await service.detect(PICTURE, DEFAULTS)
             assert caught.value.code == "deadline_exceeded"
-            gate.open.set()
+            held.open.set()
             await first
             await service.detect(PICTURE, DEFAULTS, deadline=math.inf)
-            assert len(gate.batches) == 2
+            assert len(held.batches) == 2
             assert metric(service, "fcos_pictures_dropped_total") == 1
 
     asyncio.run(run())
@@ -249,26 +222,26 @@ def test_late_pictures_are_refused_and_never_computed(
 
 @pytest.mark.parametrize("how", ["cancelled", "gone"])
 def test_two_hundred_that_left_cost_at_most_one_batch(
-    model_file: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, how: str
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     async def run() -> None:
         async with served(model_file, max_queue=300, max_batch=4) as service:
-            gate.install(monkeypatch)
+            held.install(monkeypatch)
             left = asyncio.Event()
 
             async def gone() -> None:
                 await left.wait()
 
             tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS, gone=gone)) for _ in range(200)]
-            await until(lambda: sum(gate.batches) + service._engine.queued == 200)
+            await until(lambda: sum(held.batches) + service._engine.queued == 200)
             left.set() if how == "gone" else [task.cancel() for task in tasks]
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert {type(result) for result in results} == {
                 ClientGone if how == "gone" else asyncio.CancelledError
             }  # fmt: skip
-            gate.open.set()
+            held.open.set()
             await service.detect(PICTURE, DEFAULTS)
-            assert sum(gate.batches) - 1 <= 4
+            assert sum(held.batches) - 1 <= 4
             assert metric(service, "fcos_in_flight_pixels") == 0
 
     asyncio.run(run())

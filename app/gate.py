@@ -1,0 +1,111 @@
+"""Who may ask, and whether there is room: decided before a request's body is read.
+
+Health, metrics and the pages are for everybody, and always answered.
+"""
+
+import hmac
+from collections import Counter
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Refusal
+from app.problems import counted_response
+from app.service import Service
+from app.settings import Settings
+from app.telemetry import record_of
+
+DETECT_PATHS = frozenset({"/detect", "/detect/batch"})
+KEY_PATHS = DETECT_PATHS | {"/model", "/admin/reload"}
+DEADLINE_HEADER = "x-deadline-ms"
+# A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.
+LARGE_BODY_BYTES = 2**20
+
+
+class Gate:
+    """ASGI middleware: API keys, requests per key, requests in all, and each request's deadline."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._keys = [key.encode() for key in sorted(settings.api_keys)]
+        self._requests = 0
+        self._requests_of: Counter[bytes] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in KEY_PATHS:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        bounded = scope["path"] in DETECT_PATHS and scope["method"] == "POST"
+        try:
+            key = self._key(headers)
+            if bounded:
+                self._require_place(scope, headers, key)
+        except Refusal as refusal:
+            if _is_large(headers):
+                refusal.headers["Connection"] = "close"
+            await counted_response(scope["app"], refusal)(scope, receive, send)
+            return
+        if not bounded:
+            await self._app(scope, receive, send)
+            return
+
+        self._requests += 1
+        self._requests_of[key] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._requests -= 1
+            self._requests_of[key] -= 1
+            if not self._requests_of[key]:
+                del self._requests_of[key]
+
+    def _key(self, headers: Headers) -> bytes:
+        """Returns: The request's key; nothing where no keys are set. Raises: Refusal: `unauthorized`."""
+        if not self._keys:
+            return b""
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        given = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        # Every key is compared, and in constant time: how long a refusal takes tells nothing of them.
+        found = [key for key in self._keys if hmac.compare_digest(key, given.encode("latin-1"))]
+        if not found:
+            raise Refusal(
+                "unauthorized",
+                "This service wants a key. Send `Authorization: Bearer KEY`."
+                if not given
+                else "The key is not one of this service's.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return found[0]
+
+    def _require_place(self, scope: Scope, headers: Headers, key: bytes) -> None:
+        """Notes the request's deadline. Raises: Refusal: There is no place for it, or no time."""
+        service: Service = scope["app"].state.service
+        service.require_ready()
+        record = record_of(scope)
+        record.deadline = record.begun + _deadline_s(headers, self._settings.deadline_s)
+        if self._settings.max_per_key and key and self._requests_of[key] >= self._settings.max_per_key:
+            raise Refusal(
+                "too_many_requests",
+                f"This key may have {self._settings.max_per_key} requests at a time. Wait for one of them.",
+                headers={"Retry-After": "1"},
+            )
+        service.require_room(record.deadline, self._requests)
+
+
+def _deadline_s(headers: Headers, longest_s: float) -> float:
+    text = headers.get(DEADLINE_HEADER)
+    if text is None:
+        return longest_s
+    if not text.isdecimal() or not int(text[:12]):
+        raise Refusal(
+            "invalid_parameter",
+            f"The header {DEADLINE_HEADER} has value {text[:100]!r}: a whole number of ms is needed.",
+        )
+    return min(longest_s, int(text[:12]) / 1000)
+
+
+def _is_large(headers: Headers) -> bool:
+    declared = headers.get("content-length", "")
+    return not declared.isdecimal() or int(declared) > LARGE_BODY_BYTES

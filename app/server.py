@@ -1,0 +1,104 @@
+"""The process: its port, and what signals do to it.
+
+SIGTERM   /readyz says 503 for `drain_s`, so that load balancers send no more; then the port closes, what is accepted
+          is finished, and the process exits with 0. A second one closes the port at once.
+SIGINT    the same without the wait
+SIGHUP    the model file is loaded again
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from app.api import create_app
+from app.errors import Refusal, StartError
+from app.service import Service
+from app.settings import Settings
+
+log = logging.getLogger("app")
+
+FINISH_S = 30  # what is accepted may take this long, or its deadline where that is longer
+_SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
+
+def serve(settings: Settings) -> int:
+    """Answers requests until a signal. Returns: The exit code. Raises: StartError."""
+    # Until uvicorn listens to signals, and again after it: it raises the signal that ended it once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with (
+        contextlib.closing(_listen(settings.host, settings.port)) as listener,
+        contextlib.closing(Service.load(settings)) as service,
+    ):
+        host, port = listener.getsockname()[:2]
+        canvases = ", ".join(f"{canvas.width}x{canvas.height}" for canvas in service.runner.metadata.canvases)
+        log.info(
+            "Serving %s, version %s, on %s, canvases %s (width x height), at http://%s:%d",
+            service.model.name, service.model.version, service.model.provider, canvases,
+            f"[{host}]" if ":" in host else host, port,
+        )  # fmt: skip
+        config = uvicorn.Config(
+            create_app(settings, service),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=max(FINISH_S, int(settings.deadline_s) + 1),
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(config, service, settings.drain_s).run(sockets=[listener])
+    return 0
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service, drain_s: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_s = drain_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reloading: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        if _SIGHUP is not None:
+            self._loop.add_signal_handler(_SIGHUP, self._begin_reload)
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig != signal.SIGTERM or self._service.draining or self._loop is None or not self._drain_s:
+            self._service.draining = True
+            super().handle_exit(sig, frame)
+            return
+        self._service.draining = True
+        log.info("Told to end: /readyz says so for %g s, then the port closes.", self._drain_s)
+        ending = super().handle_exit
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_s, ending, sig, None)
+
+    def _begin_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload(self) -> None:
+        with contextlib.suppress(Refusal):  # the log says why
+            await self._service.reload()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Returns: A bound socket; binding before the model is loaded makes a taken port known at once."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"Cannot listen on {host} port {port} ({error.strerror}): set FCOS_HOST and FCOS_PORT to an address "
+            "of this machine and a free port."
+        ) from None
+    return listener

@@ -1,0 +1,100 @@
+"""What every response says of itself, and what is noted of it: request id, timing, counters, a line in the log."""
+
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.metrics import Metrics
+
+log = logging.getLogger("app.access")
+
+_KEY = "fcos.record"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+@dataclass
+class Record:
+    """What is known of a request while it is answered.
+
+    Attributes:
+        begun, deadline: On `time.perf_counter`'s clock.
+        timing_ms: Of the stages so far.
+    """
+
+    request_id: str
+    begun: float
+    deadline: float
+    timing_ms: dict[str, float] = field(default_factory=dict)
+    status: int = 0
+
+
+def record_of(scope: Scope) -> Record:
+    record: Record = scope[_KEY]
+    return record
+
+
+class Telemetry:
+    """ASGI middleware, the outermost: it sees every response."""
+
+    def __init__(self, app: ASGIApp, access_log: bool, deadline_s: float) -> None:
+        self._app = app
+        self._access_log = access_log
+        self._deadline_s = deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = perf_counter()
+        record = scope[_KEY] = Record(_request_id(scope), begun, begun + self._deadline_s)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                record.timing_ms["total"] = round((perf_counter() - begun) * 1000, 3)
+                timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", record.request_id.encode()),
+                    (b"server-timing", timing.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            self._note(scope, record)
+
+    def _note(self, scope: Scope, record: Record) -> None:
+        metrics: Metrics = scope["app"].state.service.metrics
+        status = record.status
+        if status in _CLASSES:
+            metrics.responses[status // 100].inc()
+        if status == 200 and "read" in record.timing_ms:
+            metrics.stages["read"].observe(record.timing_ms["read"] / 1000)
+            metrics.stages["total"].observe(perf_counter() - record.begun)
+        if self._access_log:
+            log.info(
+                "%s %s %d", scope["method"], scope["path"], status,
+                extra={
+                    "method": scope["method"], "path": scope["path"], "status": status,
+                    "request_id": record.request_id, "timing_ms": record.timing_ms,
+                    "client": (scope.get("client") or ("",))[0],
+                },
+            )  # fmt: skip
+
+
+_CLASSES = range(100, 600)
+
+
+def _request_id(scope: Scope) -> str:
+    """Returns: The client's own id, where it is one that can stand in a log; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            given: str = value.decode()
+            return given
+    return os.urandom(8).hex()

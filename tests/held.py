@@ -1,0 +1,27 @@
+"""A session that waits until the test lets it go."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from app.postprocess import Heads
+from app.session import OnnxRunner
+
+
+class Held:
+    """Holds the session's batches until it is opened, and remembers them."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.batches: list[int] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = OnnxRunner.run_batch
+
+        def holding(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
+            self.batches.append(len(canvases))
+            assert self.open.wait(60)
+            return run(runner, canvases)
+
+        monkeypatch.setattr(OnnxRunner, "run_batch", holding)

@@ -1,0 +1,181 @@
+"""Keys, places and deadlines, decided before a body is read; and what every response says of itself."""
+
+import io
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api import create_app
+from app.errors import KINDS
+from app.settings import Settings
+from tests.held import Held
+from tests.support import metadata, rectangle_picture, write_model
+from tests.test_api import ready
+
+KEY, OTHER_KEY = "correct-horse", "battery-staple"
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    rectangle_picture().save(out, "PNG")
+    return out.getvalue()
+
+
+PICTURE = picture()
+
+
+@contextmanager
+def client_of(model: Path, **settings: Any) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(model=model, provider="cpu", threads=1, **settings))) as client:
+        yield ready(client)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def metric(client: TestClient, line_start: str) -> float:
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(line_start + " "):
+            return float(line.split()[-1])
+    raise KeyError(line_start)
+
+
+def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:
+    with client_of(model_file, api_keys=f"{KEY}, {OTHER_KEY}") as client:
+        for address in ("/healthz", "/readyz", "/metrics", "/docs"):
+            assert client.get(address).status_code == 200
+        for headers in ({}, bearer("wrong"), bearer(KEY + "x"), bearer(""), {"Authorization": f"Basic {KEY}"}):
+            for response in (
+                client.post("/detect", content=PICTURE, headers=headers),
+                client.post("/detect/batch", files={"images": PICTURE}, headers=headers),
+                client.get("/model", headers=headers),
+                client.post("/admin/reload", headers=headers),
+            ):
+                assert response.status_code == 401
+                assert response.json()["code"] == "unauthorized"
+                assert response.headers["www-authenticate"] == "Bearer"
+        for headers in (bearer(KEY), bearer(OTHER_KEY), {"X-API-Key": KEY}):
+            assert client.post("/detect", content=PICTURE, headers=headers).status_code == 200
+
+
+def test_without_keys_everybody_may_ask_but_not_reload(model_file: Path) -> None:
+    with client_of(model_file) as client:
+        assert client.post("/detect", content=PICTURE).status_code == 200
+        response = client.post("/admin/reload")
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+def test_reload_over_http(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx")
+    with client_of(model, api_keys=KEY) as client:
+        before = client.get("/model", headers=bearer(KEY)).json()
+        model.write_bytes(b"broken")
+        response = client.post("/admin/reload", headers=bearer(KEY))
+        assert (response.status_code, response.json()["code"]) == (422, "model_refused")
+        write_model(model, metadata(classes=["crimson", "green", "blue"]).to_json())
+        after = client.post("/admin/reload", headers=bearer(KEY)).json()
+        assert after["version"] != before["version"]
+        answer = client.post("/detect", content=PICTURE, headers=bearer(KEY)).json()
+        assert answer["model"]["version"] == after["version"]
+        assert answer["detections"][0]["label"] == "crimson"
+
+
+def test_a_key_has_its_share(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(model_file, api_keys=f"{KEY},{OTHER_KEY}", max_per_key=1) as client, ThreadPoolExecutor(4) as pool:
+        held.install(monkeypatch)
+        first = pool.submit(client.post, "/detect", content=PICTURE, headers=bearer(KEY))
+        wait_for(lambda: len(held.batches) == 1)
+        refused = client.post("/detect", content=PICTURE, headers=bearer(KEY))
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+        assert refused.headers["retry-after"]
+        other = pool.submit(client.post, "/detect", content=PICTURE, headers=bearer(OTHER_KEY))
+        held.open.set()
+        assert first.result().status_code == other.result().status_code == 200
+        assert client.post("/detect", content=PICTURE, headers=bearer(KEY)).status_code == 200
+
+
+def test_a_full_service_refuses_before_the_body_is_read(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(model_file, max_queue=2) as client, ThreadPoolExecutor(4) as pool:
+        held.install(monkeypatch)
+        accepted = [pool.submit(client.post, "/detect", content=PICTURE) for _ in range(2)]
+        wait_for(lambda: metric(client, "fcos_in_flight_pictures") == 2)
+        for address in ("/detect", "/detect/batch"):
+            refused = client.post(address, content=b"x" * 2_000_000)
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.headers["connection"] == "close"
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        held.open.set()
+        assert [request.result().status_code for request in accepted] == [200, 200]
+        assert metric(client, 'fcos_refusals_total{reason="overloaded"}') == 2
+        assert metric(client, "fcos_pictures_inferred_total") == 2
+
+
+def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(model_file) as client, ThreadPoolExecutor(1) as pool:
+        held.install(monkeypatch)
+        first = pool.submit(client.post, "/detect", content=PICTURE)
+        wait_for(lambda: len(held.batches) == 1)
+        late = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": "20"})
+        assert (late.status_code, late.json()["code"]) in ((504, "deadline_exceeded"), (503, "overloaded"))
+        held.open.set()
+        assert first.result().status_code == 200
+        for value in ("0", "soon", "-5", "1.5", "²"):
+            bad = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": value.encode()})
+            assert (bad.status_code, bad.json()["code"]) == (422, "invalid_parameter")
+
+
+def test_every_response_has_an_id_and_its_time(model_file: Path) -> None:
+    with client_of(model_file) as client:
+        responses: list[httpx.Response] = [
+            client.get("/healthz"), client.get("/nowhere"), client.post("/detect"),
+            client.post("/detect", content=PICTURE), client.get("/metrics"),
+        ]  # fmt: skip
+        ids = {response.headers["x-request-id"] for response in responses}
+        assert len(ids) == len(responses)
+        for response in responses:
+            assert re.search(r"\btotal;dur=\d", response.headers["server-timing"])
+        detected = responses[3].headers["server-timing"]
+        assert re.findall(r"(\w+);dur=", detected) == ["read", "decode", "queue", "inference", "postprocess", "total"]
+        assert client.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+        assert client.get("/healthz", headers={"X-Request-ID": 'a" b'}).headers["x-request-id"] != 'a" b'
+
+
+def test_metrics_count_what_happened(model_file: Path) -> None:
+    with client_of(model_file) as client:
+        for _ in range(3):
+            assert client.post("/detect", content=PICTURE).status_code == 200
+        client.post("/detect", content=b"no picture")
+        client.post("/detect?score_threshold=2", content=PICTURE)
+        text = client.get("/metrics").text
+        for stage in ("read", "decode", "queue", "inference", "postprocess", "total"):
+            assert f'fcos_stage_seconds_count{{stage="{stage}"}} 3.0' in text
+        assert "fcos_batch_size_count 3.0" in text
+        assert 'fcos_refusals_total{reason="not_a_picture"} 1.0' in text
+        assert 'fcos_refusals_total{reason="invalid_parameter"} 1.0' in text
+        assert set(re.findall(r'reason="(\w+)"', text)) == set(KINDS)
+        assert "fcos_in_flight_pictures 0.0" in text
+        assert "fcos_ready 1.0" in text
+        assert re.search(
+            r'fcos_model_info{name="colours",precision="fp32",provider="CPU\w+",version="\w{8}"} 1.0', text
+        )
+
+
+def wait_for(condition: Any) -> None:
+    pause = threading.Event()
+    for _ in range(60_000):
+        if condition():
+            return
+        pause.wait(0.001)
+    raise AssertionError("it did not come about")

@@ -1,0 +1,136 @@
+"""The process: what it does at SIGTERM and SIGHUP, under load."""
+
+import http.client
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.serving import ROOT, served
+from tests.support import metadata, rectangle_picture, write_model
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    rectangle_picture().save(out, "PNG")
+    return out.getvalue()
+
+
+PICTURE = picture()
+
+
+class Clients:
+    """Threads that ask again and again, each on its own connection, until the service lets no more in.
+
+    Attributes:
+        answers: Of each answered request its status and its model's version.
+        lost: Requests that were taken and never answered.
+    """
+
+    def __init__(self, address: str, count: int) -> None:
+        self._host = urlsplit(address).netloc
+        self.answers: list[tuple[int, str]] = []
+        self.lost: list[BaseException] = []
+        self.some = threading.Semaphore(0)
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        while True:
+            connection = http.client.HTTPConnection(self._host, timeout=60)
+            try:
+                connection.connect()
+            except ConnectionError:
+                return  # the port is closed
+            try:
+                while True:
+                    try:
+                        connection.request("POST", "/detect", PICTURE)
+                        response = connection.getresponse()
+                    except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                        break  # an idle connection was closed as the request set out: it was never taken
+                    document = json.loads(response.read())
+                    self.answers.append((response.status, document.get("model", {}).get("version", "")))
+                    self.some.release()
+                    if response.will_close:
+                        break
+            except BaseException as error:
+                self.lost.append(error)
+                return
+            finally:
+                connection.close()
+
+    def wait_for_answers(self, count: int) -> None:
+        for _ in range(count):
+            assert self.some.acquire(timeout=60)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
+    with served(model_file, drain_s=0.3) as service:
+        clients = Clients(service.address, 8)
+        clients.wait_for_answers(20)
+        os.kill(service.pid, signal.SIGTERM)
+        readiness = set()
+        while True:
+            try:
+                probe = http.client.HTTPConnection(urlsplit(service.address).netloc, timeout=60)
+                probe.request("GET", "/readyz")
+                readiness.add(probe.getresponse().status)
+            except (ConnectionError, http.client.RemoteDisconnected):
+                break
+            finally:
+                probe.close()
+        clients.join()
+    assert 503 in readiness, "readiness goes first"
+    assert not clients.lost
+    assert {status for status, _ in clients.answers} == {200}
+
+
+def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx")
+    newer = write_model(tmp_path / "newer.onnx", metadata(classes=["crimson", "green", "blue"]).to_json())
+    with served(model, drain_s=0) as service:
+        clients = Clients(service.address, 4)
+        clients.wait_for_answers(10)
+        newer.replace(model)
+        os.kill(service.pid, signal.SIGHUP)
+        while len({version for _, version in clients.answers}) < 2:
+            clients.wait_for_answers(1)
+        os.kill(service.pid, signal.SIGTERM)
+        clients.join()
+    assert not clients.lost
+    assert {status for status, _ in clients.answers} == {200}
+
+
+def test_the_log_is_json_where_asked_for(model_file: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
+    environment |= {
+        "FCOS_MODEL": str(model_file), "FCOS_PROVIDER": "cpu", "FCOS_PORT": "0", "FCOS_LOG_FORMAT": "json",
+        "FCOS_DRAIN_S": "0",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    first = json.loads(process.stderr.readline())
+    process.terminate()
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert first["level"] == "info"
+    assert "colours" in first["message"]
+    assert all(json.loads(line)["time"].endswith("Z") for line in rest.splitlines())
