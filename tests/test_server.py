@@ -81,7 +81,7 @@ class Clients:
 
 
 def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
-    with served(model_file, drain_s=0.3) as service:
+    with served(model=model_file, drain_s=0.3) as service:
         clients = Clients(service.address, 8)
         clients.wait_for_answers(20)
         os.kill(service.pid, signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
 def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.onnx")
     newer = write_model(tmp_path / "newer.onnx", metadata(classes=["crimson", "green", "blue"]).to_json())
-    with served(model, drain_s=0) as service:
+    with served(model=model, drain_s=0) as service:
         clients = Clients(service.address, 4)
         clients.wait_for_answers(10)
         newer.replace(model)
