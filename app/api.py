@@ -117,8 +117,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     )
     async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
         served, record = _service(request), record_of(request.scope)
-        parameters = query.parameters(served.runner.metadata)
-        return await detect_each(served, await _in_time(record, pictures_bytes(request)), parameters)
+        query.parameters(served.runner.metadata)
+        pictures = await _in_time(record, pictures_bytes(request))
+        gone = partial(_disconnected, request.receive)
+        return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 
     @app.get("/model", summary="What is served")
     async def model(request: Request) -> ModelInfo:

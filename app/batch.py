@@ -1,9 +1,10 @@
 """Several pictures in one request."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from app.errors import Refusal
+from app.artifact import Metadata
+from app.errors import ClientGone, Refusal
 from app.postprocess import Parameters
 from app.schemas import Answer, BatchAnswer, Problem, Refused
 from app.service import Service
@@ -11,14 +12,51 @@ from app.service import Service
 AT_ONCE = 16  # enough to fill the model's largest batch, and few enough to leave room for other requests
 
 
-async def detect_each(service: Service, pictures: Sequence[bytes], parameters: Parameters) -> BatchAnswer:
-    """Returns: One result per picture, in order. One picture's fault is its own."""
+async def detect_each(
+    service: Service,
+    pictures: Sequence[bytes],
+    parameters: Parameters | Callable[[Metadata], Parameters],
+    *,
+    deadline: float | None = None,
+    gone: Callable[[], Awaitable[None]] | None = None,
+) -> BatchAnswer:
+    """Takes pictures through the pipeline together. One picture's fault is its own.
+
+    Args:
+        parameters, deadline, gone: As for `Service.detect`, and the same for all.
+
+    Returns:
+        One result per picture, in order.
+
+    Raises:
+        ClientGone: Nobody waits for the answer any more; what is left of it is dropped.
+    """
+    work = asyncio.ensure_future(_detect_all(service, pictures, parameters, deadline))
+    if gone is None:
+        return await work
+    left = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientGone
+        return work.result()
+    finally:
+        left.cancel()
+        work.cancel()
+
+
+async def _detect_all(
+    service: Service,
+    pictures: Sequence[bytes],
+    parameters: Parameters | Callable[[Metadata], Parameters],
+    deadline: float | None,
+) -> BatchAnswer:
     free = asyncio.Semaphore(AT_ONCE)
 
     async def detect(data: bytes) -> Answer | Refused:
         async with free:
             try:
-                return (await service.detect(data, parameters)).answer
+                return (await service.detect(data, parameters, deadline=deadline)).answer
             except Refusal as refusal:
                 return Refused(problem=Problem.model_validate(refusal.problem()))
 

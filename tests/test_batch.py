@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api import create_app
+from app.batch import detect_each
+from app.errors import ClientGone
+from app.postprocess import Parameters
 from app.settings import Settings
 from app.uploads import MOST_PICTURES
 from tests.support import rectangle_picture
 from tests.test_api import encoded, problem, ready
 
+PARAMETERS = Parameters(0.3, 0.6, 100)
 COLOURS = ("red", "green", "blue")
 
 
@@ -61,3 +66,26 @@ def test_bad_batches_are_problems(
     client: TestClient, request_: dict[str, Any], status: int, code: str, hint: str
 ) -> None:
     assert hint in problem(client.post("/detect/batch", **request_), status, code)
+
+
+def test_what_nobody_waits_for_any_more_is_dropped() -> None:
+    dropped = []
+
+    class Slow:
+        async def detect(self, data: bytes, *_: object, **__: object) -> None:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                dropped.append(data)
+                raise
+
+    async def leave() -> None:
+        await asyncio.sleep(0.01)
+
+    async def ask() -> None:
+        with pytest.raises(ClientGone):
+            await detect_each(Slow(), [b"a", b"b"], PARAMETERS, gone=leave)  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+
+    asyncio.run(ask())
+    assert sorted(dropped) == [b"a", b"b"]

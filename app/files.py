@@ -1,0 +1,258 @@
+"""python -m app detect: the service's pipeline on files; answers as JSON, JSON lines, COCO results and drawings."""
+
+import asyncio
+import io
+import json
+import math
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from app.draw import draw
+from app.errors import Refusal, StartError
+from app.outcome import Outcome
+from app.schemas import DetectQuery
+from app.service import Service
+from app.settings import Settings
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # looked for in folders
+AHEAD = 8  # pictures being worked on: some decode while others are in the model
+
+Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where results go; None: nowhere.
+
+    Attributes:
+        json: A list with one result per picture.
+        json_lines: One result a line, written as it comes.
+        coco: COCO's results format, as `COCO.loadRes` reads it.
+        coco_annotations: The annotation file whose image and category ids `coco` takes.
+        drawings: A folder for each picture with its boxes, as PNG.
+    """
+
+    json: Path | None = None
+    json_lines: Path | None = None
+    coco: Path | None = None
+    coco_annotations: Path | None = None
+    drawings: Path | None = None
+
+
+async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outputs) -> int:
+    """Detects objects in files. Returns: 1 where a picture failed, else 0. Raises: StartError."""
+    files = pictures_in(paths)
+    for path in (outputs.json, outputs.coco):
+        if path is not None and not path.parent.is_dir():  # better now than after all the work
+            raise StartError(f"{path} cannot be written: there is no folder {path.parent}.")
+    ids = CocoIds.read(outputs.coco_annotations)
+    drawings = [None] * len(files) if outputs.drawings is None else _drawings(files, outputs.drawings)
+    service = Service.load(settings)
+    results: list[Result] = []
+    failed = 0
+    with ExitStack() as stack:
+        stack.callback(service.close)
+        lines = None if outputs.json_lines is None else stack.enter_context(_open(outputs.json_lines))
+        progress = Progress(len(files), sys.stderr)
+        stack.callback(progress.clear)
+        await service.warm_up()
+        async for result in _results(service, files, drawings):
+            progress.clear()
+            _print(result)
+            progress.step()
+            failed += "problem" in result
+            if lines is not None:
+                lines.write(json.dumps(result, ensure_ascii=False) + "\n")
+            if outputs.json is not None or outputs.coco is not None:
+                results.append(result)
+    if outputs.json is not None:
+        _write(outputs.json, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    if outputs.coco is not None:
+        _write(outputs.coco, json.dumps([row for result in results for row in ids.rows(result)]) + "\n")
+    return 1 if failed else 0
+
+
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """Returns: The paths, with the pictures in it in place of each folder. Raises: StartError."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES]
+            if not inside:
+                raise StartError(f"There are no pictures in the folder {path}.")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+async def _results(service: Service, files: Sequence[Path], drawings: Sequence[Path | None]) -> AsyncIterator[Result]:
+    """Yields each file's result, in order, while the next ones are being worked on."""
+    running: deque[asyncio.Task[Result]] = deque()
+    try:
+        for file, drawing in zip(files, drawings, strict=True):
+            running.append(asyncio.create_task(_detect(service, file, drawing)))
+            if len(running) == AHEAD:
+                yield await running.popleft()
+        while running:
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+
+
+async def _detect(service: Service, file: Path, drawing: Path | None) -> Result:
+    try:
+        outcome = await _outcome(service, await asyncio.to_thread(_read, file))
+    except Refusal as refusal:
+        return {"file": str(file), "problem": refusal.problem()}
+    if drawing is not None:
+        await asyncio.to_thread(lambda: _draw(outcome.picture, outcome.answer.detections, drawing))
+    return {"file": str(file), **outcome.answer.model_dump()}
+
+
+async def _outcome(service: Service, data: bytes) -> Outcome:
+    while True:
+        try:
+            return await service.detect(data, DetectQuery().parameters, deadline=math.inf)
+        except Refusal as refusal:
+            if refusal.code != "overloaded":
+                raise
+        await asyncio.sleep(0.05)  # the pictures before it are large: once they are done, there is room
+
+
+def _draw(picture: Any, detections: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    draw(picture, detections).save(buffer, "PNG")
+    _write(path, buffer.getvalue())
+
+
+def _print(result: Result) -> None:
+    file = result["file"]
+    if "problem" in result:
+        print(f"{file}: {result['problem']['detail']}", file=sys.stderr)
+        return
+    for detection in result["detections"]:
+        corners = " ".join(f"{side:.0f}" for side in detection["box"].values())
+        print(f"{file}: {detection['label']} {detection['score']:.2f} at {corners}")
+    if not result["detections"]:
+        print(f"{file}: nothing found")
+
+
+class Progress:
+    """One line that is written over, where somebody looks; nothing in a log file."""
+
+    def __init__(self, total: int, out: TextIO) -> None:
+        self._total = total
+        self._done = 0
+        self._out = out if total > 1 and out.isatty() else None
+        self._begun_s = time.monotonic()
+
+    def clear(self) -> None:
+        if self._out is not None:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+    def step(self) -> None:
+        self._done += 1
+        if self._out is not None:
+            passed_s = max(time.monotonic() - self._begun_s, 1e-3)
+            left_s = (self._total - self._done) * passed_s / self._done
+            speed = f"{self._done / passed_s:.1f} pictures/s"
+            self._out.write(f"{self._done} of {self._total}, {speed}, {left_s:.0f} s left")
+            self._out.flush()
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """What ids COCO results have.
+
+    Of an annotation file the images' ids, by file name, and the categories', by name. Without one the image id is the
+    file's name without its suffix, as a number where it is one, and the category id is the class id.
+    """
+
+    images: Mapping[str, int | str] | None = None
+    categories: Mapping[str, int] | None = None
+    source: Path | None = None
+
+    @classmethod
+    def read(cls, path: Path | None) -> Self:
+        """Raises: StartError."""
+        if path is None:
+            return cls()
+        try:
+            document = json.loads(path.read_bytes())
+            images = {Path(one["file_name"]).name: one["id"] for one in document["images"]}
+            return cls(images, {one["name"]: one["id"] for one in document["categories"]}, path)
+        except OSError as error:
+            raise StartError(f"{path} cannot be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError):
+            raise StartError(f"{path} is no COCO annotation file: it needs `images` and `categories`.") from None
+
+    def rows(self, result: Result) -> Iterator[Result]:
+        """Yields a row for each detection. Raises: StartError: A file or class is not in the annotations."""
+        file = Path(result["file"])
+        for detection in result.get("detections", ()):
+            box = detection["box"]
+            yield {
+                "image_id": self._image(file),
+                "category_id": self._category(detection),
+                "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
+                "score": detection["score"],
+            }
+
+    def _image(self, file: Path) -> int | str:
+        if self.images is None:
+            return int(file.stem) if file.stem.isdecimal() else file.stem
+        if file.name not in self.images:
+            raise StartError(f"{self.source} has no image {file.name}: leave it out, or take the file it belongs to.")
+        return self.images[file.name]
+
+    def _category(self, detection: Result) -> int:
+        if self.categories is None:
+            return int(detection["class_id"])
+        if detection["label"] not in self.categories:
+            raise StartError(f"{self.source} has no category {detection['label']!r}, but the model has it.")
+        return self.categories[detection["label"]]
+
+
+def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
+    """Makes the folder. Returns: A file in it for each picture; pictures of the same name get different ones."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
+    seen: Counter[str] = Counter()
+    drawings = []
+    for file in files:
+        seen[file.stem] += 1
+        number = f"-{seen[file.stem]}" if seen[file.stem] > 1 else ""
+        drawings.append(directory / f"{file.stem}{number}.png")
+    return drawings
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refusal("not_found", f"The file cannot be read: {error.strerror}.") from None
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise StartError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    try:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise StartError(f"{path} cannot be written: {error.strerror}.") from None

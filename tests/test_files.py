@@ -1,0 +1,109 @@
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faster_coco_eval import COCO
+
+from app.errors import StartError
+from app.files import Outputs, Progress, detect_files, pictures_in
+from app.settings import Settings
+from tests.support import rectangle_picture
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green", "blue")):
+        rectangle_picture(colour=colour).save(folder / f"{number + 7:04}.png")
+    return folder
+
+
+def run(model_file: Path, *paths: Path, **outputs: Any) -> int:
+    settings = Settings(model=model_file, provider="cpu", threads=1)
+    return asyncio.run(detect_files(settings, paths, Outputs(**outputs)))
+
+
+def test_lines_and_the_list_hold_the_same_in_the_files_order(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    files = sorted(folder.iterdir()) * 8  # more than are worked on at a time
+    assert run(model_file, *files, json=tmp_path / "a.json", json_lines=tmp_path / "a.jsonl") == 0
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == results
+    assert [Path(result["file"]) for result in results] == files
+    assert [result["detections"][0]["label"] for result in results] == ["red", "green", "blue"] * 8
+
+
+def test_coco_results_are_read_by_cocos_own_tools(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    """With the annotations' ids, which are neither the model's classes nor the files' numbers."""
+    annotations = {
+        "images": [{"id": 100 + i, "file_name": f"{i + 7:04}.png", "width": 160, "height": 120} for i in range(3)],
+        "categories": [{"id": 30, "name": "blue"}, {"id": 20, "name": "green"}, {"id": 10, "name": "red"}],
+        "annotations": [],
+    }
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(annotations))
+    out, answers = tmp_path / "coco.json", tmp_path / "a.json"
+    assert run(model_file, folder, coco=out, coco_annotations=path, json=answers) == 0
+    rows = json.loads(out.read_text())
+    assert {(row["image_id"], row["category_id"]) for row in rows} == {(100, 10), (101, 20), (102, 30)}
+    box = json.loads(answers.read_text())[0]["detections"][0]["box"]
+    assert rows[0]["bbox"] == [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]]
+    assert len(COCO(str(path)).loadRes(str(out)).anns) == len(rows)
+
+
+def test_without_annotations_ids_are_the_files_numbers_and_the_classes(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "0008.png").rename(folder / "cat.png")
+    assert run(model_file, folder, coco=tmp_path / "coco.json") == 0
+    rows = json.loads((tmp_path / "coco.json").read_text())
+    assert {(row["image_id"], row["category_id"]) for row in rows} == {(7, 0), ("cat", 1), (9, 2)}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ("nothing", "no COCO annotation file"),
+        ({"images": [], "categories": []}, "has no image 0007.png"),
+        ({"images": [{"id": 1, "file_name": "a/0007.png"}], "categories": []}, "no category 'red'"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_named(
+    model_file: Path, folder: Path, tmp_path: Path, annotations: Any, message: str
+) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(annotations))
+    with pytest.raises(StartError, match=message):
+        run(model_file, folder / "0007.png", coco=tmp_path / "coco.json", coco_annotations=path)
+
+
+@pytest.mark.parametrize("kind", ["json", "json_lines", "coco"])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(kind: str, folder: Path, model_file: Path) -> None:
+    with pytest.raises(StartError, match=r"nowhere.*cannot be written"):
+        run(model_file, folder, **{kind: folder / "nowhere" / "out.json"})
+
+
+def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(StartError, match="no pictures in the folder"):
+        pictures_in([tmp_path])
+
+
+def test_progress_is_for_people_only() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    log, terminal = io.StringIO(), Terminal()
+    for out in (log, terminal):
+        progress = Progress(2, out)
+        for _ in range(2):
+            progress.clear()
+            progress.step()
+        progress.clear()
+    assert log.getvalue() == ""
+    assert "1 of 2" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K"), "nothing of it stays"
