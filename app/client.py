@@ -4,7 +4,7 @@ with Client("http://127.0.0.1:8000") as client:
     for found in client.detect("cat.jpg", score_threshold=0.5).detections:
         print(found.label, found.score, found.box.xyxy)
 
-`AsyncClient` has the same methods as coroutines. An answer of 503 that names a time in Retry-After is tried again.
+`AsyncClient` has the same methods as coroutines. An answer of 503 or 429 that names a time in Retry-After is tried again.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ class Client:
         address: Where the service is.
         api_key: Where it asks for one.
         timeout_s: Of one attempt.
-        retries: Of an answer of 503 with Retry-After.
+        retries: Of an answer of 503 or 429 with Retry-After.
         transport: How httpx reaches the service, where that is not the network.
     """
 
@@ -272,7 +272,7 @@ def _results(response: httpx.Response) -> list[Answer | ServiceProblem]:
 
 def _wait_s(response: httpx.Response) -> float | None:
     """Returns: How long to wait before the next attempt; None where there is to be none."""
-    if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+    if response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
         return None
     try:
         asked_s = float(response.headers["Retry-After"])

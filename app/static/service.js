@@ -70,6 +70,8 @@ async function send(address, { headers = {}, ...options } = {}) {
     document.title ?? `Status ${response.status}`,
     document.detail ?? "Whatever answered is not the service, a proxy perhaps: look at its log.",
   );
-  if (response.status === 503) problem.retryAfter = Math.min(Number(response.headers.get("Retry-After")) || 0, 30);
+  if ([429, 503].includes(response.status)) {
+    problem.retryAfter = Math.min(Number(response.headers.get("Retry-After")) || 0, 30);
+  }
   throw problem;
 }
