@@ -1,0 +1,87 @@
+"""The deployment files agree with the service and with one another."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.metrics import STAGES, Metrics
+from app.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/detector.json").read_text())
+RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
+
+
+def expressions() -> list[str]:
+    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    queries += [one["expr"] for one in DASHBOARD["annotations"]["list"]]
+    queries += [one["query"]["query"] for one in DASHBOARD["templating"]["list"]]
+    return queries + [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
+
+
+def exported() -> set[str]:
+    """Returns: The names that /metrics can show, also of those that nothing has happened to yet."""
+    names = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", Metrics().text().decode(), re.M):
+        names |= {name} if kind != "histogram" else {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+    return names
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_the_dashboard_and_the_alerts_ask_for_metrics_that_exist(expression: str) -> None:
+    own = set(re.findall(r"\b(?:fcos|process)_\w+", expression))
+    assert own <= exported()
+    assert set(re.findall(r'stage="(\w+)"', expression)) <= set(STAGES)
+
+
+def test_the_gpu_is_reserved_for_the_service_and_never_for_the_cpu_variant() -> None:
+    gpu, cpu = COMPOSE["services"]["detector"], COMPOSE["services"]["detector-cpu"]
+    assert gpu["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    ]
+    assert gpu["environment"]["FCOS_PROVIDER"] == "cuda"
+    assert gpu["build"]["args"]["VARIANT"] == "gpu"
+    assert "deploy" not in cpu
+    assert cpu["environment"]["FCOS_PROVIDER"] == "cpu"
+    assert cpu["build"]["args"]["VARIANT"] == "cpu"
+
+
+@pytest.mark.parametrize("name", ["detector", "detector-cpu"])
+def test_the_service_is_locked_down_and_limited(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["mem_limit"]
+    assert service["restart"] == "unless-stopped"
+    models = next(volume for volume in service["volumes"] if volume["target"] == "/models")
+    assert models["read_only"] is True
+
+
+def test_profiles_keep_the_rest_out_of_a_plain_up() -> None:
+    services: dict[str, Any] = COMPOSE["services"]
+    assert {name for name, service in services.items() if not service.get("profiles")} == {"detector"}
+    monitoring = {name for name, service in services.items() if "monitoring" in service.get("profiles", ())}
+    assert monitoring == {"prometheus", "grafana", "gpu-exporter"}
+    assert services["locust"]["profiles"] == ["loadtest"]
+
+
+@pytest.mark.parametrize("path", ["docker-compose.yml", "deploy/kubernetes/detector.yaml", "Dockerfile"])
+def test_settings_in_deployment_files_exist(path: str) -> None:
+    """An unknown FCOS_ variable would keep the service from starting."""
+    known = {f"FCOS_{name.upper()}" for name in Settings.model_fields}
+    text = (ROOT / path).read_text()
+    assert set(re.findall(r"\bFCOS_[A-Z_]+\b", text)) <= known
+
+
+def test_the_image_holds_no_torch() -> None:
+    for name in ("serve", "gpu"):
+        pinned = (ROOT / f"requirements/{name}.txt").read_text()
+        assert not re.search(r"^(torch|torchvision|timm)\b", pinned, re.M)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert {word.split("/")[0] for line in copied for word in line.split()} == {"requirements", "tests", "model", "app"}
+    assert "COPY model/weights" in (ROOT / "Dockerfile").read_text()
