@@ -1,5 +1,6 @@
 """python -m app                                                     the service
 python -m app detect A.jpg B.jpg DIR [--json OUT] [--draw DIR]    the same, on files and folders
+python -m app settings                                            every setting, as a table in Markdown
 
 Settings are environment variables: FCOS_MODEL, FCOS_HOST, FCOS_PORT, FCOS_PROVIDER (auto, cuda or cpu) and those of
 app/settings.py. Exit codes: 0, 1 where a picture failed, 2 where the service or the model cannot start.
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from app import logs
 from app.errors import StartError
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, settings_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="answer HTTP requests (the default)")
+    commands.add_parser("settings", help="list every setting, its default and what it means")
     detect = commands.add_parser("detect", help="detect objects in picture files")
     detect.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="a picture, or a folder of them")
     detect.add_argument("--json", type=Path, metavar="OUT", help="write a list with one answer per picture")
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     detect.add_argument("--draw", type=Path, metavar="DIR", help="write each picture with its boxes into this folder")
     options = parser.parse_args(arguments)
+    if options.command == "settings":
+        print(settings_table())
+        return 0
     try:
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format)

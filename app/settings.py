@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -21,37 +21,61 @@ MIN_KEY_LENGTH = 8
 class Settings(BaseSettings):
     """What an operator may choose. Each field is the environment variable FCOS_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: Path = DEFAULT_MODEL
+    """The .onnx file, as `python -m export` writes it."""
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8000  # 0: any free one
+    """Address to listen on. 0.0.0.0: every network; set keys, or put something that asks for them before it."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """0: any free one; the log says which."""
     provider: ProviderChoice = "auto"
+    """cuda starts on CUDA or says what is missing. auto takes CUDA where it works, else the CPU, and says which."""
 
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # of one batch on the CPU; 0: `engine.py` chooses
-    sessions: Annotated[int, Field(ge=0, le=64)] = 0  # batches at a time; 0: `engine.py` chooses
-    decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0  # that decode and post-process; 0: one per core
-    max_batch: Annotated[int, Field(ge=0, le=16)] = 0  # 0: 16 on CUDA; 1 on the CPU, where larger ones gain nothing
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads of one batch. 0: the cores, shared out among the sessions."""
+    sessions: Annotated[int, Field(ge=0, le=64)] = 0
+    """Batches at a time on the CPU; 0: one. CUDA always has one."""
+    decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Threads that decode and post-process. 0: one per core."""
+    max_batch: Annotated[int, Field(ge=0, le=16)] = 0
+    """Largest batch. 0: 16 on CUDA; 1 on the CPU, where larger ones gain nothing."""
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
-    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000  # of one picture
-    max_queue: Annotated[int, Field(ge=1)] = 64  # pictures accepted and not answered
-    max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000  # decoded pixels held together
-    deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10  # a request's header may ask for less
+    """Largest request body."""
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """Largest picture, width times height. The file's header is enough to refuse a larger one."""
+    max_queue: Annotated[int, Field(ge=1)] = 64
+    """Pictures that are accepted and not answered. Above it: 503 at once, with Retry-After."""
+    max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000
+    """Decoded pixels that are held together, 3 bytes each."""
+    deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10
+    """Seconds within which a request is answered or refused. Its header `X-Deadline-Ms` may ask for less."""
 
-    api_keys: Annotated[frozenset[str], NoDecode] = frozenset()  # separated by commas; none: everybody may ask
-    max_per_key: Annotated[int, Field(ge=0)] = 0  # requests of one key at a time; 0: no bound
+    api_keys: Annotated[frozenset[str], NoDecode] = frozenset()
+    """Keys, separated by commas, one of which a request must bring. None: everybody may ask."""
+    max_per_key: Annotated[int, Field(ge=0)] = 0
+    """Requests of one key at a time. 0: no bound."""
 
     device_id: Annotated[int, Field(ge=0)] = 0
-    gpu_memory_limit_bytes: Annotated[int, Field(ge=0)] = 0  # of ONNX Runtime's arena; 0: none
+    """Which GPU."""
+    gpu_memory_limit_bytes: Annotated[int, Field(ge=0)] = 0
+    """Of ONNX Runtime's arena. 0: none."""
     conv_search: Literal["heuristic", "exhaustive", "default"] = "heuristic"
+    """How cuDNN's convolutions are chosen. exhaustive: a longer start, sometimes a faster model."""
     tf32: bool = True
+    """Tensor cores for fp32 models: faster, with 10 bits of mantissa in products."""
     cuda_graphs: bool = False
+    """Record each shape's kernels once and replay them: less work for the CPU, more GPU memory."""
 
-    drain_s: Annotated[float, Field(ge=0, le=600)] = 1  # /readyz says 503 for so long before the port closes
+    drain_s: Annotated[float, Field(ge=0, le=600)] = 1
+    """Seconds from SIGTERM, when /readyz turns 503, to the port's closing: until load balancers have seen it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important messages that are written."""
     log_format: Literal["text", "json"] = "text"
-    access_log: bool = False  # a line for each request
+    """json: one object a line."""
+    access_log: bool = False
+    """A line for each request."""
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -83,6 +107,22 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(f"The environment has a setting that cannot be used: {_variable(error)}.") from None
+
+
+def settings_table() -> str:
+    """Returns: Every setting, its default and what it means, as a table in Markdown."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if name == "model":
+            default = DEFAULT_MODEL.relative_to(DEFAULT_MODEL.parents[2])
+        elif isinstance(default, bool):
+            default = str(default).lower()
+        shown = f"`{default}`" if default or default == 0 else "none"
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        meaning = f"{', '.join(f'`{choice}`' for choice in choices)}. " if choices else ""
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {meaning}{field.description} |")
+    return "\n".join(rows)
 
 
 def _variable(error: ValidationError) -> str:
