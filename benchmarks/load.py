@@ -1,0 +1,185 @@
+"""A client that costs little: one request's bytes, sent again and again over kept connections.
+
+    python benchmarks/load.py closed --port 8000 --picture A.jpg --level 8 --seconds 5 --output rows.csv
+    python benchmarks/load.py open ...   --level is requests per second, sent whether or not the earlier are answered
+
+A row per request: milliseconds from start to when it should have been sent, its latency (in open loop from that
+moment), its status (0: no answer). Beside them /healthz is asked ten times a second: rows of kind `health`.
+"""
+
+import argparse
+import asyncio
+import csv
+import sys
+from collections import deque
+from pathlib import Path
+from time import perf_counter
+from typing import cast
+
+import uvloop
+
+MOST_CONNECTIONS = 4000
+PATIENCE_S = 30.0  # then a request counts as unanswered
+
+
+def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | None) -> bytes:
+    """Returns: A whole HTTP request."""
+    kind = "image/jpeg"
+    if multipart_field:
+        boundary = "benchmark-boundary"
+        kind = f"multipart/form-data; boundary={boundary}"
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{multipart_field}"; filename="a.jpg"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        )
+        picture = head.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
+    lines = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
+    return f"{lines}Content-Length: {len(picture)}\r\n\r\n".encode() + picture
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time; `answered` gets its status, 0 where the connection broke."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._waiting: asyncio.Future[int] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+
+    def send(self, request: bytes) -> "asyncio.Future[int]":
+        assert self.transport is not None
+        self._waiting = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self._waiting
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = bytes(self._received[:end]).lower()
+        if b"content-length: " in head:
+            length = int(head.split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0])
+            if len(self._received) < end + 4 + length:
+                return
+        elif not self._received.endswith(b"0\r\n\r\n"):  # chunked
+            return
+        status = int(head[9:12])
+        self._received.clear()
+        closing = b"connection: close" in head
+        if closing:
+            assert self.transport is not None
+            self.transport.close()
+            self.transport = None
+        self._end(status)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self._end(0)
+
+    def _end(self, status: int) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(status)
+
+
+class Load:
+    """The rows of one run."""
+
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port = port
+        self._request = request
+        self._idle: deque[Connection] = deque()
+        self._open = 0
+        self.began = perf_counter()
+        self.rows: list[tuple[str, float, float, int]] = []
+
+    async def ask(self, scheduled: float, kind: str = "request", request: bytes | None = None) -> int:
+        status = 0
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                connection = await self._connection()
+                status = await connection.send(request or self._request)
+            if connection.transport is not None:
+                self._idle.append(connection)
+        except (OSError, TimeoutError):
+            pass
+        ended = perf_counter()
+        self.rows.append((kind, (scheduled - self.began) * 1000, (ended - scheduled) * 1000, status))
+        return status
+
+    async def _connection(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport is not None:
+                return connection
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
+        return connection
+
+    async def closed(self, clients: int, seconds: float) -> None:
+        async def client() -> None:
+            while perf_counter() < self.began + seconds:
+                if not await self.ask(perf_counter()):
+                    await asyncio.sleep(0.05)
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+
+    async def open(self, rate: float, seconds: float) -> None:
+        tasks: set[asyncio.Task[int]] = set()
+        for number in range(int(rate * seconds)):
+            scheduled = self.began + number / rate
+            wait = scheduled - perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            elif number % 50 == 0:
+                await asyncio.sleep(0)  # late: the answers still must be read
+            if len(tasks) >= MOST_CONNECTIONS:
+                self.rows.append(("request", (scheduled - self.began) * 1000, PATIENCE_S * 1000, 0))
+                continue
+            task = asyncio.ensure_future(self.ask(scheduled))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+
+    async def health(self, path: str) -> None:
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode()
+        while True:
+            await self.ask(perf_counter(), "health", request)
+            await asyncio.sleep(0.1)
+
+
+async def run(options: argparse.Namespace) -> list[tuple[str, float, float, int]]:
+    request = request_bytes(options.port, options.path, options.picture.read_bytes(), options.multipart)
+    load = Load(options.port, request)
+    health = asyncio.ensure_future(load.health(options.health)) if options.health else None
+    if options.loop == "closed":
+        await load.closed(int(options.level), options.seconds)
+    else:
+        await load.open(options.level, options.seconds)
+    if health is not None:
+        health.cancel()
+    return load.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("loop", choices=("closed", "open"))
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--path", default="/detect")
+    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--multipart", metavar="FIELD", help="send the picture in this field of a form")
+    parser.add_argument("--health", metavar="PATH", help="ask this address ten times a second, too")
+    parser.add_argument("--level", type=float, required=True, help="clients, or requests per second")
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    rows = uvloop.run(run(options))
+    with options.output.open("w", newline="") if options.output else sys.stdout as file:
+        writer = csv.writer(file)
+        writer.writerow(("kind", "scheduled_ms", "latency_ms", "status"))
+        writer.writerows((kind, f"{at:.3f}", f"{latency:.3f}", status) for kind, at, latency, status in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What every peer runs: this project's own code, from a picture file's bytes to the answer's."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from app.canvas import resized_size
+from app.detector import Detector
+from app.images import decode
+from app.outcome import Outcome
+from app.postprocess import Parameters
+from app.schemas import ModelName
+from app.session import OnnxRunner
+
+MAX_PIXELS = 50_000_000
+
+
+class Pipeline:
+    """Picture file → JSON. Any number of threads may use it."""
+
+    def __init__(self, model: str, session_threads: int, provider: str = "cpu") -> None:
+        self.runner = OnnxRunner.load(Path(model), provider, session_threads)  # type: ignore[arg-type]
+        self.runner.warm_up()
+        self._detector = Detector(self.runner.metadata, self.runner)
+        self._model = ModelName(name="model", version="0" * 8, provider=self.runner.provider)
+
+    def before(self, data: bytes) -> Any:
+        resize = self.runner.metadata.resize
+        decoded = decode(data, MAX_PIXELS, resized=lambda size: resized_size(size, resize))
+        return self._detector.fit(decoded)
+
+    def after(self, heads: Any, placement: Any, parameters: Parameters | None = None) -> bytes:
+        found = self._detector.finish(heads, placement, parameters or self._detector.parameters())
+        timing_ms = {"decode": 0.0, "queue": 0.0, "inference": 0.0, "postprocess": 0.0}
+        outcome = Outcome(
+            b"", MAX_PIXELS, placement.picture, found, self.runner.metadata.classes, self._model, timing_ms
+        )
+        return outcome.to_json()
+
+    def __call__(self, data: bytes) -> bytes:
+        canvas, placement = self.before(data)
+        return self.after(self.runner(canvas[None]).of(0), placement)
+
+
+def options(description: str | None) -> argparse.Namespace:
+    """Returns: What every peer is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="pictures at a time")
+    parser.add_argument("--session-threads", type=int, default=1, help="of one picture in the model")
+    parser.add_argument("--picture", type=Path, help="for bare.py")
+    parser.add_argument("--seconds", type=float, default=5, help="for bare.py")
+    return parser.parse_args()

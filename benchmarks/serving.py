@@ -1,0 +1,349 @@
+"""The service beside the bare pipeline and beside other servers: same pictures, same code, one run.
+
+    python benchmarks/serving.py                            everything that is installed, about half an hour
+    python benchmarks/serving.py --systems bare service fastapi --levels 8 --models tiny --seconds 10
+    python benchmarks/serving.py --provider cuda            on a machine with a GPU
+
+Closed loop: 1, 8 and 64 clients, each with its next request as soon as it has an answer. Open loop: 0.5, 1, 2 and 5
+times what the service answered to 8 clients, sent whether or not there are answers. Every server runs alone; rounds
+interleave them, and ratios are of pairs in one round. Writes serving.csv (a row per request), prints the table.
+
+LitServe, BentoML and Ray Serve are measured where `--peers` names a Python that has them:
+
+    uv venv peers && uv pip install --python peers litserve bentoml "ray[serve]" onnxruntime numpy pillow uvloop
+    python benchmarks/serving.py --peers peers/bin/python
+"""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+from app.settings import DEFAULT_MODEL
+from benchmarks.tiny_model import write_tiny_model
+
+OWN = ("service", "fastapi")
+PEERS = ("litserve", "bentoml", "ray")
+CLOSED_LEVELS = (1, 8, 64)
+OPEN_LEVELS = (0.5, 1, 2, 5)
+START_S = 120.0
+
+
+@dataclass
+class Result:
+    """One system, one load, one round."""
+
+    model: str
+    system: str
+    loop: str
+    level: float
+    round: int
+    seconds: float
+    rows: list[tuple[str, float, float, int]] = field(default_factory=list)
+    rss_mb: list[float] = field(default_factory=list)
+    per_second: float = 0.0  # of the bare pipeline, which has no requests
+
+    def latencies(self, kind: str = "request") -> list[float]:
+        """Returns: Of the answered ones, ascending, in ms."""
+        return sorted(latency for row, _, latency, status in self.rows if row == kind and status == 200)
+
+    def rate(self, within_ms: float = float("inf")) -> float:
+        """Returns: Answers per second. What comes after the end of sending counts into the time it took."""
+        if self.per_second:
+            return self.per_second
+        good = [(at, latency) for kind, at, latency, status in self.rows if kind == "request" and status == 200]
+        last_s = max((at + latency for at, latency in good), default=0) / 1000
+        return sum(latency <= within_ms for _, latency in good) / max(self.seconds, last_s)
+
+    def errors(self) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for kind, _, _, status in self.rows:
+            if kind == "request" and status != 200:
+                counts[status] = counts.get(status, 0) + 1
+        return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="+", default=["bare", *OWN, *PEERS], choices=("bare", *OWN, *PEERS))
+    parser.add_argument("--models", nargs="+", default=["default", "tiny"], choices=("default", "tiny"))
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the default model's file")
+    parser.add_argument("--picture", type=Path, help="a JPEG (default: a photograph of 640 x 480)")
+    parser.add_argument("--levels", nargs="*", type=float, default=CLOSED_LEVELS, help="clients in closed loop")
+    parser.add_argument("--open", nargs="*", type=float, default=OPEN_LEVELS, help="times the capacity in open loop")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--deadline-s", type=float, default=10)
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--peers", help="a Python with LitServe, BentoML and Ray Serve")
+    parser.add_argument("--output", type=Path, default=Path("serving.csv"))
+    options = parser.parse_args()
+
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as folder:
+        picture = options.picture or _photograph(Path(folder) / "picture.jpg")
+        for name in options.models:
+            model = options.model if name == "default" else write_tiny_model(Path(folder) / "tiny.onnx")
+            threads = 0
+            for number in range(options.rounds):
+                if "bare" in options.systems:
+                    threads = _bare(results, name, model, picture, number, threads, options)
+                for system in options.systems:
+                    if system != "bare" and (system in OWN or options.peers):
+                        _serve(results, system, name, model, picture, number, options)
+    _write(results, options.output)
+    _print_table(results, options.deadline_s * 1000)
+    _print_ratios(results)
+    return 0
+
+
+def _bare(
+    results: list[Result], name: str, model: Path, picture: Path, number: int, best: int, options: argparse.Namespace
+) -> int:
+    """Runs the bare pipeline; in the first round with several thread counts. Returns: The best one, as an index."""
+    cores = os.cpu_count() or 1
+    ways = [(1, cores), (cores, 1), (cores, cores)]
+    for index, (threads, session_threads) in enumerate(ways):
+        if number and index != best:
+            continue
+        command = [
+            sys.executable, str(HERE / "peers" / "bare.py"), str(model), "--picture", str(picture), "--threads",
+            str(threads), "--session-threads", str(session_threads), "--seconds", str(options.seconds), "--provider",
+            options.provider,
+        ]  # fmt: skip
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = Result(name, f"bare {threads}x{session_threads}", "bare", threads, number, options.seconds)
+        result.per_second = json.loads(done.stdout.splitlines()[-1])["per_second"]
+        _note(results, result)
+    if number:
+        return best
+    own = [result for result in results if result.model == name and result.loop == "bare"]
+    return max(range(len(own)), key=lambda index: own[index].per_second)
+
+
+def _serve(
+    results: list[Result],
+    system: str,
+    name: str,
+    model: Path,
+    picture: Path,
+    number: int,
+    options: argparse.Namespace,
+) -> None:
+    with _server(system, model, options) as (port, pid):
+        multipart = "image" if system == "bentoml" else None
+        load = [
+            "--port", str(port), "--picture", str(picture), "--path", "/detect",
+            *(["--multipart", multipart] if multipart else []),
+            *(["--health", "/healthz"] if system in OWN else []),
+        ]  # fmt: skip
+        _load(["closed", *load, "--level", "8", "--seconds", "2"])
+        capacity = 0.0
+        runs = [("closed", level) for level in options.levels] + [("open", level) for level in options.open]
+        for loop, level in runs:
+            result = Result(name, system, loop, level, number, options.seconds)
+            amount = level if loop == "closed" else max(1.0, level * capacity)
+            with _rss_of(pid, result.rss_mb):
+                result.rows = _load([loop, *load, "--level", str(amount), "--seconds", str(options.seconds)])
+            if loop == "closed":
+                capacity = max(capacity, result.rate())
+            _note(results, result)
+
+
+@contextmanager
+def _server(system: str, model: Path, options: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """Runs a server until the block ends. Yields: Its port and process id."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
+    if system == "service":
+        command = [sys.executable, "-m", "app"]
+        environment |= {
+            "FCOS_MODEL": str(model), "FCOS_PORT": str(port), "FCOS_PROVIDER": options.provider,
+            "FCOS_LOG_LEVEL": "warning", "FCOS_DEADLINE_S": str(options.deadline_s), "FCOS_DRAIN_S": "0",
+        }  # fmt: skip
+    else:
+        python = sys.executable if system in OWN else options.peers
+        command = [python, str(HERE / "peers" / f"{system}_app.py"), str(model), "--port", str(port)]
+        command += ["--provider", options.provider]
+    log = tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+    )  # fmt: skip
+    try:
+        _wait(system, port, process, "/readyz" if system == "service" else None, log)
+        yield port, process.pid
+    finally:
+        # Some leave their workers behind when only the parent is told to end.
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+def _wait(system: str, port: int, process: subprocess.Popen[bytes], path: str | None, log: object) -> None:
+    """Waits until a server answers; one without a readiness address until it answers anything."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path or '/'}", timeout=5):
+                return
+        except urllib.error.HTTPError:
+            if path is None:
+                time.sleep(3)  # its workers may still be loading the model
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    log.seek(0)  # type: ignore[attr-defined]
+    text = log.read().decode(errors="replace")  # type: ignore[attr-defined]
+    raise SystemExit(f"{system} did not start:\n{text[-2000:]}")
+
+
+def _load(arguments: list[str]) -> list[tuple[str, float, float, int]]:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "load.py"), *arguments], check=True, capture_output=True, text=True
+    )
+    rows = list(csv.reader(done.stdout.splitlines()))[1:]
+    return [(kind, float(at), float(latency), int(status)) for kind, at, latency, status in rows]
+
+
+@contextmanager
+def _rss_of(pid: int, into: list[float]) -> Iterator[None]:
+    """Notes the memory of a process and its children five times a second. Linux only."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            into.append(sum(_rss_mb(one) for one in _family(pid)))
+
+    thread = threading.Thread(target=watch)
+    if Path("/proc/self/statm").exists():
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def _family(pid: int) -> list[int]:
+    family = [pid]
+    for parent in family:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                family += [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue
+    return family
+
+
+def _rss_mb(pid: int) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return 0.0
+
+
+def _photograph(path: Path) -> Path:
+    from PIL import Image
+    from skimage import data
+
+    Image.fromarray(data.astronaut()).resize((640, 480)).save(path, quality=90)
+    return path
+
+
+def _note(results: list[Result], result: Result) -> None:
+    results.append(result)
+    print(
+        f"round {result.round + 1}: {result.model}, {result.system}, {result.loop} {result.level:g}: "
+        f"{result.rate():.1f} per second, load average {os.getloadavg()[0]:.1f}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def _write(results: list[Result], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", "system", "loop", "level", "round", "kind", "scheduled_ms", "latency_ms", "status"))
+        for one in results:
+            key = (one.model, one.system, one.loop, f"{one.level:g}", one.round)
+            if one.per_second:
+                writer.writerow((*key, "per_second", "", f"{one.per_second:.3f}", ""))
+            writer.writerows((*key, kind, at, latency, status) for kind, at, latency, status in one.rows)
+            writer.writerows((*key, "rss_mb", "", f"{rss:.1f}", "") for rss in one.rss_mb)
+
+
+def _print_table(results: list[Result], deadline_ms: float) -> None:
+    """Medians over the rounds."""
+    print(
+        f"{'model':8} {'system':10} {'load':>10} {'per s':>8} {'good/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
+        f"{'health99':>8} {'RSS MB':>13}  errors"
+    )
+    for key in dict.fromkeys((one.model, one.system, one.loop, one.level) for one in results):
+        own = [one for one in results if (one.model, one.system, one.loop, one.level) == key]
+        model, system, loop, level = key
+        errors: dict[int, int] = {}
+        for one in own:
+            for status, count in one.errors().items():
+                errors[status] = errors.get(status, 0) + count
+        rss = [value for one in own for value in one.rss_mb]
+        print(
+            f"{model:8} {system:10} {loop + f' {level:g}':>10} {_median(one.rate() for one in own):8.1f} "
+            f"{_median(one.rate(deadline_ms) for one in own):8.1f} "
+            + " ".join(f"{_median(_percentile(one.latencies(), share) for one in own):8.1f}" for share in (50, 95, 99))
+            + f" {_median(_percentile(one.latencies('health'), 99) for one in own):8.1f} "
+            + (f"{min(rss):6.0f}-{max(rss):6.0f}" if rss else f"{'':13}")
+            + "  " + " ".join(f"{count}x{status}" for status, count in sorted(errors.items()))
+        )  # fmt: skip
+
+
+def _print_ratios(results: list[Result]) -> None:
+    """Closed loop, 8 clients: the service's rate over each other's, of pairs in one round."""
+    print("\nservice / other, 8 clients in closed loop, median of the rounds (lowest, highest)")
+    for model in dict.fromkeys(one.model for one in results):
+        at_eight = [one for one in results if one.model == model and (one.loop, one.level) == ("closed", 8)]
+        bare: dict[int, float] = {}
+        for one in results:
+            if one.model == model and one.loop == "bare":
+                bare[one.round] = max(bare.get(one.round, 0.0), one.per_second)
+        rates: dict[str, dict[int, float]] = {"bare": bare}
+        for one in at_eight:
+            rates.setdefault(one.system, {})[one.round] = one.rate()
+        service = rates.pop("service", {})
+        for system, of_round in rates.items():
+            pairs = [service[number] / rate for number, rate in of_round.items() if number in service and rate]
+            if pairs:
+                print(f"  {model:8} {system:10} {statistics.median(pairs):5.2f} ({min(pairs):.2f}, {max(pairs):.2f})")
+
+
+def _percentile(values: list[float], share: int) -> float:
+    return values[min(len(values) - 1, len(values) * share // 100)] if values else float("nan")
+
+
+def _median(values: Iterator[float]) -> float:
+    return statistics.median(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
