@@ -75,9 +75,9 @@ def lr_factor(iteration: int, iterations: int, settings: Settings) -> float:
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed for what is allocated next.
 
-    By default it hands every large block back to the kernel, and each iteration pays for mapping and clearing the same
-    pages again: half of the time of a training iteration on a CPU (measured with 416 px, batch 16). Without glibc,
-    nothing happens.
+    By default it hands every large block back to the kernel, and each iteration maps and clears the same pages again:
+    490,000 page faults an iteration in place of 16,000, and 8.9 s of CPU time in place of 5.3 (Lite0, eight canvases of
+    320 x 416, two cores). Without glibc, nothing happens.
     """
     if sys.platform != "linux":
         return

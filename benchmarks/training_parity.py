@@ -1,0 +1,187 @@
+"""Our head, points, assignment and losses against torchvision's `FCOS` class: same backbone, pyramid, data and loop.
+
+    python benchmarks/training_parity.py --data data --output parity.csv                       # small, for a CPU
+    python benchmarks/training_parity.py --data data --output parity.csv --pictures 0 --epochs 24 --size 416 \\
+        --batch-size 16 --workers 8 --seeds 0 1 2                                              # in earnest, for a GPU
+
+DATA holds train.json, val.json and the folders train and val. Both networks have four full 3x3 convolutions with
+GroupNorm in each tower, start from the same ImageNet backbone and the same seed, see the same augmented batches in the
+same order, and are measured through the service's post-processing. OUTPUT: a line for each network and seed.
+"""
+
+import argparse
+import csv
+import dataclasses
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS as TheirFCOS
+from torchvision.models.detection.image_list import ImageList
+
+from model import checkpoint as checkpoints
+from model import data
+from model.backbone import Backbone, load_imagenet_weights
+from model.config import STRIDES, FCOSConfig, InputConfig
+from model.distributed import Processes, choose_device
+from model.evaluate import detect, torch_runner
+from model.fcos import FCOS, Heads
+from model.fpn import FPN
+from model.learner import Learner
+from model.losses import Objective
+from model.optim import keep_freed_memory
+from model.scoring import score
+from model.settings import Settings
+
+
+class Torchvision(nn.Module):
+    """torchvision's head, anchors, matching and losses on our backbone and pyramid, to be trained as ours is."""
+
+    def __init__(self, config: FCOSConfig, input_config: InputConfig) -> None:
+        super().__init__()
+        self.config, self.input_config = config, input_config
+        self.backbone = Backbone(config.backbone)
+        self.fpn = FPN(self.backbone.channels, config.channels)
+        no_backbone: Any = nn.Identity()
+        no_backbone.out_channels = config.channels
+        self.theirs = TheirFCOS(no_backbone, num_classes=len(config.classes))
+        self.register_buffer("mean", torch.tensor(input_config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(input_config.std).view(1, 3, 1, 1), persistent=False)
+
+    def heads(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        features = self.fpn(self.backbone((images.float() - self.mean) / self.std))
+        return features, self.theirs.head(features)
+
+    def forward(self, images: Tensor) -> Heads:
+        features, found = self.heads(images)
+        strides = torch.cat([
+            torch.full((feature.shape[2] * feature.shape[3], 1), float(stride), device=images.device)
+            for feature, stride in zip(features, STRIDES, strict=True)
+        ])  # fmt: skip
+        distances = found["bbox_regression"].float() * strides
+        return Heads(found["cls_logits"].float(), distances, found["bbox_ctrness"].float().flatten(1))
+
+    def losses(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], _: Objective) -> dict[str, Tensor]:
+        features, found = self.heads(images)
+        found = {key: value.float() for key, value in found.items()}
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        anchors = self.theirs.anchor_generator(
+            ImageList(images, sizes), list(OrderedDict(enumerate(features)).values())
+        )
+        per_level = [feature.shape[2] * feature.shape[3] for feature in features]
+        targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
+        losses = self.theirs.compute_loss(targets, found, anchors, per_level)
+        return {
+            "class": losses["classification"],
+            "box": losses["bbox_regression"],
+            "centerness": losses["bbox_ctrness"],
+        }
+
+
+def run(which: str, settings: Settings, pictures: int, seed: int, console: Console) -> dict[str, Any]:
+    """Train one of the two and measure it."""
+    settings = dataclasses.replace(settings, seed=seed)
+    processes = Processes(0, 1, choose_device(settings.device))
+    document, _ = data.read_checked(settings.train_annotations, settings.train_images)
+    val_document, _ = data.read_checked(settings.val_annotations, settings.val_images)
+    if pictures:  # the same every time, spread over the set
+        document, val_document = (thinned(document, pictures), thinned(val_document, max(pictures // 2, 1)))
+    annotations = data.Annotations.from_document(document)
+    config, input_config = settings.network(annotations.classes, None)
+    if which == "torchvision":
+        config = dataclasses.replace(config, point_offset=0.0, point_step="canvas")
+    metadata = checkpoints.metadata_of(config, input_config)
+    batches = data.CanvasBatches(
+        data.canvas_indices(annotations, metadata), metadata.canvases, settings.batch_size, seed
+    )
+    loader = torch.utils.data.DataLoader(
+        data.TrainingPictures(annotations, settings.train_images, metadata, settings.augmentation),  # type: ignore[arg-type]
+        batch_sampler=batches,
+        collate_fn=data.collate,
+        num_workers=settings.workers,
+    )
+    torch.manual_seed(seed)
+    model: Any = (Torchvision if which == "torchvision" else FCOS)(config, input_config)
+    load_imagenet_weights(model.backbone, config.backbone, settings.weights)
+    learner = Learner(model, settings, processes, settings.epochs * len(batches))
+    started = time.monotonic()
+    for epoch in range(settings.epochs):
+        batches.start(epoch)
+        for number, batch in enumerate(loader):
+            values = learner.step([batch], epoch * len(batches) + number)
+        console.print(f"{which}, seed {seed}, epoch {epoch + 1}: {values}")
+    seconds = time.monotonic() - started
+    runner = torch_runner(learner.ema.module, processes.device)
+    found = detect(runner, metadata, val_document, settings.val_images, console)
+    metrics = score(found, val_document, metadata.classes).metrics
+    row = {
+        "network": which,
+        "seed": seed,
+        "pictures": len(annotations),
+        "epochs": settings.epochs,
+        "size": settings.size,
+    }
+    return row | {"seconds": round(seconds, 1)} | {key: round(value, 4) for key, value in metrics.items()}
+
+
+def thinned(document: dict[str, Any], count: int) -> dict[str, Any]:
+    images = document["images"][:: max(len(document["images"]) // count, 1)][:count]
+    known = {image["id"] for image in images}
+    annotations = [one for one in document["annotations"] if one["image_id"] in known]
+    return document | {"images": images, "annotations": annotations}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=480, help="of train, and half as many of val; 0 for all")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--weights", default="auto")
+    parser.add_argument("--channels", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    keep_freed_memory()
+    settings = Settings(
+        train_annotations=options.data / "train.json",
+        train_images=options.data / "train",
+        val_annotations=options.data / "val.json",
+        val_images=options.data / "val",
+        output=options.output,
+        backbone=options.backbone,
+        weights=options.weights,
+        channels=options.channels,
+        head_convs=4,
+        head_conv="full",
+        head_kernel=3,
+        size=options.size,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+    console = Console(soft_wrap=True, highlight=False)
+    rows = []
+    for seed in options.seeds:
+        for which in ("ours", "torchvision"):
+            rows.append(run(which, settings, options.pictures, seed, console))
+            with options.output.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+            console.print(rows[-1])
+
+
+if __name__ == "__main__":
+    main()
