@@ -1,36 +1,29 @@
 """The HTTP service: `create_app(settings)`."""
 
 import asyncio
-import io
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from time import perf_counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
-from PIL import Image
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import Receive
 
 from app import pages, problems
 from app.batch import detect_each
 from app.body_limit import BodyLimit
-from app.draw import draw
+from app.detect import QueryRoute, detect_one, disconnected, in_time
 from app.errors import Refusal
 from app.gate import Gate
 from app.metrics import CONTENT_TYPE
-from app.negotiation import JPEG, JSON, PNG
-from app.outcome import Outcome
+from app.negotiation import JPEG, PNG
 from app.problems import problem_docs
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import Record, Telemetry, record_of
-from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, picture_bytes, pictures_bytes
-
-T = TypeVar("T")
+from app.telemetry import Telemetry, record_of
+from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 
 _DETECT_PROBLEMS = problem_docs(
     "empty_body", "malformed_request", "not_acceptable", "picture_too_large", "body_too_large",
@@ -79,10 +72,14 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
     problems.install(app)
-    pages.install(app)
 
-    @app.post(
+    async def detect(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
+        return await detect_one(request, query)
+
+    app.router.add_api_route(
         "/detect",
+        detect,
+        methods=["POST"],
         summary="Find objects in a picture",
         response_model=Answer,
         openapi_extra=PICTURE_BODY,
@@ -93,21 +90,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
                 "content": {JPEG: BINARY, PNG: BINARY},
             }
         },
+        route_class_override=QueryRoute,
     )
-    async def detect(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-        served, record = _service(request), record_of(request.scope)
-        media_type = query.media_type(request.headers.get("accept", ""))
-        query.parameters(served.runner.metadata)  # a bad one is refused before the body is read
-        data = await _in_time(record, picture_bytes(request))
-        outcome = await served.detect(
-            data, query.parameters, deadline=record.deadline, gone=partial(_disconnected, request.receive)
-        )
-        record.timing_ms |= outcome.timing_ms
-        if media_type == JSON:
-            content = outcome.to_json()
-        else:
-            content = await asyncio.to_thread(_drawn, outcome, media_type)
-        return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
     @app.post(
         "/detect/batch",
@@ -118,8 +102,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
         served, record = _service(request), record_of(request.scope)
         query.parameters(served.runner.metadata)
-        pictures = await _in_time(record, pictures_bytes(request))
-        gone = partial(_disconnected, request.receive)
+        pictures = await in_time(record, pictures_bytes(request))
+        gone = partial(disconnected, request.receive)
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 
     @app.get("/model", summary="What is served")
@@ -152,6 +136,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             raise Refusal("forbidden", "Set FCOS_API_KEYS to reload over HTTP, or send the process SIGHUP.")
         return await _service(request).reload()
 
+    pages.install(app)
+
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
@@ -169,30 +155,3 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
-
-
-async def _in_time(record: Record, reading: Coroutine[Any, Any, T]) -> T:
-    """Reads a request's body, until its deadline. Raises: Refusal: `deadline_exceeded`."""
-    begun = perf_counter()
-    try:
-        async with asyncio.timeout(record.deadline - begun):
-            return await reading
-    except TimeoutError:
-        raise Refusal(
-            "deadline_exceeded", "The request's body did not arrive in time.", headers={"Connection": "close"}
-        ) from None
-    finally:
-        record.timing_ms["read"] = round((perf_counter() - begun) * 1000, 3)
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Returns once the client has left; its body has been read before."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _drawn(outcome: Outcome, media_type: str) -> bytes:
-    drawn: Image.Image = draw(outcome.picture, outcome.answer.detections)
-    out = io.BytesIO()
-    drawn.save(out, "JPEG" if media_type == JPEG else "PNG", **({"quality": 90} if media_type == JPEG else {}))
-    return out.getvalue()

@@ -1,11 +1,11 @@
 """What the pipeline found in one picture, before it is an answer of some form."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from PIL import Image
+from pydantic_core import to_json
 
 from app.artifact import Size
 from app.images import open_picture
@@ -45,7 +45,7 @@ class Outcome:
 
     def to_json(self) -> bytes:
         """Returns: `answer` as JSON. Built from the arrays: a model object per box would cost more than the boxes."""
-        return json.dumps(self._document(), ensure_ascii=False, separators=(",", ":")).encode()
+        return to_json(self._document())
 
     def _document(self) -> dict[str, Any]:
         found, classes = self.found, self.classes
