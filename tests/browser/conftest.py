@@ -17,9 +17,14 @@ FLAGS = (
 )  # fmt: skip
 
 
+def chromium() -> str | None:
+    """Returns: The path of an installed Chromium."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    path = chromium()
     if path is None:
         pytest.exit("There is no Chromium: install one (apt-get install chromium), or set CHROMIUM to its path.", 2)
     with sync_playwright() as playwright:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from app.draw import class_colour
 from app.pages import STATIC
-from tests.serving import Served
+from tests.serving import Served, served
 from tests.support import rectangle_picture
 from tests.test_api import encoded
 
@@ -25,8 +25,9 @@ def file(name: str, content: bytes, kind: str = "image/png") -> FilePayload:
 
 
 def choose(page: Page, *files: FilePayload) -> None:
+    total = page.locator("#strip li").count() + len(files)
     page.set_input_files("#files", list(files))
-    expect(page.locator("#busy")).to_be_hidden()
+    expect(page.locator("#strip span").filter(has_text=re.compile("^(done|failed)$"))).to_have_count(total)
 
 
 def shown(page: Page) -> dict[str, Any]:
@@ -189,6 +190,35 @@ def test_a_lost_service_says_so_and_the_picture_can_be_tried_again(page: Page) -
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#status")).to_contain_text("above")
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, model_file: Path) -> None:
+    with served(model=model_file, api_keys="right-key-1") as service:
+        page = browser.new_page()
+        page.goto(service.address)
+        expect(page.locator("#model")).to_contain_text("wants an API key")
+        choose(page, file("red.png", RED))
+        expect(page.get_by_role("alert")).to_contain_text("wants a key")
+        key = page.get_by_label("Key", exact=True)
+        expect(key).to_be_visible()
+        key.fill("wrong-key")
+        key.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("not one of this service's")
+        expect(key).to_have_attribute("aria-invalid", "true")
+        key.fill("right-key-1")
+        key.press("Enter")
+        expect(page.locator("#status")).to_contain_text("above")
+        expect(page.locator("#model")).to_contain_text("colours")
+        expect(page.get_by_role("alert")).to_be_hidden()
+        assert "right-key-1" not in page.inner_text("#curl")
+        assert "Authorization: Bearer $API_KEY" in page.inner_text("#curl")
+        page.reload()
+        expect(page.locator("#model")).to_contain_text("colours")
+        page.close()
+        other = browser.new_page()
+        other.goto(service.address)
+        assert other.evaluate("sessionStorage.length") == 0, "the key is forgotten with its tab"
+        other.close()
 
 
 def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
