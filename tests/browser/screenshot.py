@@ -1,4 +1,4 @@
-"""python -m tests.browser.screenshot docs/playground.png: the page with its sample, as README shows it."""
+"""python -m tests.browser.screenshot docs/playground.jpg: the page with its sample, as README shows it."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def main(output: Path) -> None:
         expect(page.locator("#status")).to_contain_text("sample.jpg: ", timeout=30_000)
         expect(page.locator("#copies")).to_be_visible()
         page.mouse.move(0, 0)
-        page.screenshot(path=output)
+        page.screenshot(path=output, type="jpeg", quality=85)
         browser.close()
 
 
