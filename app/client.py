@@ -4,7 +4,7 @@ with Client("http://127.0.0.1:8000") as client:
     for found in client.detect("cat.jpg", score_threshold=0.5).detections:
         print(found.label, found.score, found.box.xyxy)
 
-`AsyncClient` has the same methods as coroutines. An answer of 503 or 429 that names a time in Retry-After is tried again.
+`AsyncClient` has the same methods as coroutines. What is answered with 503 or 429 and Retry-After is tried again.
 """
 
 import asyncio
