@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 
 from app import images as service_images
 from app.artifact import CANVAS_MULTIPLE, Metadata, Size
-from app.canvas import place
+from app.canvas import place, resized_size
 from app.errors import Refusal
 from model.checks import Problems, check
 from model.formats import Document, read_document
@@ -174,13 +174,26 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """An upright RGB picture, opened as the service opens it.
+    """An upright RGB picture in full size.
 
     Raises:
         ValueError: there is none at the path, or it cannot be decoded.
     """
+    return _decode(path, None).picture
+
+
+def open_as_served(path: Path, metadata: Metadata) -> service_images.Decoded:
+    """A picture as the service decodes it for this model: a large JPEG no larger than its canvas needs.
+
+    Raises:
+        ValueError: as `open_picture`.
+    """
+    return _decode(path, lambda size: resized_size(size, metadata.resize))
+
+
+def _decode(path: Path, resized: Callable[[Size], Size] | None) -> service_images.Decoded:
     try:
-        return service_images.open_picture(path.read_bytes(), MAX_PIXELS)
+        return service_images.decode(path.read_bytes(), MAX_PIXELS, resized=resized)
     except OSError as error:
         raise ValueError(f"no picture at {path} ({error.strerror})") from None
     except Refusal as refusal:

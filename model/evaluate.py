@@ -32,7 +32,7 @@ from app.canvas import Placement
 from app.detector import Detector
 from app.errors import StartError
 from app.postprocess import Heads, Parameters
-from model.data import open_picture, read_checked
+from model.data import open_as_served, read_checked
 from model.formats import Document
 from model.scoring import Evaluation, Found, score
 
@@ -99,7 +99,7 @@ def detect(
 
 def _prepared(detector: Detector, positions: Sequence[int], paths: Sequence[Path]) -> Iterator[Prepared]:
     def prepare(position: int, path: Path) -> Prepared:
-        return position, *detector.fit(open_picture(path))
+        return position, *detector.fit(open_as_served(path, detector.metadata))
 
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(paths), AHEAD):

@@ -1,5 +1,6 @@
 """What is measured is what the service finds; the numbers are COCO's."""
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.service import Service
+from app.settings import Settings
 from model import evaluate
 from model.checks import check
 from model.data import read_checked
 from model.scoring import METRICS, Found, score
-from tests.support import METADATA
+from tests.support import METADATA, rectangle_picture
 from tests.toy import IDS, QUIET, write_coco, write_pictures
 
 CLASSES = tuple(METADATA["classes"])
@@ -73,6 +76,28 @@ def test_batching_does_not_change_what_is_found(model_file: Path, toy: tuple[Pat
     assert len(one) > 0
     for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
         assert np.allclose(a, b, atol=1e-4)
+
+
+def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Path) -> None:
+    # The service decodes it smaller than it is; so must what says how good the service is.
+    picture = rectangle_picture().resize((2000, 1500))
+    picture.save(tmp_path / "large.jpg", quality=90)
+    document = {"images": [{"file_name": "large.jpg"}]}
+    runner, metadata = evaluate.open_model(model_file, "cpu")
+    found = evaluate.detect(runner, metadata, document, tmp_path, QUIET)
+
+    async def serve() -> Any:
+        service = Service.load(Settings(model=model_file, provider="cpu"))
+        await service.warm_up()
+        try:
+            return (await service.detect((tmp_path / "large.jpg").read_bytes(), evaluate.PARAMETERS)).found
+        finally:
+            await asyncio.to_thread(service.close)
+
+    served = asyncio.run(serve())
+    assert len(served) > 0
+    np.testing.assert_array_equal(found.boxes, served.boxes)
+    np.testing.assert_array_equal(found.scores, served.scores)
 
 
 def test_processes_together_find_what_one_would(model_file: Path, toy: tuple[Path, Path]) -> None:
