@@ -21,7 +21,8 @@ class Held:
 
         def holding(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
             self.batches.append(len(canvases))
-            assert self.open.wait(60)
+            if not self.open.wait(20):
+                self.open.set()  # a test that failed before it did so must not hold all the others up
             return run(runner, canvases)
 
         monkeypatch.setattr(OnnxRunner, "run_batch", holding)

@@ -37,7 +37,7 @@ PICTURE = encoded(rectangle_picture())
 
 @asynccontextmanager
 async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
-    service = Service.load(Settings(model=model, provider="cpu", threads=1, **settings))
+    service = Service.load(Settings(model=model, provider="cpu", **{"threads": 1, "sessions": 1, **settings}))
     try:
         await service.warm_up()
         assert service.not_ready is None
