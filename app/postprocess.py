@@ -22,6 +22,8 @@ Indices = NDArray[np.intp]
 
 # Boxes are compared in blocks of this many: most pictures need one or two, and a block's overlaps stay in the cache.
 NMS_BLOCK = 160
+# From this many times `top_k` on, a level's candidates are thinned out before their scores are computed.
+MANY_CANDIDATES = 2
 # exp(-x) of a smaller logit overflows float32, and its sigmoid is 0 for any purpose.
 LOWEST_LOGIT = np.float32(-87)
 
@@ -136,6 +138,8 @@ def _candidates(
         centerness = heads.centerness[level]
 
         flat = np.flatnonzero(logits > _lowest_class_logit(centerness, parameters.score_threshold))
+        if len(flat) > MANY_CANDIDATES * metadata.top_k:
+            flat = _reaching_best(heads.class_logits[level], centerness, allowed, metadata.top_k)
         point_ids, class_ids = np.divmod(flat, classes)
         if allowed is not None:
             chosen = allowed[class_ids]
@@ -152,6 +156,26 @@ def _candidates(
         first = level.stop
     points, labels, values = zip(*found, strict=True)
     return np.concatenate(points), np.concatenate(labels), np.concatenate(values)
+
+
+def _reaching_best(class_logits: Floats, centerness: Floats, allowed: NDArray[np.bool_] | None, count: int) -> Indices:
+    """Returns: Of a level's logits [P, C], flat, those that may be among the `count` best, and few others.
+
+    A threshold near 0 makes every logit of every point a candidate. Each point's best class is one of them, so the
+    `count`-th best of the points is no better than the `count`-th best of all: what is worse need not be computed.
+    """
+    if len(centerness) < count:
+        return np.arange(class_logits.size)
+    of_points = class_logits if allowed is None else class_logits[:, allowed]
+    best_logits = np.fmax.reduce(of_points, axis=1, initial=-np.inf)  # fmax passes over NaN
+    centred = _sigmoid(centerness)
+    squares = _sigmoid(best_logits) * centred  # of the scores
+    squares[~(np.isfinite(best_logits) & np.isfinite(centerness))] = 0
+    lowest = np.partition(squares, -count)[-count] / centred  # [P] the class probability that a point needs
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest_logits = np.log(lowest / (1 - lowest)) - np.float32(1e-3)  # rounding must not cost a candidate
+    lowest_logits[~(lowest < 1)] = 10  # float32 tells probabilities this near to 1 apart no more
+    return np.flatnonzero(class_logits >= lowest_logits[:, None])
 
 
 def _lowest_class_logit(centerness: Floats, score_threshold: float) -> np.float32:

@@ -224,3 +224,30 @@ def test_heads_of_another_model_are_refused() -> None:
 def test_a_pictures_heads_are_views() -> None:
     heads = Heads(np.zeros((2, 5, 3), np.float32), np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.float32))
     assert all(np.shares_memory(one, whole) for one, whole in zip(heads.of(1), heads, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("class_ids", [None, (1,), (0, 3)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_threshold_of_zero_gives_the_best_of_all_logits(
+    seed: int, class_ids: tuple[int, ...] | None, flat: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, in the same order, as where every logit is looked at; also where most are equal, huge or broken."""
+    canvas = Size(320, 416)
+    heads = random_heads(seed, canvas, 5)
+    random = np.random.default_rng(seed)
+    if flat:
+        heads = PictureHeads(np.round(heads.class_logits), heads.distances, np.round(heads.centerness))
+    for head in (heads.class_logits, heads.centerness):
+        places = random.integers(0, head.size, (4, 30))
+        for value, place in zip((np.nan, np.inf, 40, -90), places, strict=True):
+            head.reshape(-1)[place] = value
+    metadata = like_torchvision(5, top_k=200)
+    parameters = Parameters(0.0, 0.6, 1000, class_ids)
+    thinned = postprocess(heads, placed(canvas), metadata, parameters)
+    monkeypatch.setattr("app.postprocess.MANY_CANDIDATES", 10**9)
+    complete = postprocess(heads, placed(canvas), metadata, parameters)
+    assert len(complete) > 0
+    np.testing.assert_array_equal(thinned.scores, complete.scores)
+    np.testing.assert_array_equal(thinned.class_ids, complete.class_ids)
+    np.testing.assert_array_equal(thinned.boxes, complete.boxes)
