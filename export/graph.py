@@ -66,6 +66,7 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
     assert program is not None
     proto = program.model_proto
     _name_dimensions(proto)
+    _forget_the_exporter(proto)
     onnx.checker.check_model(proto)
     return proto
 
@@ -88,6 +89,15 @@ def _name_dimensions(proto: onnx.ModelProto) -> None:
             if name is not None:
                 dimension.dim_param = name
     del proto.graph.value_info[:]  # it speaks of the old names
+
+
+def _forget_the_exporter(proto: onnx.ModelProto) -> None:
+    """Each node carries the stack trace of the line that made it: half a megabyte, with paths of this machine."""
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""The FCOS detector: network, losses, data, training. It needs torch, torchvision and timm; the service does not."""
+"""The detector: network, losses, data and training. Needs torch, torchvision and timm; the service needs none of it."""

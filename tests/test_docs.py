@@ -66,4 +66,4 @@ def test_the_table_of_settings_is_current() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_mentioned_files_are_there(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists() or target.startswith("model/weights/"), target
+        assert (page.parent / target).exists(), target

@@ -97,6 +97,12 @@ def test_the_file_says_what_it_is(exported: Path, checkpoint_file: Path) -> None
     assert metadata.checkpoint_sha256 == checkpoints.sha256(checkpoint_file)
 
 
+def test_the_file_names_no_path_of_the_machine_that_wrote_it(exported: Path) -> None:
+    content = exported.read_bytes()
+    assert str(Path(__file__).resolve().parents[1]).encode() not in content
+    assert b"site-packages" not in content
+
+
 def test_no_padding_and_no_batch_norm_is_left_to_run(exported: Path, tmp_path: Path) -> None:
     # Both must fold into the convolutions, or every picture pays for them.
     import onnxruntime as ort
