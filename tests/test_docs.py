@@ -67,3 +67,9 @@ def test_the_table_of_settings_is_current() -> None:
 def test_links_and_mentioned_files_are_there(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_readmes_map_has_every_module() -> None:
+    text = (ROOT / "README.md").read_text().partition("## The map")[2]
+    modules = [path for folder in ("app", "model", "export") for path in sorted((ROOT / folder).glob("*.py"))]
+    assert [path.name for path in modules if path.name != "__init__.py" and path.name not in text] == []
