@@ -96,9 +96,12 @@ class Batcher(Generic[Item]):
                 self._changed.wait()
             latest_s = self._clock() + needed_s()
             batch: Batch[Item] = Batch([], [])
-            while self._queues and not batch.items:
+            # First what is late at the heads: a queue's turn is decided by the oldest item that is still worth running.
+            for key in list(self._queues):
+                self._fill(batch, key, latest_s, most=0)
+            if self._queues:
                 key = min(self._queues, key=lambda one: next(iter(self._queues[one])))
-                self._fill(batch, key, latest_s)
+                self._fill(batch, key, latest_s, most=self._largest)
             if self._queues:
                 self._changed.notify()  # there is work for another session
             return batch
@@ -120,12 +123,16 @@ class Batcher(Generic[Item]):
             self._closed = True
             self._changed.notify_all()
 
-    def _fill(self, batch: Batch[Item], key: Hashable, latest_s: float) -> None:
-        """Moves one queue's oldest items into the batch until it is full."""
+    def _fill(self, batch: Batch[Item], key: Hashable, latest_s: float, most: int) -> None:
+        """Moves one queue's oldest items into the batch, late ones and at most so many others."""
         queue = self._queues[key]
-        while queue and len(batch.items) < self._largest:
-            _, ticket = queue.popitem(last=False)
+        while queue:
+            ticket = next(iter(queue.values()))
+            late = ticket.deadline_s < latest_s
+            if not late and len(batch.items) >= most:
+                break
+            del queue[ticket.number]
             self._waiting -= 1
-            (batch.items if ticket.deadline_s >= latest_s else batch.late).append(ticket.item)
+            (batch.late if late else batch.items).append(ticket.item)
         if not queue:
             del self._queues[key]

@@ -133,8 +133,13 @@ def open_model(path: Path, device: str = "auto") -> tuple[Runner, Metadata]:
     if path.suffix == ".onnx":
         from app.session import OnnxRunner
 
-        logging.getLogger("app.session").setLevel(logging.ERROR)  # `auto` without a GPU is nothing to be warned of
-        onnx = OnnxRunner.load(path, device)  # type: ignore[arg-type]
+        log = logging.getLogger("app.session")
+        level = log.level
+        log.setLevel(logging.ERROR)  # `auto` without a GPU is nothing to be warned of here
+        try:
+            onnx = OnnxRunner.load(path, device)  # type: ignore[arg-type]
+        finally:
+            log.setLevel(level)
         return onnx, onnx.metadata
     if path.suffix != ".pt":
         raise ValueError(f"{path} is neither a .pt checkpoint nor an .onnx model")
