@@ -71,6 +71,10 @@ class Result:
         last_s = max((at + latency for at, latency in good), default=0) / 1000
         return sum(latency <= within_ms for _, latency in good) / max(self.seconds, last_s)
 
+    def client_cores(self) -> float:
+        """Returns: How many cores the client took."""
+        return sum(row[2] for row in self.rows if row[0] == "client_cpu") / 1000 / self.seconds
+
     def errors(self) -> dict[int, int]:
         counts: dict[int, int] = {}
         for kind, _, _, status in self.rows:
@@ -151,7 +155,6 @@ def _serve(
         load = [
             "--port", str(port), "--picture", str(picture), "--path", "/detect",
             *(["--multipart", multipart] if multipart else []),
-            *(["--health", "/healthz"] if system in OWN else []),
         ]  # fmt: skip
         _load(["closed", *load, "--level", "8", "--seconds", "2"])
         capacity = 0.0
@@ -159,8 +162,8 @@ def _serve(
         for loop, level in runs:
             result = Result(name, system, loop, level, number, options.seconds)
             amount = level if loop == "closed" else max(1.0, level * capacity)
-            with _rss_of(pid, result.rss_mb):
-                result.rows = _load([loop, *load, "--level", str(amount), "--seconds", str(options.seconds)])
+            with _rss_of(pid, result.rss_mb), _health_of(system, port, options.seconds, result.rows):
+                result.rows += _load([loop, *load, "--level", str(amount), "--seconds", str(options.seconds)])
             if loop == "closed":
                 capacity = max(capacity, result.rate())
             _note(results, result)
@@ -219,11 +222,32 @@ def _wait(system: str, port: int, process: subprocess.Popen[bytes], path: str | 
     raise SystemExit(f"{system} did not start:\n{text[-2000:]}")
 
 
+@contextmanager
+def _health_of(system: str, port: int, seconds: float, into: list[tuple[str, float, float, int]]) -> Iterator[None]:
+    """Asks for a sign of life meanwhile, from a process that is not busy itself."""
+    if system not in OWN:
+        yield
+        return
+    probe = subprocess.Popen(
+        [sys.executable, str(HERE / "load.py"), "health", "--port", str(port), "--path", "/healthz", "--seconds",
+         str(seconds)], stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        rows, _ = probe.communicate()
+        into += [row for row in _read(rows) if row[0] == "health"]
+
+
 def _load(arguments: list[str]) -> list[tuple[str, float, float, int]]:
     done = subprocess.run(
         [sys.executable, str(HERE / "load.py"), *arguments], check=True, capture_output=True, text=True
     )
-    rows = list(csv.reader(done.stdout.splitlines()))[1:]
+    return _read(done.stdout)
+
+
+def _read(text: str) -> list[tuple[str, float, float, int]]:
+    rows = list(csv.reader(text.splitlines()))[1:]
     return [(kind, float(at), float(latency), int(status)) for kind, at, latency, status in rows]
 
 
@@ -295,10 +319,10 @@ def _write(results: list[Result], path: Path) -> None:
 
 
 def _print_table(results: list[Result], deadline_ms: float) -> None:
-    """Medians over the rounds."""
+    """Medians over the rounds. `client` is the number of cores that the load itself took."""
     print(
         f"{'model':8} {'system':10} {'load':>10} {'per s':>8} {'good/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
-        f"{'health99':>8} {'RSS MB':>13}  errors"
+        f"{'health99':>8} {'RSS MB':>13} {'client':>6}  errors"
     )
     for key in dict.fromkeys((one.model, one.system, one.loop, one.level) for one in results):
         own = [one for one in results if (one.model, one.system, one.loop, one.level) == key]
@@ -314,6 +338,7 @@ def _print_table(results: list[Result], deadline_ms: float) -> None:
             + " ".join(f"{_median(_percentile(one.latencies(), share) for one in own):8.1f}" for share in (50, 95, 99))
             + f" {_median(_percentile(one.latencies('health'), 99) for one in own):8.1f} "
             + (f"{min(rss):6.0f}-{max(rss):6.0f}" if rss else f"{'':13}")
+            + f" {_median(one.client_cores() for one in own):6.2f}"
             + "  " + " ".join(f"{count}x{status}" for status, count in sorted(errors.items()))
         )  # fmt: skip
 
