@@ -80,18 +80,20 @@ class Batcher(Generic[Item]):
             self._changed.notify()
             return ticket
 
-    def take(self, needed_s: Callable[[], float] = lambda: 0.0) -> Batch[Item] | None:
-        """Waits until something is queued, and takes it.
+    def take(self, needed_s: Callable[[], float] = lambda: 0.0, *, wait: bool = True) -> Batch[Item] | None:
+        """Takes what is queued, once something is.
 
         Args:
             needed_s: How long a batch is expected to take: an item whose deadline comes sooner is late already.
+            wait: False to take what is queued now, or nothing.
 
         Returns:
-            Between 1 and `largest` items, or only late ones; None once the batcher is closed and empty.
+            Between 1 and `largest` items, or only late ones; None once the batcher is closed and empty, or where there
+            is nothing to wait for.
         """
         with self._changed:
             while not self._queues:
-                if self._closed:
+                if self._closed or not wait:
                     return None
                 self._changed.wait()
             latest_s = self._clock() + needed_s()

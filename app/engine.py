@@ -1,8 +1,11 @@
 """One model being served: its sessions' threads, its queue, and every picture's way through it.
 
-    decode (workers) → queue → session (its own thread) → post-processing (workers)
+    CUDA: decode (workers) → queue → session (its own thread) → post-processing (workers)
+    CPU:  decode → queue → session → post-processing, all on one worker
 
-The event loop hands a picture in and gets its outcome back; in between, nothing comes back to it.
+The event loop hands a picture in and gets its outcome back; in between, nothing comes back to it. On the CPU, sessions
+would only compete with the workers for the same cores: the worker that has decoded a picture runs what is queued, and
+finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ from time import perf_counter
 
 import numpy as np
 
-from app.batcher import Batcher
+from app.batcher import Batch, Batcher
 from app.budget import Budget
 from app.canvas import resized_size
 from app.detector import Detector
@@ -34,6 +37,7 @@ from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
+OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
 _PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
 
 
@@ -62,27 +66,27 @@ class Engine:
         self._largest = settings.max_batch or largest_batch(runner.provider)
         self._batcher: Batcher[Job] = Batcher(self._largest)
         self._warm: Future[None] = Future()
-        self._sessions = [
-            threading.Thread(target=self._serve, args=(number == 0,), name=f"session-{number}")
-            for number in range(session_count(settings, runner.provider))
-        ]
+        self._session_count = session_count(settings, runner.provider)
+        self._free_sessions = threading.Semaphore(self._session_count)  # of those that workers run
+        self._session = threading.Thread(target=self._serve, name="session") if runner.provider in OWN_THREAD else None
 
     @property
     def queued(self) -> int:
         return len(self._batcher)
 
     async def warm_up(self) -> None:
-        """Starts the sessions and runs the canary picture in every shape. Raises: What the session raised."""
-        for session in self._sessions:
-            session.start()
-        await asyncio.wrap_future(self._warm)
+        """Runs the canary picture in every shape, where requests will be run. Raises: What the session raised."""
+        if self._session is None:
+            await asyncio.to_thread(self.runner.warm_up, self._largest)
+        else:
+            self._session.start()
+            await asyncio.wrap_future(self._warm)
 
     def close(self) -> None:
-        """Finishes what is queued and ends the sessions' threads."""
+        """Lets nothing more in; returns once the session's thread has finished what is queued."""
         self._batcher.close()
-        for session in self._sessions:
-            if session.ident is not None:
-                session.join()
+        if self._session is not None and self._session.ident is not None:
+            self._session.join()
 
     def begin(self, job: Job) -> None:
         """Takes a picture in; its outcome, or what kept it from one, arrives in `job.answered`."""
@@ -125,6 +129,8 @@ class Engine:
             return
         if job.abandoned:  # while it was decoded
             self._drop_if_queued(job)
+        if self._session is None:
+            self._run_queued()
 
     def _reserve(self, job: Job, pixels: int) -> None:
         job.pixels = self._pixels.take(pixels)
@@ -136,22 +142,37 @@ class Engine:
                 headers={"Retry-After": "1"},
             )
 
-    def _serve(self, warms_up: bool) -> None:
-        """One session's thread."""
-        if warms_up:
-            try:
-                self.runner.warm_up(self._largest)
-            except BaseException as error:
-                self._warm.set_exception(error)
-            else:
-                self._warm.set_result(None)
-        while (batch := self._batcher.take(lambda: self._batch_s)) is not None:
-            for job in batch.late:
-                job.fail(Refusal("deadline_exceeded", "The picture waited too long for the model. Try again later."))
-                self._metrics.dropped.inc()
-            if batch.items:
-                self._run(batch.items)
+    def _serve(self) -> None:
+        """The session's thread, on CUDA."""
+        try:
+            self.runner.warm_up(self._largest)
+        except BaseException as error:
+            self._warm.set_exception(error)
+        else:
+            self._warm.set_result(None)
+        while (batch := self._batcher.take(self._expected_s)) is not None:
+            self._run_batch(batch)
             del batch
+
+    def _run_queued(self) -> None:
+        """On a worker: runs what is queued where a session is free; where none is, whoever has it comes back here."""
+        while len(self._batcher) and self._free_sessions.acquire(blocking=False):
+            try:
+                batch = self._batcher.take(self._expected_s, wait=False)
+                if batch is not None:
+                    self._run_batch(batch)
+            finally:
+                self._free_sessions.release()
+
+    def _expected_s(self) -> float:
+        return self._batch_s
+
+    def _run_batch(self, batch: Batch[Job]) -> None:
+        for job in batch.late:
+            job.fail(Refusal("deadline_exceeded", "The picture waited too long for the model. Try again later."))
+            self._metrics.dropped.inc()
+        if batch.items:
+            self._run(batch.items)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         begun = perf_counter()
@@ -170,12 +191,15 @@ class Engine:
         for index, job in enumerate(jobs):
             job.canvas = None
             job.run_begun, job.run_ended = begun, ended
-            self._workers.submit(partial(self._finish, job, heads.of(index)), urgent=True)
+            if self._session is None:
+                self._finish(job, heads.of(index))
+            else:
+                self._workers.submit(partial(self._finish, job, heads.of(index)), urgent=True)
 
     def _keep_pace(self, seconds: float, pictures: int) -> None:
         self._metrics.batch_size.observe(pictures)
         self._metrics.pictures.inc(pictures)
-        per_picture = seconds / pictures / len(self._sessions)
+        per_picture = seconds / pictures / self._session_count
         weight = _PACE_WEIGHT if self._batch_s else 1
         self._batch_s += weight * (seconds - self._batch_s)
         self.seconds_per_picture += weight * (per_picture - self.seconds_per_picture)
@@ -215,7 +239,7 @@ def largest_batch(provider: str) -> int:
 
 
 def session_count(settings: Settings, provider: str) -> int:
-    """Returns: How many batches run at a time. On CUDA one: a second would wait for the first, and hold memory.
+    """Returns: How many batches may run at a time. On CUDA one: a second would wait for the first, and hold memory.
 
     On the CPU one for each core: pictures side by side waste less than one picture's operators shared out over cores,
     of which each waits for the slowest. FCOS_SESSIONS=1 turns that round: alone, a picture then takes the least time.

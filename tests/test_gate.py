@@ -34,7 +34,9 @@ PICTURE = picture()
 
 @contextmanager
 def client_of(model: Path, **settings: Any) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(model=model, provider="cpu", threads=1, sessions=1, **settings))) as client:
+    with TestClient(
+        create_app(Settings(model=model, provider="cpu", threads=1, sessions=1, decode_threads=2, **settings))
+    ) as client:
         yield ready(client)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from app.errors import ClientGone, Refusal
 from app.outcome import Outcome
 from app.postprocess import Heads
+from app.providers import CPU
 from app.schemas import Answer, DetectQuery
 from app.service import Service
 from app.session import OnnxRunner
@@ -37,7 +38,9 @@ PICTURE = encoded(rectangle_picture())
 
 @asynccontextmanager
 async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
-    service = Service.load(Settings(model=model, provider="cpu", **{"threads": 1, "sessions": 1, **settings}))
+    service = Service.load(
+        Settings(model=model, provider="cpu", **{"threads": 1, "sessions": 1, "decode_threads": 2, **settings})
+    )
     try:
         await service.warm_up()
         assert service.not_ready is None
@@ -59,6 +62,13 @@ def metric(service: Service, name: str) -> float:
     raise KeyError(name)
 
 
+@pytest.fixture(params=[False, True], ids=["on a worker", "on its own thread"])
+def session_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions as on the CPU, and as on CUDA."""
+    if request.param:
+        monkeypatch.setattr("app.engine.OWN_THREAD", frozenset({CPU}))
+
+
 def code(result: Outcome | BaseException) -> str:
     return result.code if isinstance(result, Refusal) else type(result).__name__
 
@@ -74,6 +84,7 @@ def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
     assert outcome.picture.tobytes() == rectangle_picture().tobytes()
 
 
+@pytest.mark.usefixtures("session_thread")
 def test_one_pictures_fault_is_its_own(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven good pictures and a corrupt one; then seven good ones and one on which the model fails."""
     poison = encoded(rectangle_picture(colour="blue"))
@@ -107,6 +118,7 @@ def test_one_pictures_fault_is_its_own(model_file: Path, held: Held, monkeypatch
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
 def test_parameters_in_a_shared_batch_give_what_they_give_alone(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +147,7 @@ def test_parameters_in_a_shared_batch_give_what_they_give_alone(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
 @pytest.mark.parametrize(("count", "settings"), [(50, {}), (500, {"sessions": 2, "max_batch": 8})])
 def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: int, settings: dict[str, int]) -> None:
     random = np.random.default_rng(0)
@@ -200,6 +213,7 @@ def test_decoded_pixels_are_bounded(model_file: Path, held: Held, monkeypatch: p
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
 def test_late_pictures_are_refused_and_never_computed(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +234,7 @@ def test_late_pictures_are_refused_and_never_computed(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
 @pytest.mark.parametrize("how", ["cancelled", "gone"])
 def test_two_hundred_that_left_cost_at_most_one_batch(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, how: str
@@ -247,6 +262,7 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
 def test_a_swap_under_load_loses_nothing(tmp_path: Path) -> None:
     """Every answer is right for the model that it names, and the new model answers from some request on."""
     model = write_model(tmp_path / "m.onnx")
