@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from app import tracing
 from app.draw import draw
 from app.errors import Refusal
 from app.negotiation import JPEG, JSON
@@ -74,6 +75,7 @@ async def detect_one(request: Request, query: PictureQuery) -> Response:
         data, query.parameters, deadline=record.deadline, gone=partial(disconnected, request.receive)
     )
     record.timing_ms |= outcome.timing_ms
+    tracing.note(record.timing_ms)
     content = outcome.to_json() if media_type == JSON else await asyncio.to_thread(_drawn, outcome, media_type)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 

@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 
+from app import tracing
 from app.api import create_app
 from app.errors import Refusal, StartError
 from app.memory import keep_freed_memory
@@ -31,6 +32,7 @@ _SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 def serve(settings: Settings) -> int:
     """Answers requests until a signal. Returns: The exit code. Raises: StartError."""
     keep_freed_memory()
+    tracing.configure()
     # Until uvicorn listens to signals, and again after it: it raises the signal that ended it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with (

@@ -1,0 +1,41 @@
+"""Traces over OpenTelemetry, with the extra `otel`: FastAPI's span per request, with the stages' times on it.
+
+OpenTelemetry's own variables say where spans go, how many and under which name: OTEL_EXPORTER_OTLP_ENDPOINT,
+OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME. Without an endpoint, or without the extra, nothing is traced.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+
+from opentelemetry import trace
+
+from app.errors import SettingsError
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def configure() -> None:
+    """Starts tracing where the environment names an endpoint. Raises: SettingsError: The extra is missing."""
+    named = [name for name in _ENDPOINTS if os.environ.get(name)]
+    if not named:
+        return
+    if importlib.util.find_spec("opentelemetry.sdk") is None:
+        raise SettingsError(f"{named[0]} is set, but nothing can trace: install the extra `otel`, or unset it.")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before this.
+    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "fcos-detect"}
+    provider = TracerProvider(resource=Resource.create(name))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
+def note(timing_ms: Mapping[str, float]) -> None:
+    """Puts the times of a request's stages on its span, where there is one."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attributes({f"fcos.{stage}_ms": milliseconds for stage, milliseconds in timing_ms.items()})

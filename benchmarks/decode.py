@@ -1,0 +1,119 @@
+"""Large JPEGs: what decoding at a part of the size saves, and that it costs no accuracy.
+
+    python benchmarks/decode.py                                           the times, on a photograph of 12 megapixels
+    python benchmarks/decode.py --annotations val.json --images val       and AP, on pictures enlarged --scale times
+
+AP is of the same enlarged JPEGs, decoded whole and decoded as the service does. It needs what evaluation needs.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.canvas import resized_size
+from app.detector import Detector
+from app.images import Decoded, decode
+from app.postprocess import Parameters
+from app.session import OnnxRunner
+from app.settings import DEFAULT_MODEL
+
+MAX_PIXELS = 200_000_000
+PARAMETERS = Parameters(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--annotations", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--scale", type=float, default=6)
+    parser.add_argument("--limit", type=int, help="only so many pictures")
+    options = parser.parse_args()
+    runner = OnnxRunner.load(options.model)
+    detector = Detector(runner.metadata, runner)
+    print_times(detector)
+    if options.annotations:
+        print_ap(detector, options)
+
+
+def as_served(detector: Detector, data: bytes) -> Decoded:
+    resize = detector.metadata.resize
+    return decode(data, MAX_PIXELS, resized=lambda size: resized_size(size, resize))
+
+
+def whole(detector: Detector, data: bytes) -> Decoded:
+    return decode(data, MAX_PIXELS)
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def print_times(detector: Detector) -> None:
+    from skimage import data
+
+    photograph = Image.fromarray(data.astronaut()).resize((4000, 3000), Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).normal(
+        0, 6, (3000, 4000, 3)
+    )  # as a camera's; without it there is little to decode
+    content = jpeg(Image.fromarray((np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8)))
+    print(f"decode + fit, 4000 x 3000, {len(content) / 1e6:.1f} MB, milliseconds (median, lowest of 15)")
+
+    def naive(detector: Detector, data: bytes) -> Image.Image:
+        size = resized_size(as_served(detector, data).size, detector.metadata.resize)
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        return picture.resize((size.width, size.height), Image.Resampling.BILINEAR)
+
+    ways: dict[str, Callable[[], object]] = {
+        "whole, then resized over all pixels": lambda: naive(detector, content),
+        "whole": lambda: detector.fit(whole(detector, content)),
+        "as served": lambda: detector.fit(as_served(detector, content)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(15):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append((time.perf_counter() - began) * 1000)
+    for name, values in times.items():
+        print(f"  {name:38} {statistics.median(values):6.1f} {min(values):6.1f}")
+
+
+def print_ap(detector: Detector, options: argparse.Namespace) -> None:
+    from model.data import read_checked
+    from model.scoring import Found, score
+
+    document, _ = read_checked(options.annotations, options.images, detector.metadata.classes, files=False)
+    document["images"] = document["images"][: options.limit]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+    ways = {"whole": whole, "as served": as_served}
+    found: dict[str, list[Found]] = {name: [] for name in ways}
+    for position, image in enumerate(document["images"]):
+        small = Image.open(options.images / image["file_name"]).convert("RGB")
+        size = (round(small.width * options.scale), round(small.height * options.scale))
+        content = jpeg(small.resize(size, Image.Resampling.BICUBIC))
+        for name, way in ways.items():
+            canvas, placement = detector.fit(way(detector, content))
+            one = detector.finish(detector.run(canvas[None]).of(0), placement, PARAMETERS)
+            boxes = one.boxes * np.float32(small.width / size[0])
+            pictures = np.full(len(one), position, np.int64)
+            found[name].append(Found(pictures, boxes, one.scores, one.class_ids.astype(np.int64)))
+    for name, parts in found.items():
+        evaluation = score(Found.join(parts), document, detector.metadata.classes)
+        print(f"{name:10} {json.dumps({key: round(value, 4) for key, value in evaluation.metrics.items()})}")
+
+
+if __name__ == "__main__":
+    main()

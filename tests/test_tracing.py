@@ -1,0 +1,43 @@
+"""Spans reach a collector, with the stages' times on them."""
+
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.serving import served
+from tests.test_gate import PICTURE
+
+
+def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        try:
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+            monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+            with served(model=model_file, drain_s=0) as service:
+                headers = {"Content-Type": "image/png"}
+                request = urllib.request.Request(f"{service.address}/detect", PICTURE, headers)
+                with urllib.request.urlopen(request) as response:
+                    assert response.status == 200
+        finally:
+            collector.shutdown()
+            thread.join()
+    spans = b"".join(bodies)
+    for text in (b"/detect", b"fcos.inference_ms", b"fcos.queue_ms", b"fcos-detect"):
+        assert text in spans
