@@ -28,7 +28,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,13 +193,17 @@ def _server(system: str, model: Path, options: argparse.Namespace) -> Iterator[t
         _wait(system, port, process, "/readyz" if system == "service" else None, log)
         yield port, process.pid
     finally:
-        # Some leave their workers behind when only the parent is told to end.
+        # Some leave their workers behind when only the parent is told to end, or have them in groups of their own.
+        family = _family(process.pid)
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        for pid in family[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         log.close()
 
 
