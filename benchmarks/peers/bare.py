@@ -6,9 +6,12 @@ import time
 
 from pipeline import Pipeline, options
 
+from app.memory import keep_freed_memory
+
 
 def main() -> None:
     chosen = options(__doc__)
+    keep_freed_memory()  # as the service does
     pipeline, data = Pipeline(chosen.model, chosen.session_threads, chosen.provider), chosen.picture.read_bytes()
     counts = [0] * chosen.threads
     pipeline(data)
