@@ -92,3 +92,8 @@ class Refusal(Exception):
             "code": self.code,
             **self.members,
         }
+
+
+def first_line(error: Exception) -> str:
+    """Returns: The first line of what a library's exception says; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app import artifact
 from app.artifact import Metadata, Size, grids
 from app.cuda_graphs import CudaGraphs
-from app.errors import ArtifactError, ProviderError
+from app.errors import ArtifactError, ProviderError, first_line
 from app.postprocess import Heads
 from app.providers import CPU, CUDA, CudaOptions, ProviderChoice, open_session, why_no_cuda
 
@@ -85,7 +85,7 @@ class OnnxRunner:
         try:
             session = open_session(path, provider, threads, cuda)
         except Exception as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             if provider == CUDA and "CUDA" in reason:
                 raise ProviderError(reason) from None
             raise ArtifactError(
@@ -106,8 +106,8 @@ class OnnxRunner:
             raise
         except Exception as error:
             if provider == CUDA:
-                raise ProviderError(_first_line(error)) from None
-            raise ArtifactError(f"{path} does not run ({_first_line(error)}): export the model again.") from None
+                raise ProviderError(first_line(error)) from None
+            raise ArtifactError(f"{path} does not run ({first_line(error)}): export the model again.") from None
         return runner
 
     def __call__(self, canvases: NDArray[np.uint8]) -> Heads:
@@ -177,7 +177,3 @@ def _check_contract(session: ort.InferenceSession, path: Path) -> None:
 
 def _signature(tensors: dict[str, tuple[str, int]]) -> str:
     return ", ".join(f"{name} {kind} of {rank} axes" for name, (kind, rank) in tensors.items())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

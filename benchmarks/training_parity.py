@@ -37,7 +37,7 @@ from model.fcos import FCOS, Heads
 from model.fpn import FPN
 from model.learner import Learner
 from model.losses import Objective
-from model.optim import keep_freed_memory
+from model.optim import keep_tensors_memory
 from model.scoring import score
 from model.settings import Settings
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
-    keep_freed_memory()
+    keep_tensors_memory()
     settings = Settings(
         train_annotations=options.data / "train.json",
         train_images=options.data / "train",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from app.artifact import METADATA_KEY, Metadata
+from app.errors import first_line
 from app.postprocess import Heads
 from app.session import INPUT
 from model.fcos import FCOS
@@ -61,8 +62,7 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the network cannot be translated to ONNX: {first}") from error
+        raise ValueError(f"the network cannot be translated to ONNX: {first_line(error)}") from error
     assert program is not None
     proto = program.model_proto
     _name_dimensions(proto)

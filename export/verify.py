@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.artifact import Metadata, Size
+from app.errors import first_line
 from app.postprocess import Heads
 from app.session import INPUT
 from export.graph import ServedGraph
@@ -54,7 +55,7 @@ def compare(proto: onnx.ModelProto, model: FCOS, metadata: Metadata) -> Differen
     try:
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ValueError(f"ONNX Runtime does not load the exported graph: {_first_line(error)}") from error
+        raise ValueError(f"ONNX Runtime does not load the exported graph: {first_line(error)}") from error
     graph = ServedGraph(model).eval()
 
     largest = dict.fromkeys(Heads._fields, 0.0)
@@ -64,7 +65,7 @@ def compare(proto: onnx.ModelProto, model: FCOS, metadata: Metadata) -> Differen
         try:
             ours = session.run(list(Heads._fields), {INPUT: images})
         except Exception as error:
-            raise ValueError(f"the exported graph fails on {batch} x {list(canvas)}: {_first_line(error)}") from error
+            raise ValueError(f"the exported graph fails on {batch} x {list(canvas)}: {first_line(error)}") from error
         with torch.inference_mode():
             wanted = [head.numpy() for head in graph(torch.from_numpy(images))]
         for name, got, want in zip(Heads._fields, ours, wanted, strict=True):
@@ -91,7 +92,3 @@ def test_pictures(batch: int, canvas: Size) -> NDArray[np.uint8]:
 def _canvases(metadata: Metadata) -> list[Size]:
     by_area = sorted(metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
     return list(dict.fromkeys([*by_area, *FALLBACK_CANVASES]))[:CANVASES]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

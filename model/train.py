@@ -50,7 +50,7 @@ from model.fcos import FCOS
 from model.finetune import adopt
 from model.formats import Document
 from model.learner import Learner
-from model.optim import keep_freed_memory
+from model.optim import keep_tensors_memory
 from model.scoring import Evaluation, Found, score
 from model.settings import Settings
 
@@ -375,7 +375,7 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         settings = tyro.cli(Settings, description=__doc__)
-        keep_freed_memory()
+        keep_tensors_memory()
         with started(settings.device) as processes:
             console.quiet = not processes.first
             if not train(settings, processes, console):
