@@ -19,7 +19,7 @@ def freeze(model: FCOS, settings: Settings) -> None:
     if settings.freeze == "all":
         count = len(parameters)
     elif settings.freeze == "c3":
-        c3 = model.backbone.body.feature_info.module_name(0)
+        c3 = model.backbone.body.feature_info.module_name()[0]
         prefixes = (f"{c3}.", f"{c3.replace('.', '_')}.")
         count = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes))
     for _, parameter in parameters[:count]:

@@ -328,6 +328,8 @@ def test_frozen_layers_do_not_move(data: Data, tmp_path: Path) -> None:
     moved = {key for key, value in learner.model.state_dict().items() if not value.equal(before[key])}
     frozen = {key for key, value in learner.model.named_parameters() if not value.requires_grad}
     assert frozen and not moved & frozen
+    c3, c4, _ = learner.model.backbone(images.float())
+    assert not c3.requires_grad and c4.requires_grad  # all of C3, and nothing above it
     assert not any("running" in key for key in moved)
     assert any(key.startswith("backbone.") for key in moved)  # what lies above C3
 
