@@ -24,7 +24,8 @@ from app.canvas import place, resized_size
 from app.errors import Refusal
 from model.checks import Problems, check
 from model.formats import Document, read_document
-from model.transforms import Augmentation, Labelled, Placed, augment, mix
+from model.layout import Augmentation, Content, Layout, lay_out
+from model.transforms import mix, paint
 
 MAX_PIXELS = 500_000_000
 """Of a training picture: one's own pictures are trusted more than a request's."""
@@ -50,6 +51,11 @@ class Annotations:
         """Boxes [G, 4] and labels [G] of a picture."""
         part = slice(self.starts[index], self.starts[index + 1])
         return self.boxes[part], self.labels[part]
+
+    def size_of(self, index: int) -> Size:
+        """Of an upright picture."""
+        height, width = self.sizes[index].tolist()
+        return Size(height, width)
 
     @classmethod
     def from_document(cls, document: Document) -> Annotations:
@@ -122,36 +128,66 @@ class Sample(NamedTuple):
     picture: int
 
 
-class TrainingPictures(Dataset[Sample]):
-    """Augmented pictures on canvases. What becomes of a picture depends on its draw alone, not on the worker."""
+class Plan(NamedTuple):
+    """What becomes of a draw: one layout, or two that are blended."""
 
-    def __init__(self, annotations: Annotations, images: Path, metadata: Metadata, augmentation: Augmentation) -> None:
-        self.annotations, self.images = annotations, images
-        self.metadata, self.augmentation = metadata, augmentation
+    picture: int
+    layouts: tuple[Layout, ...]
+    share: float
+    """Of the first layout in the blend."""
+    boxes: NDArray[np.float32]  # [G, 4] canvas pixels
+    labels: NDArray[np.int64]  # [G]
+
+
+class Plans(Dataset[Plan]):
+    """Draws, planned without a look at a pixel. A plan depends on its draw alone, not on the worker that makes it."""
+
+    def __init__(self, annotations: Annotations, metadata: Metadata, augmentation: Augmentation) -> None:
+        self.annotations, self.metadata, self.augmentation = annotations, metadata, augmentation
 
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: Draw) -> Plan:
         rng = np.random.default_rng(draw.seed)
         augmentation = self.augmentation.plain() if draw.plain else self.augmentation
-        placed = self._place(draw.picture, draw, augmentation, rng)
+        layouts, share = [self._lay_out(draw.picture, draw, augmentation, rng)], 1.0
         if rng.random() < augmentation.mixup:
-            placed = mix(placed, self._place(self._other(rng), draw, augmentation, rng), rng)
-        image = torch.from_numpy(placed.image).permute(2, 0, 1)
-        return Sample(image, torch.from_numpy(placed.boxes), torch.from_numpy(placed.labels), draw.picture)
+            layouts.append(self._lay_out(self._other(rng), draw, augmentation, rng))
+            share = rng.beta(8.0, 8.0)
+        boxes = np.concatenate([layout.boxes for layout in layouts])
+        labels = np.concatenate([layout.labels for layout in layouts])
+        return Plan(draw.picture, tuple(layouts), share, boxes, labels)
 
-    def _place(self, index: int, draw: Draw, augmentation: Augmentation, rng: np.random.Generator) -> Placed:
+    def _lay_out(self, index: int, draw: Draw, augmentation: Augmentation, rng: np.random.Generator) -> Layout:
         chosen = [index]
         if rng.random() < augmentation.mosaic:
             chosen += [self._other(rng) for _ in range(3)]
-        return augment([self._open(i) for i in chosen], draw.canvas, self.metadata, augmentation, rng, draw.zoom)
-
-    def _open(self, index: int) -> Labelled:
-        return Labelled(open_picture(self.images / self.annotations.file_names[index]), *self.annotations.of(index))
+        contents = [Content(i, self.annotations.size_of(i), *self.annotations.of(i)) for i in chosen]
+        return lay_out(contents, draw.canvas, self.metadata.resize, augmentation, rng, draw.zoom)
 
     def _other(self, rng: np.random.Generator) -> int:
         return int(rng.integers(len(self.annotations)))
+
+
+class TrainingPictures(Dataset[Sample]):
+    """Plans, painted one at a time from the pictures' files."""
+
+    def __init__(self, plans: Plans, images: Path) -> None:
+        self.plans, self.images = plans, images
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        plan = self.plans[draw]
+        filler = self.plans.metadata.mean_pixel
+        canvases = [paint(layout, self._open, filler) for layout in plan.layouts]
+        image = torch.from_numpy(mix(*canvases, plan.share) if len(canvases) == 2 else canvases[0]).permute(2, 0, 1)
+        return Sample(image, torch.from_numpy(plan.boxes), torch.from_numpy(plan.labels), plan.picture)
+
+    def _open(self, index: int) -> Image.Image:
+        return open_picture(self.images / self.plans.annotations.file_names[index])
 
 
 class Batch(NamedTuple):
@@ -161,8 +197,8 @@ class Batch(NamedTuple):
     pictures: list[int]
 
     def to(self, device: torch.device) -> Batch:
-        def moved(parts: list[Tensor]) -> list[Tensor]:
-            return [part.to(device, non_blocking=True) for part in parts]
+        def moved(parts: list[Tensor]) -> list[Tensor]:  # in one transfer
+            return list(torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts]))
 
         images = self.images.to(device, non_blocking=True)
         return Batch(images, moved(self.boxes), moved(self.labels), self.pictures)

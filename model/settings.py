@@ -11,7 +11,7 @@ import tyro
 
 from model.checkpoint import Checkpoint
 from model.config import FCOSConfig, InputConfig
-from model.transforms import Augmentation
+from model.layout import Augmentation
 
 NOMINAL_BATCH = 16
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -104,7 +104,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         plain_from=settings.epochs - settings.plain_epochs,
     )
     loader = DataLoader(
-        data.TrainingPictures(annotations, settings.train_images, metadata, settings.augmentation),
+        data.TrainingPictures(data.Plans(annotations, metadata, settings.augmentation), settings.train_images),
         batch_sampler=batches,
         collate_fn=data.collate,
         num_workers=settings.workers,

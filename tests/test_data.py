@@ -21,6 +21,7 @@ from model.data import (
     Annotations,
     CanvasBatches,
     Draw,
+    Plans,
     TrainingPictures,
     canvas_indices,
     open_picture,
@@ -28,7 +29,7 @@ from model.data import (
     read_checked,
     repeat_factors,
 )
-from model.transforms import Augmentation
+from model.layout import Augmentation
 from tests.toy import IDS, write_coco, write_pictures
 
 Document = dict[str, Any]
@@ -368,7 +369,7 @@ def test_too_few_pictures_for_a_batch_say_so() -> None:
 def test_what_becomes_of_a_picture_depends_on_its_draw_alone(toy: tuple[Path, Path]) -> None:
     annotations = read_annotations(*toy)
     strong = Augmentation(mosaic=0.5, mixup=0.5, iou_crop=0.5, hue=0.1)
-    pictures = TrainingPictures(annotations, toy[1], metadata(), strong)
+    pictures = TrainingPictures(Plans(annotations, metadata(), strong), toy[1])
     batches = CanvasBatches(canvas_indices(annotations, metadata()), CANVASES, 1, seed=3)
     draws = [draw for batch in drawn(batches) for draw in batch]
     there = [pictures[draw] for draw in draws]

@@ -23,13 +23,13 @@ from app.artifact import Metadata
 from model import checkpoint as checkpoints
 from model import train as script
 from model.checkpoint import Checkpoint
-from model.data import Annotations, Batch, Draw, TrainingPictures, collate, read_checked
+from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_checked
 from model.fcos import FCOS
+from model.layout import NO_AUGMENTATION, Augmentation
 from model.learner import Learner
 from model.optim import lr_factor, make_optimizer
 from model.settings import Settings
 from model.train import evaluate, train
-from model.transforms import NO_AUGMENTATION, Augmentation
 from tests.toy import ALONE, IDS, QUIET, settings, write_coco
 from tests.two_processes import gradients
 
@@ -213,7 +213,7 @@ def test_four_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = FCOS(*options.network(tuple(IDS), None))
     metadata = checkpoints.metadata_of(model.config, model.input_config)
-    pictures = TrainingPictures(Annotations.from_document(document), data[1], metadata, NO_AUGMENTATION)
+    pictures = TrainingPictures(Plans(Annotations.from_document(document), metadata, NO_AUGMENTATION), data[1])
     square = metadata.canvases[-1]
     batch = collate([pictures[Draw(index, square, 1.0, True, 0)] for index in range(4)])
     learner = Learner(model, options, ALONE, 120)

@@ -10,7 +10,8 @@ from app.artifact import Size
 from app.canvas import fit
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.transforms import NO_AUGMENTATION, Augmentation, Labelled, Placed, augment, flip, mix
+from model.layout import NO_AUGMENTATION, Augmentation, mirror
+from model.transforms import Labelled, Placed, augment, mix
 
 METADATA = metadata_of(
     FCOSConfig(classes=("red", "green", "blue")), InputConfig(short=128, long=128, canvases=((128, 128),))
@@ -83,11 +84,14 @@ def test_what_is_no_longer_seen_is_no_longer_learnt(one: Labelled, seed: int) ->
 
 
 @given(one=pictures(), seed=st.integers(0, 2**32))
-def test_flipping_twice_is_the_identity(one: Labelled, seed: int) -> None:
-    placed = augment([one], CANVAS, METADATA, Augmentation(), np.random.default_rng(seed))
-    again = flip(flip(placed))
-    assert np.array_equal(again.image, placed.image)
-    assert np.allclose(again.boxes, placed.boxes, atol=1e-4) and np.array_equal(again.labels, placed.labels)
+def test_a_flipped_canvas_is_the_others_mirror_image(one: Labelled, seed: int) -> None:
+    straight, flipped = (
+        augment([one], CANVAS, METADATA, Augmentation(flip=flip), np.random.default_rng(seed)) for flip in (0.0, 1.0)
+    )
+    assert np.array_equal(flipped.image, straight.image[:, ::-1])
+    assert np.array_equal(flipped.boxes, mirror(straight.boxes, CANVAS.width))
+    assert np.allclose(mirror(flipped.boxes, CANVAS.width), straight.boxes, atol=1e-4)
+    assert np.array_equal(flipped.labels, straight.labels)
 
 
 @given(one=pictures())
@@ -99,16 +103,12 @@ def test_without_augmentation_the_network_sees_what_the_service_shows_it(one: La
     assert np.allclose(placed.boxes, one.boxes * ratio, atol=1e-3)
 
 
-def test_mixup_holds_the_boxes_of_both() -> None:
-    rng = np.random.default_rng(0)
-    one, other = (
-        augment([picture(Size(128, 128), box, label)], CANVAS, METADATA, NO_AUGMENTATION, rng)
-        for box, label in (((10, 10, 60, 60), 0), ((70, 70, 120, 120), 2))
-    )
-    mixed = mix(one, other, rng)
-    assert mixed.labels.tolist() == [0, 2] and mixed.boxes.tolist() == [[10, 10, 60, 60], [70, 70, 120, 120]]
-    low, high = np.minimum(one.image, other.image), np.maximum(one.image, other.image)
-    assert (mixed.image >= low).all() and (mixed.image <= high).all()
+@given(share=st.floats(0, 1))
+def test_a_blend_lies_between_its_pictures(share: float) -> None:
+    one, other = np.random.default_rng(0).integers(256, size=(2, 8, 9, 3)).astype(np.uint8)
+    mixed = mix(one, other, share)
+    assert mixed.dtype == np.uint8
+    assert (mixed >= np.minimum(one, other)).all() and (mixed <= np.maximum(one, other)).all()
 
 
 def test_pictures_without_boxes_pass() -> None:

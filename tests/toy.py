@@ -9,9 +9,9 @@ from PIL import Image
 from rich.console import Console
 
 from model.distributed import choose_device
+from model.layout import Augmentation
 from model.settings import Settings
 from model.train import Processes
-from model.transforms import Augmentation
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 200, 0), "red": (255, 0, 0)}
 IDS = {"red": 3, "green": 7, "blue": 90}  # sparse, and not in alphabetical order

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import metadata_of
-from model.data import CanvasBatches, TrainingPictures, canvas_indices, collate, read_annotations
+from model.data import CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_annotations
 from model.distributed import Processes, started
 from model.fcos import FCOS
 from model.learner import Learner
@@ -35,7 +35,7 @@ def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1
         rank=processes.rank,
         processes=processes.count,
     )
-    pictures = TrainingPictures(annotations, data[1], metadata, options.augmentation)
+    pictures = TrainingPictures(Plans(annotations, metadata, options.augmentation), data[1])
     torch.manual_seed(0)
     model = FCOS(config, input_config)
     learner = Learner(model, options, processes, 1)
