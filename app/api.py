@@ -10,10 +10,10 @@ from fastapi import FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import PlainTextResponse, Response
 
-from app import pages, problems
+from app import pages, problems, tracing
 from app.batch import detect_each
 from app.body_limit import BodyLimit
-from app.detect import QueryRoute, detect_one, disconnected, in_time
+from app.detect import PATH, Detect, disconnected, in_time
 from app.errors import Refusal
 from app.gate import Gate
 from app.metrics import CONTENT_TYPE
@@ -66,22 +66,19 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own loads its scripts from another host
         redoc_url=None,
+        # Left to itself, FastAPI looks at the environment at every request.
+        telemetry={"tracing": tracing.endpoint() is not None, "metrics": False, "logs": False},
     )
     # The last one added is the outermost.
+    app.add_middleware(Detect)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
     problems.install(app)
 
-    async def detect(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-        return await detect_one(request, query)
-
-    app.router.add_api_route(
-        "/detect",
-        detect,
-        methods=["POST"],
+    @app.post(
+        PATH,
         summary="Find objects in a picture",
-        response_model=Answer,
         openapi_extra=PICTURE_BODY,
         responses=_DETECT_PROBLEMS
         | {
@@ -90,8 +87,9 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
                 "content": {JPEG: BINARY, PNG: BINARY},
             }
         },
-        route_class_override=QueryRoute,
     )
+    async def detect(query: Annotated[PictureQuery, Query()]) -> Answer:
+        raise NotImplementedError("`Detect` answers this address; this is its description")
 
     @app.post(
         "/detect/batch",
@@ -102,7 +100,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
         served, record = _service(request), record_of(request.scope)
         query.parameters(served.runner.metadata)
-        pictures = await in_time(record, pictures_bytes(request))
+        pictures = await in_time(served.timers, record, pictures_bytes(request))
         gone = partial(disconnected, request.receive)
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 

@@ -3,11 +3,11 @@
 Starlette's own `max_body_size` does the same, but answers in plain text; here a refusal is a problem document.
 """
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Refusal
 from app.problems import counted_response
+from app.telemetry import header
 
 
 class BodyLimit:
@@ -24,7 +24,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = header(scope, b"content-length")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             await counted_response(scope["app"], self._refusal())(scope, receive, send)
             return

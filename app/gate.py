@@ -6,18 +6,17 @@ Health, metrics and the pages are for everybody, and always answered.
 import hmac
 from collections import Counter
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Refusal
 from app.problems import counted_response
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import record_of
+from app.telemetry import header, record_of
 
 DETECT_PATHS = frozenset({"/detect", "/detect/batch"})
 KEY_PATHS = DETECT_PATHS | {"/model", "/admin/reload"}
-DEADLINE_HEADER = "x-deadline-ms"
+DEADLINE_HEADER = b"x-deadline-ms"
 # A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.
 LARGE_BODY_BYTES = 2**20
 
@@ -36,14 +35,13 @@ class Gate:
         if scope["type"] != "http" or scope["path"] not in KEY_PATHS:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         bounded = scope["path"] in DETECT_PATHS and scope["method"] == "POST"
         try:
-            key = self._key(headers)
+            key = self._key(scope)
             if bounded:
-                self._require_place(scope, headers, key)
+                self._require_place(scope, key)
         except Refusal as refusal:
-            if _is_large(headers):
+            if _is_large(scope):
                 refusal.headers["Connection"] = "close"
             await counted_response(scope["app"], refusal)(scope, receive, send)
             return
@@ -58,15 +56,13 @@ class Gate:
         finally:
             self._requests -= 1
             self._requests_of[key] -= 1
-            if not self._requests_of[key]:
-                del self._requests_of[key]
 
-    def _key(self, headers: Headers) -> bytes:
+    def _key(self, scope: Scope) -> bytes:
         """Returns: The request's key; nothing where no keys are set. Raises: Refusal: `unauthorized`."""
         if not self._keys:
             return b""
-        scheme, _, value = headers.get("authorization", "").partition(" ")
-        given = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        scheme, _, value = header(scope, b"authorization").partition(" ")
+        given = value.strip() if scheme.lower() == "bearer" else header(scope, b"x-api-key")
         # Every key is compared, and in constant time: how long a refusal takes tells nothing of them.
         found = [key for key in self._keys if hmac.compare_digest(key, given.encode("latin-1"))]
         if not found:
@@ -79,12 +75,12 @@ class Gate:
             )
         return found[0]
 
-    def _require_place(self, scope: Scope, headers: Headers, key: bytes) -> None:
+    def _require_place(self, scope: Scope, key: bytes) -> None:
         """Notes the request's deadline. Raises: Refusal: There is no place for it, or no time."""
         service: Service = scope["app"].state.service
         service.require_ready()
         record = record_of(scope)
-        record.deadline = record.begun + _deadline_s(headers, self._settings.deadline_s)
+        record.deadline = record.begun + _deadline_s(scope, self._settings.deadline_s)
         if self._settings.max_per_key and key and self._requests_of[key] >= self._settings.max_per_key:
             raise Refusal(
                 "too_many_requests",
@@ -94,18 +90,18 @@ class Gate:
         service.require_room(record.deadline, self._requests)
 
 
-def _deadline_s(headers: Headers, longest_s: float) -> float:
-    text = headers.get(DEADLINE_HEADER)
-    if text is None:
+def _deadline_s(scope: Scope, longest_s: float) -> float:
+    text = header(scope, DEADLINE_HEADER)
+    if not text:
         return longest_s
     if not text.isdecimal() or not int(text[:12]):
         raise Refusal(
             "invalid_parameter",
-            f"The header {DEADLINE_HEADER} has value {text[:100]!r}: a whole number of ms is needed.",
+            f"The header {DEADLINE_HEADER.decode()} has value {text[:100]!r}: a whole number of ms is needed.",
         )
     return min(longest_s, int(text[:12]) / 1000)
 
 
-def _is_large(headers: Headers) -> bool:
-    declared = headers.get("content-length", "")
+def _is_large(scope: Scope) -> bool:
+    declared = header(scope, b"content-length")
     return not declared.isdecimal() or int(declared) > LARGE_BODY_BYTES

@@ -1,11 +1,14 @@
 """What kind of answer a request wants: JSON, or the picture with its boxes."""
 
+from functools import lru_cache
+
 from app.errors import Refusal
 
 JSON, JPEG, PNG = "application/json", "image/jpeg", "image/png"
 ANSWERS = (JSON, JPEG, PNG)  # where an Accept header likes several equally, the first of these
 
 
+@lru_cache(maxsize=256)
 def answer_type(accept: str) -> str:
     """Returns: The one of `ANSWERS` that an Accept header likes best. Raises: Refusal: `not_acceptable`."""
     liked = {answer: _quality(answer, accept) for answer in ANSWERS}

@@ -4,20 +4,23 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
+from starlette.types import Scope
 
 from app.errors import KINDS, ClientGone, Refusal
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+EXPECTED = (Refusal, RequestValidationError, HTTPException, ClientDisconnect, ClientGone)
 
 
 def problem_response(refusal: Refusal) -> Response:
-    return JSONResponse(
-        refusal.problem(), status_code=refusal.kind.status, headers=refusal.headers, media_type=MEDIA_TYPE
+    return Response(
+        to_json(refusal.problem()), status_code=refusal.kind.status, headers=refusal.headers, media_type=MEDIA_TYPE
     )
 
 
@@ -41,21 +44,28 @@ def problem_docs(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Makes every error of the application a problem document."""
-    app.add_exception_handler(Refusal, _refusal)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(ClientGone, _gone)
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, _expected)
     app.add_exception_handler(Exception, _failed)
 
 
-async def _refusal(request: Request, error: Exception) -> Response:
+def response_of(app: Starlette, scope: Scope, error: Exception) -> Response:
+    """Returns: The answer to one of the `EXPECTED` errors, counted."""
+    if isinstance(error, (ClientDisconnect, ClientGone)):
+        return Response(status_code=499)  # nobody reads it; the status is for the access log
+    if isinstance(error, RequestValidationError):
+        error = _invalid(error)
+    elif isinstance(error, HTTPException):
+        error = _http(scope, error)
     assert isinstance(error, Refusal)
-    return counted_response(request.app, error)
+    return counted_response(app, error)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _expected(request: Request, error: Exception) -> Response:
+    return response_of(request.app, request.scope, error)
+
+
+def _invalid(error: RequestValidationError) -> Refusal:
     sentences = []
     for fault in error.errors():
         name = ".".join(str(key) for key in fault["loc"][1:])
@@ -65,28 +75,21 @@ async def _invalid(request: Request, error: Exception) -> Response:
             value = repr(fault.get("input"))[:100]
             message = fault["msg"][:1].lower() + fault["msg"][1:]
             sentences.append(f"{name} has value {value}: {message}.")
-    return counted_response(request.app, Refusal("invalid_parameter", " ".join(sentences)))
+    return Refusal("invalid_parameter", " ".join(sentences))
 
 
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.url.path
+def _http(scope: Scope, error: HTTPException) -> Refusal:
+    path = scope["path"]
     if error.status_code == 404:
-        refusal = Refusal("not_found", f"There is nothing at {path}; /docs lists what there is.")
-    elif error.status_code == 405:
+        return Refusal("not_found", f"There is nothing at {path}; /docs lists what there is.")
+    if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        refusal = Refusal(
+        return Refusal(
             "method_not_allowed",
-            f"{path} does not take {request.method}, only {allowed}.",
+            f"{path} does not take {scope['method']}, only {allowed}.",
             headers=error.headers,
         )
-    else:
-        refusal = Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")
-    return counted_response(request.app, refusal)
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the status is for the access log
+    return Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import Self
 
@@ -16,25 +17,27 @@ from app.budget import Budget
 from app.engine import Engine, session_threads
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
 from app.job import Job
+from app.memory import forget_garbage
 from app.metrics import Metrics
 from app.outcome import Outcome
 from app.postprocess import Parameters
 from app.schemas import ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
+from app.timers import Timers
 from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
 # A client's leaving is watched for only where its picture is not answered within this time: most are.
-WATCH_AFTER_S = 0.005
-LONGEST_WAIT_S = 86_400.0  # instead of for ever, which no event loop's timer takes
+WATCH_AFTER_S = 0.05
 
 
 class Service:
     """The model being served, and those before and after it.
 
     Attributes:
+        timers: The deadlines of what is being answered.
         not_ready: Why no requests are answered; None once the model is warm.
         draining: The service is about to end: it answers what comes, but wants no more.
     """
@@ -45,6 +48,7 @@ class Service:
         self.not_ready: str | None = "The model is being warmed up."
         self.draining = False
         self._in_flight = 0
+        self.timers = Timers()
         self._pixels = Budget(settings.max_queue_pixels)
         self._workers = Workers(settings.decode_threads or os.cpu_count() or 1, "picture")
         self._engine = self._new_engine(runner)
@@ -81,6 +85,7 @@ class Service:
             self.not_ready = "The model failed on its first pictures; the log says how."
             log.exception("The model failed while it was warmed up.")
         else:
+            forget_garbage()
             self.not_ready = None
             self._announce()
 
@@ -137,14 +142,14 @@ class Service:
         now = perf_counter()
         deadline = now + self.settings.deadline_s if deadline is None else deadline
         self.require_room(deadline)
-        engine, loop = self._engine, asyncio.get_running_loop()
+        engine = self._engine
         if callable(parameters):
             parameters = parameters(engine.metadata)
-        job = Job(data, parameters, deadline, now, loop.create_future())
+        job = Job(data, parameters, deadline, now, asyncio.get_running_loop().create_future())
         self._in_flight += 1
         engine.users += 1
-        timer = loop.call_later(min(deadline - now, LONGEST_WAIT_S), _expire, job)
-        watch = None if gone is None else _Watch(loop, job, gone)
+        timer = self.timers.call_at(deadline, partial(_expire, job))
+        watch = None if gone is None else _Watch(self.timers, job, gone)
         try:
             engine.begin(job)
             return await job.answered
@@ -199,6 +204,8 @@ class Service:
             self._idle.clear()
             await self._idle.wait()
         await asyncio.to_thread(old.close)
+        del old
+        forget_garbage()
         return self.info()
 
     def _new_engine(self, runner: OnnxRunner) -> Engine:
@@ -241,11 +248,11 @@ def _expire(job: Job) -> None:
 class _Watch:
     """Ends a job whose client leaves, from `WATCH_AFTER_S` on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, gone: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, timers: Timers, job: Job, gone: Callable[[], Awaitable[None]]) -> None:
         self._job = job
         self._gone = gone
         self._task: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(WATCH_AFTER_S, self._start)
+        self._timer = timers.call_at(job.begun + WATCH_AFTER_S, self._start)
 
     def _start(self) -> None:
         self._task = asyncio.ensure_future(self._watch())

@@ -1,8 +1,10 @@
 """What every response says of itself, and what is noted of it: request id, timing, counters, a line in the log."""
 
+import itertools
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -14,6 +16,9 @@ log = logging.getLogger("app.access")
 
 _KEY = "fcos.record"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
+# A new id is this process's prefix and a count: random bytes for each would be a call of the system.
+_PREFIX = os.urandom(6).hex()
+_numbers = itertools.count()
 
 
 @dataclass
@@ -21,11 +26,13 @@ class Record:
     """What is known of a request while it is answered.
 
     Attributes:
+        headers: By name in lower case; of one that came several times the last.
         begun, deadline: On `time.perf_counter`'s clock.
         timing_ms: Of the stages so far.
     """
 
     request_id: str
+    headers: Mapping[bytes, bytes]
     begun: float
     deadline: float
     timing_ms: dict[str, float] = field(default_factory=dict)
@@ -35,6 +42,11 @@ class Record:
 def record_of(scope: Scope) -> Record:
     record: Record = scope[_KEY]
     return record
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Returns: A request's header; nothing where it has none of that name."""
+    return record_of(scope).headers.get(name, b"").decode("latin-1")
 
 
 class Telemetry:
@@ -50,7 +62,8 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         begun = perf_counter()
-        record = scope[_KEY] = Record(_request_id(scope), begun, begun + self._deadline_s)
+        headers = dict(scope["headers"])
+        record = scope[_KEY] = Record(_request_id(headers), headers, begun, begun + self._deadline_s)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -91,10 +104,7 @@ class Telemetry:
 _CLASSES = range(100, 600)
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
     """Returns: The client's own id, where it is one that can stand in a log; else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            given: str = value.decode()
-            return given
-    return os.urandom(8).hex()
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_PREFIX}-{next(_numbers):x}"

@@ -15,13 +15,18 @@ from app.errors import SettingsError
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
+def endpoint() -> str | None:
+    """Returns: The variable that says where spans go; None where nothing is traced."""
+    return next((name for name in _ENDPOINTS if os.environ.get(name)), None)
+
+
 def configure() -> None:
     """Starts tracing where the environment names an endpoint. Raises: SettingsError: The extra is missing."""
-    named = [name for name in _ENDPOINTS if os.environ.get(name)]
-    if not named:
+    named = endpoint()
+    if named is None:
         return
     if importlib.util.find_spec("opentelemetry.sdk") is None:
-        raise SettingsError(f"{named[0]} is set, but nothing can trace: install the extra `otel`, or unset it.")
+        raise SettingsError(f"{named} is set, but nothing can trace: install the extra `otel`, or unset it.")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -34,8 +39,9 @@ def configure() -> None:
     trace.set_tracer_provider(provider)
 
 
-def note(timing_ms: Mapping[str, float]) -> None:
-    """Puts the times of a request's stages on its span, where there is one."""
+def note(method: str, route: str, timing_ms: Mapping[str, float]) -> None:
+    """Puts a request's address and the times of its stages on its span, where there is one."""
     span = trace.get_current_span()
     if span.is_recording():
-        span.set_attributes({f"fcos.{stage}_ms": milliseconds for stage, milliseconds in timing_ms.items()})
+        span.update_name(f"{method} {route}")
+        span.set_attributes({"http.route": route, **{f"fcos.{stage}_ms": value for stage, value in timing_ms.items()}})

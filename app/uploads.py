@@ -6,6 +6,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from app.errors import Refusal
+from app.telemetry import header
 
 FIELD = "image"  # of POST /detect
 FIELDS = "images"  # of POST /detect/batch; repeated
@@ -85,7 +86,7 @@ async def pictures_bytes(request: Request) -> list[bytes]:
 
 
 def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return header(request.scope, b"content-type").partition(";")[0].strip().lower()
 
 
 async def _files(form: FormData, field: str) -> list[bytes]:

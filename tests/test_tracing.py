@@ -39,5 +39,5 @@ def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: 
             collector.shutdown()
             thread.join()
     spans = b"".join(bodies)
-    for text in (b"/detect", b"fcos.inference_ms", b"fcos.queue_ms", b"fcos-detect"):
+    for text in (b"POST /detect", b"http.route", b"fcos.inference_ms", b"fcos.queue_ms", b"fcos-detect"):
         assert text in spans

@@ -1,0 +1,70 @@
+"""One timer for many deadlines: on time, in any order, and never after `cancel`."""
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.timers import RESOLUTION_S, Timers
+
+MOMENTS_S = st.floats(-0.02, 0.06)
+
+
+@given(st.lists(st.tuples(MOMENTS_S, st.booleans()), max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_what_is_not_cancelled_is_called_once_and_not_too_early(plan: Sequence[tuple[float, bool]]) -> None:
+    called: dict[int, float] = {}
+
+    async def run() -> None:
+        timers, begun = Timers(), perf_counter()
+
+        def call(number: int) -> None:
+            assert number not in called
+            called[number] = perf_counter() - begun
+
+        made = [timers.call_at(begun + after, lambda n=number: call(n)) for number, (after, _) in enumerate(plan)]
+        for timer, (_, cancelled) in zip(made, plan, strict=True):
+            if cancelled:
+                timer.cancel()
+                timer.cancel()  # a second time does nothing
+        await asyncio.sleep(0.06 + 3 * RESOLUTION_S)
+
+    asyncio.run(run())
+    assert sorted(called) == [number for number, (_, cancelled) in enumerate(plan) if not cancelled]
+    assert all(moment >= plan[number][0] for number, moment in called.items())
+
+
+def test_a_callback_may_add_and_cancel_others() -> None:
+    async def run() -> list[str]:
+        timers, said = Timers(), list[str]()
+        later = timers.call_at(perf_counter() + 0.05, lambda: said.append("cancelled"))
+
+        def first() -> None:
+            later.cancel()
+            now.cancel()
+            timers.call_at(perf_counter(), lambda: said.append("second"))
+
+        timers.call_at(perf_counter(), first)
+        now = timers.call_at(perf_counter(), lambda: said.append("cancelled"))
+        await asyncio.sleep(0.05 + 4 * RESOLUTION_S)
+        return said
+
+    assert asyncio.run(run()) == ["second"]
+
+
+def test_a_callback_that_fails_keeps_no_other_from_its_turn() -> None:
+    async def run() -> list[str]:
+        timers, said = Timers(), list[str]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["exception"])))
+
+        def fail() -> None:
+            raise ValueError("no")
+
+        timers.call_at(perf_counter(), fail)
+        timers.call_at(perf_counter(), lambda: said.append("yes"))
+        await asyncio.sleep(4 * RESOLUTION_S)
+        return said
+
+    assert sorted(asyncio.run(run())) == ["no", "yes"]
