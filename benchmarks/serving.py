@@ -1,12 +1,16 @@
 """The service beside the bare pipeline and beside other servers: same pictures, same code, one run.
 
     python benchmarks/serving.py                            everything that is installed, about half an hour
-    python benchmarks/serving.py --systems bare service fastapi --levels 8 --models tiny --seconds 10
+    python benchmarks/serving.py --systems bare service fastapi --models tiny --levels --open   the ratios alone
     python benchmarks/serving.py --provider cuda            on a machine with a GPU
 
-Closed loop: 1, 8 and 64 clients, each with its next request as soon as it has an answer. Open loop: 0.5, 1, 2 and 5
-times what the service answered to 8 clients, sent whether or not there are answers. Every server runs alone; rounds
-interleave them, and ratios are of pairs in one round. Writes serving.csv (a row per request), prints the table.
+Ratios: all systems run at once, but only one at a time has work: windows of a second, in turn, with 8 clients, each
+with its next request as soon as it has an answer. Machines slow down and speed up by a third within minutes; neighbouring
+windows share that, so the ratio of two systems is the median over pairs of such. The clients are wrk's where it is
+installed, which takes half the processor time that load.py does.
+
+Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop at 0.5, 1, 2 and 5 times what it
+answered in closed loop, sent whether or not there are answers. Writes serving.csv (a row per request), prints a table.
 
 LitServe, BentoML and Ray Serve are measured where `--peers` names a Python that has them:
 
@@ -16,8 +20,8 @@ LitServe, BentoML and Ray Serve are measured where `--peers` names a Python that
 
 import argparse
 import csv
-import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -27,9 +31,10 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -40,6 +45,7 @@ from benchmarks.tiny_model import write_tiny_model
 
 OWN = ("service", "fastapi")
 PEERS = ("litserve", "bentoml", "ray")
+CLIENTS = 8  # in the windows
 CLOSED_LEVELS = (1, 8, 64)
 OPEN_LEVELS = (0.5, 1, 2, 5)
 START_S = 120.0
@@ -47,7 +53,7 @@ START_S = 120.0
 
 @dataclass
 class Result:
-    """One system, one load, one round."""
+    """One system alone, one load, one round."""
 
     model: str
     system: str
@@ -57,7 +63,6 @@ class Result:
     seconds: float
     rows: list[tuple[str, float, float, int]] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
-    per_second: float = 0.0  # of the bare pipeline, which has no requests
 
     def latencies(self, kind: str = "request") -> list[float]:
         """Returns: Of the answered ones, ascending, in ms."""
@@ -65,8 +70,6 @@ class Result:
 
     def rate(self, within_ms: float = float("inf")) -> float:
         """Returns: Answers per second. What comes after the end of sending counts into the time it took."""
-        if self.per_second:
-            return self.per_second
         good = [(at, latency) for kind, at, latency, status in self.rows if kind == "request" and status == 200]
         last_s = max((at + latency for at, latency in good), default=0) / 1000
         return sum(latency <= within_ms for _, latency in good) / max(self.seconds, last_s)
@@ -91,8 +94,10 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="a JPEG (default: a photograph of 640 x 480)")
     parser.add_argument("--levels", nargs="*", type=float, default=CLOSED_LEVELS, help="clients in closed loop")
     parser.add_argument("--open", nargs="*", type=float, default=OPEN_LEVELS, help="times the capacity in open loop")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--windows", type=int, default=15, help="of each system, for the ratios")
+    parser.add_argument("--window-s", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3, help="of the loads")
+    parser.add_argument("--seconds", type=float, default=5, help="of one load")
     parser.add_argument("--deadline-s", type=float, default=10)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers", help="a Python with LitServe, BentoML and Ray Serve")
@@ -104,41 +109,96 @@ def main() -> int:
         picture = options.picture or _photograph(Path(folder) / "picture.jpg")
         for name in options.models:
             model = options.model if name == "default" else write_tiny_model(Path(folder) / "tiny.onnx")
-            threads = 0
+            systems = [system for system in options.systems if system in ("bare", *OWN) or options.peers]
+            if options.windows:
+                _print_ratios(name, _windows(systems, model, picture, options))
             for number in range(options.rounds):
-                if "bare" in options.systems:
-                    threads = _bare(results, name, model, picture, number, threads, options)
-                for system in options.systems:
-                    if system != "bare" and (system in OWN or options.peers):
+                for system in systems:
+                    if system != "bare" and (options.levels or options.open):
                         _serve(results, system, name, model, picture, number, options)
-    _write(results, options.output)
-    _print_table(results, options.deadline_s * 1000)
-    _print_ratios(results)
+    if results:
+        _write(results, options.output)
+        _print_table(results, options.deadline_s * 1000)
     return 0
 
 
-def _bare(
-    results: list[Result], name: str, model: Path, picture: Path, number: int, best: int, options: argparse.Namespace
-) -> int:
-    """Runs the bare pipeline; in the first round with several thread counts. Returns: The best one, as an index."""
+def _windows(systems: list[str], model: Path, picture: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Returns: Pictures per second of each system in each of its windows. The bare pipeline is several systems: one
+    for each way to share the cores out, as threads x threads of the session."""
     cores = os.cpu_count() or 1
-    ways = [(1, cores), (cores, 1), (cores, cores)]
-    for index, (threads, session_threads) in enumerate(ways):
-        if number and index != best:
-            continue
-        command = [
-            sys.executable, str(HERE / "peers" / "bare.py"), str(model), "--picture", str(picture), "--threads",
-            str(threads), "--session-threads", str(session_threads), "--seconds", str(options.seconds), "--provider",
-            options.provider,
-        ]  # fmt: skip
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        result = Result(name, f"bare {threads}x{session_threads}", "bare", threads, number, options.seconds)
-        result.per_second = json.loads(done.stdout.splitlines()[-1])["per_second"]
-        _note(results, result)
-    if number:
-        return best
-    own = [result for result in results if result.model == name and result.loop == "bare"]
-    return max(range(len(own)), key=lambda index: own[index].per_second)
+    rates: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        run: dict[str, Callable[[], float]] = {}
+        for system in systems:
+            if system == "bare":
+                for threads, session_threads in dict.fromkeys(((1, cores), (cores, 1), (cores, cores))):
+                    bare = stack.enter_context(_bare(model, picture, threads, session_threads, options))
+                    run[f"bare {threads}x{session_threads}"] = partial(_bare_window, bare, options.window_s)
+            else:
+                port, _ = stack.enter_context(_server(system, model, options))
+                run[system] = partial(_window, system, port, picture, options.window_s)
+        for window in run.values():
+            window()
+        for number in range(options.windows):
+            for system in list(run)[:: -1 if number % 2 else 1]:
+                rates.setdefault(system, []).append(run[system]())
+            print(
+                f"window {number + 1}: " + ", ".join(f"{system} {rates[system][-1]:.1f}" for system in run)
+                + f"; load average {os.getloadavg()[0]:.1f}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    return rates
+
+
+@contextmanager
+def _bare(
+    model: Path, picture: Path, threads: int, session_threads: int, options: argparse.Namespace
+) -> Iterator[subprocess.Popen[str]]:
+    command = [
+        sys.executable, str(HERE / "peers" / "bare.py"), str(model), "--picture", str(picture), "--threads",
+        str(threads), "--session-threads", str(session_threads), "--provider", options.provider,
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+def _bare_window(process: "subprocess.Popen[str]", seconds: float) -> float:
+    assert process.stdin is not None and process.stdout is not None
+    print(seconds, file=process.stdin, flush=True)
+    return float(process.stdout.readline())
+
+
+def _window(system: str, port: int, picture: Path, seconds: int) -> float:
+    """Returns: Answers per second to `CLIENTS` clients."""
+    field = _multipart_field(system)
+    if field is None and (wrk := shutil.which("wrk")):
+        with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+            script.write(
+                f'local file = io.open("{picture}", "rb")\nwrk.method, wrk.body = "POST", file:read("*all")\n'
+                'wrk.headers["Content-Type"] = "image/jpeg"\n'
+                "done = function(summary) local e = summary.errors\n"
+                "  print((summary.requests - e.status) / (summary.duration / 1e6)) end\n"
+            )
+            script.flush()
+            command = [wrk, "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "-s", script.name]
+            done = subprocess.run(
+                [*command, f"http://127.0.0.1:{port}/detect"], check=True, capture_output=True, text=True
+            )
+        return float(done.stdout.splitlines()[-1])
+    rows = _load(["closed", *_load_options(system, port, picture), "--level", str(CLIENTS), "--seconds", str(seconds)])
+    return Result("", system, "closed", CLIENTS, 0, seconds, rows).rate()
+
+
+def _multipart_field(system: str) -> str | None:
+    """Returns: The form's field that a server wants the picture in; None where it takes it as the body."""
+    return "image" if system == "bentoml" else None
+
+
+def _load_options(system: str, port: int, picture: Path) -> list[str]:
+    field = _multipart_field(system)
+    return [
+        "--port", str(port), "--picture", str(picture), "--path", "/detect", *(["--multipart", field] if field else [])
+    ]  # fmt: skip
 
 
 def _serve(
@@ -151,11 +211,7 @@ def _serve(
     options: argparse.Namespace,
 ) -> None:
     with _server(system, model, options) as (port, pid):
-        multipart = "image" if system == "bentoml" else None
-        load = [
-            "--port", str(port), "--picture", str(picture), "--path", "/detect",
-            *(["--multipart", multipart] if multipart else []),
-        ]  # fmt: skip
+        load = _load_options(system, port, picture)
         _load(["closed", *load, "--level", "8", "--seconds", "2"])
         capacity = 0.0
         runs = [("closed", level) for level in options.levels] + [("open", level) for level in options.open]
@@ -316,8 +372,6 @@ def _write(results: list[Result], path: Path) -> None:
         writer.writerow(("model", "system", "loop", "level", "round", "kind", "scheduled_ms", "latency_ms", "status"))
         for one in results:
             key = (one.model, one.system, one.loop, f"{one.level:g}", one.round)
-            if one.per_second:
-                writer.writerow((*key, "per_second", "", f"{one.per_second:.3f}", ""))
             writer.writerows((*key, kind, at, latency, status) for kind, at, latency, status in one.rows)
             writer.writerows((*key, "rss_mb", "", f"{rss:.1f}", "") for rss in one.rss_mb)
 
@@ -347,23 +401,18 @@ def _print_table(results: list[Result], deadline_ms: float) -> None:
         )  # fmt: skip
 
 
-def _print_ratios(results: list[Result]) -> None:
-    """Closed loop, 8 clients: the service's rate over each other's, of pairs in one round."""
-    print("\nservice / other, 8 clients in closed loop, median of the rounds (lowest, highest)")
-    for model in dict.fromkeys(one.model for one in results):
-        at_eight = [one for one in results if one.model == model and (one.loop, one.level) == ("closed", 8)]
-        bare: dict[int, float] = {}
-        for one in results:
-            if one.model == model and one.loop == "bare":
-                bare[one.round] = max(bare.get(one.round, 0.0), one.per_second)
-        rates: dict[str, dict[int, float]] = {"bare": bare}
-        for one in at_eight:
-            rates.setdefault(one.system, {})[one.round] = one.rate()
-        service = rates.pop("service", {})
-        for system, of_round in rates.items():
-            pairs = [service[number] / rate for number, rate in of_round.items() if number in service and rate]
-            if pairs:
-                print(f"  {model:8} {system:10} {statistics.median(pairs):5.2f} ({min(pairs):.2f}, {max(pairs):.2f})")
+def _print_ratios(model: str, rates: dict[str, list[float]]) -> None:
+    """Of the service to each other system; of the bare pipeline's ways the best alone counts."""
+    ways = [system for system in rates if system.startswith("bare")]
+    best = max(ways, key=lambda way: statistics.median(rates[way]), default=None)
+    print(f"{model:8} {'system':10} {'per s':>8} {'service / it':>14}  (quarters of the windows)")
+    for system, values in rates.items():
+        text = f"{'':8} {system:10} {statistics.median(values):8.1f}"
+        if "service" in rates and system != "service" and (system not in ways or system == best):
+            pairs = [own / other for own, other in zip(rates["service"], values, strict=True)]
+            low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+            text += f" {middle:14.3f}  ({low:.3f}, {high:.3f})"
+        print(text, flush=True)
 
 
 def _percentile(values: list[float], share: int) -> float:

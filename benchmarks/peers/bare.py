@@ -1,6 +1,9 @@
-"""No server: threads that take a picture through the pipeline, again and again. Prints pictures per second as JSON."""
+"""No server: threads that take a picture through the pipeline, again and again.
 
-import json
+For each line of its input, a number of seconds, it prints the pictures per second that it did in them.
+"""
+
+import sys
 import threading
 import time
 
@@ -13,21 +16,26 @@ def main() -> None:
     chosen = options(__doc__)
     keep_freed_memory()  # as the service does
     pipeline, data = Pipeline(chosen.model, chosen.session_threads, chosen.provider), chosen.picture.read_bytes()
-    counts = [0] * chosen.threads
-    pipeline(data)
+    for line in sys.stdin:
+        print(_rate(pipeline, data, chosen.threads, float(line)), flush=True)
+
+
+def _rate(pipeline: Pipeline, data: bytes, threads: int, seconds: float) -> float:
+    """Returns: Pictures per second of some threads together."""
+    counts = [0] * threads
     began = time.perf_counter()
 
     def work(number: int) -> None:
-        while time.perf_counter() < began + chosen.seconds:
+        while time.perf_counter() < began + seconds:
             pipeline(data)
             counts[number] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(chosen.threads)]
-    for thread in threads:
+    running = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
-    print(json.dumps({"per_second": sum(counts) / (time.perf_counter() - began)}))
+    return sum(counts) / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -54,5 +54,4 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="pictures at a time")
     parser.add_argument("--session-threads", type=int, default=1, help="of one picture in the model")
     parser.add_argument("--picture", type=Path, help="for bare.py")
-    parser.add_argument("--seconds", type=float, default=5, help="for bare.py")
     return parser.parse_args()
