@@ -5,9 +5,9 @@
     python benchmarks/serving.py --provider cuda            on a machine with a GPU
 
 Ratios: all systems run at once, but only one at a time has work: windows of a second, in turn, with 8 clients, each
-with its next request as soon as it has an answer. Machines slow down and speed up by a third within minutes; neighbouring
-windows share that, so the ratio of two systems is the median over pairs of such. The clients are wrk's where it is
-installed, which takes half the processor time that load.py does.
+with its next request as soon as it has an answer. Machines slow down and speed up by a third within minutes;
+neighbouring windows share that, so the ratio of two systems is the median over pairs of such. The clients are wrk's
+where it is installed, which takes half the processor time that load.py does.
 
 Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop at 0.5, 1, 2 and 5 times what it
 answered in closed loop, sent whether or not there are answers. Writes serving.csv (a row per request), prints a table.
