@@ -1,9 +1,12 @@
 """Which point learns which box: FCOS's rule (arXiv:1904.01355, 3.2; center sampling, arXiv:2006.09214, 3.1), or ATSS's.
 
-N pictures, P points, G ground-truth boxes. Distances and boxes are canvas pixels.
+N pictures, P points, G ground-truth boxes of one picture, B of all. Distances and boxes are canvas pixels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +26,38 @@ ATSS_SQUARE = 8
 """Strides; the side of the square that stands for a point."""
 
 
-def assign(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-    """The box that each point learns.
+Rule = Literal["fcos", "atss"]
+
+
+def assign(points: Tensor, strides: Tensor, boxes: Sequence[Tensor], rule: Rule = "fcos") -> Tensor:
+    """The box that each point of each picture learns.
+
+    Args:
+        points: [P, 2], x and y.
+        strides: [P].
+        boxes: N tensors [G, 4]; G may be 0.
+
+    Returns:
+        [N, P], the box's index among those of all pictures together, -1 for background.
+    """
+    flat = torch.cat(list(boxes))
+    if len(flat) == 0:
+        return torch.full((len(boxes), len(points)), -1, dtype=torch.long, device=points.device)
+    # All pictures' boxes at once: a GPU would take longer to be told of a picture than to work it out.
+    costs = (atss_costs if rule == "atss" else fcos_costs)(points, strides, flat).T  # [B, P]
+    counts = torch.tensor([len(part) for part in boxes], device=flat.device)
+    picture = torch.repeat_interleave(counts, output_size=len(flat))[:, None].expand_as(costs)
+    lowest = costs.new_full((len(boxes), len(points)), torch.inf).scatter_reduce_(0, picture, costs, "amin")
+    # Of equally low ones the first.
+    number = torch.arange(len(flat), device=flat.device)[:, None].expand_as(costs)
+    chosen = (costs == lowest.gather(0, picture)) & costs.isfinite()
+    index = torch.where(chosen, number, len(flat))
+    first = index.new_full(lowest.shape, len(flat)).scatter_reduce_(0, picture, index, "amin")
+    return torch.where(first == len(flat), -1, first)
+
+
+def fcos_costs(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
+    """What a point may learn by FCOS's rule, the less costly first.
 
     A point takes a box if it lies within `CENTER_RADIUS` strides of the box's centre, inside the box, and the largest
     of its four distances falls into its level's range. Where several boxes qualify, the one of smallest area wins.
@@ -32,14 +65,12 @@ def assign(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
     Args:
         points: [P, 2], x and y.
         strides: [P].
-        boxes: [G, 4]; G may be 0.
+        boxes: [B, 4].
 
     Returns:
-        [P], the index of the box, -1 for background.
+        [P, B], infinite where a point does not qualify.
     """
-    if len(boxes) == 0:
-        return torch.full((len(points),), -1, dtype=torch.long, device=points.device)
-    distances = encode(points[:, None], boxes[None])  # [P, G, 4]
+    distances = encode(points[:, None], boxes[None])  # [P, B, 4]
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     radius = (strides * CENTER_RADIUS)[:, None, None]
     # The square is clipped to the box: a point qualifies only if it lies in both.
@@ -48,31 +79,19 @@ def assign(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
     low, high = _ranges(strides)
     largest = distances.amax(-1)
     match = near_center & inside & (largest >= low[:, None]) & (largest <= high[:, None])
-
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    smallest, index = torch.where(match, area[None], torch.inf).min(1)
-    return torch.where(smallest.isinf(), -1, index)
+    return torch.where(match, area[None], torch.inf)
 
 
-def assign_atss(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-    """The box that each point learns, by adaptive training sample selection (ATSS, arXiv:1912.02424, 3.1).
+def atss_costs(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
+    """The same by adaptive training sample selection (ATSS, arXiv:1912.02424, 3.1).
 
     A box's candidates are the `ATSS_CANDIDATES` points of each level nearest to its centre. Around each lies a square
     of `ATSS_SQUARE` strides; candidates whose square has an IoU with the box of at least the candidates' mean plus
     standard deviation, and that lie inside the box, learn it. Where several boxes qualify, the one of largest IoU wins.
-
-    Args:
-        points: [P, 2], x and y.
-        strides: [P].
-        boxes: [G, 4]; G may be 0.
-
-    Returns:
-        [P], the index of the box, -1 for background.
     """
-    if len(boxes) == 0:
-        return torch.full((len(points),), -1, dtype=torch.long, device=points.device)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    apart = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")  # [P, G]
+    apart = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")  # [P, B]
     chosen = []
     first = 0
     # In the order of the levels, not of the strides' values: a level is a run of equal strides.
@@ -80,16 +99,15 @@ def assign_atss(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
         nearest = apart[first : first + count].topk(min(ATSS_CANDIDATES, count), dim=0, largest=False).indices
         chosen.append(nearest + first)
         first += count
-    candidates = torch.cat(chosen)  # [K, G]
+    candidates = torch.cat(chosen)  # [K, B]
 
     half = (strides * (ATSS_SQUARE / 2))[:, None]
-    iou = box_iou(torch.cat((points - half, points + half), 1), boxes)  # [P, G]
-    of_candidates = iou.gather(0, candidates)  # [K, G]
+    iou = box_iou(torch.cat((points - half, points + half), 1), boxes)  # [P, B]
+    of_candidates = iou.gather(0, candidates)  # [K, B]
     threshold = of_candidates.mean(0) + of_candidates.std(0)
     match = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, candidates, of_candidates >= threshold)
     match &= encode(points[:, None], boxes[None]).amin(-1) > 0
-    largest, index = torch.where(match, iou, -1.0).max(1)
-    return torch.where(largest < 0, -1, index)
+    return torch.where(match, -iou, torch.inf)
 
 
 def _ranges(strides: Tensor) -> tuple[Tensor, Tensor]:

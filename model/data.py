@@ -182,8 +182,10 @@ class TrainingPictures(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         plan = self.plans[draw]
         filler = self.plans.metadata.mean_pixel
-        canvases = [paint(layout, self._open, filler) for layout in plan.layouts]
-        image = torch.from_numpy(mix(*canvases, plan.share) if len(canvases) == 2 else canvases[0]).permute(2, 0, 1)
+        canvas, *others = (paint(layout, self._open, filler) for layout in plan.layouts)
+        for other in others:
+            canvas = mix(canvas, other, plan.share)
+        image = torch.from_numpy(canvas).permute(2, 0, 1)
         return Sample(image, torch.from_numpy(plan.boxes), torch.from_numpy(plan.labels), plan.picture)
 
     def _open(self, index: int) -> Image.Image:
@@ -198,7 +200,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         def moved(parts: list[Tensor]) -> list[Tensor]:  # in one transfer
-            return list(torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts]))
+            return list(torch.split(torch.cat(parts).to(device, non_blocking=True), [len(part) for part in parts]))
 
         images = self.images.to(device, non_blocking=True)
         return Batch(images, moved(self.boxes), moved(self.labels), self.pictures)
@@ -215,7 +217,7 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         ValueError: there is none at the path, or it cannot be decoded.
     """
-    return _decode(path, None).picture
+    return decode(path, None).picture
 
 
 def open_as_served(path: Path, metadata: Metadata) -> service_images.Decoded:
@@ -224,10 +226,15 @@ def open_as_served(path: Path, metadata: Metadata) -> service_images.Decoded:
     Raises:
         ValueError: as `open_picture`.
     """
-    return _decode(path, lambda size: resized_size(size, metadata.resize))
+    return decode(path, lambda size: resized_size(size, metadata.resize))
 
 
-def _decode(path: Path, resized: Callable[[Size], Size] | None) -> service_images.Decoded:
+def decode(path: Path, resized: Callable[[Size], Size] | None) -> service_images.Decoded:
+    """A picture as the service decodes it, no larger than a size that follows from its own; in full where None.
+
+    Raises:
+        ValueError: as `open_picture`.
+    """
     try:
         return service_images.decode(path.read_bytes(), MAX_PIXELS, resized=resized)
     except OSError as error:

@@ -39,6 +39,8 @@ class Learner:
         self.precision = _precision(settings, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_gamma=20.0)
+        if settings.compile:
+            model.compile(dynamic=False)
         self._losses: nn.Module = _Losses(model, Objective(quality=settings.quality, assignment=settings.assignment))
         if processes.count > 1:
             self._losses = DistributedDataParallel(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from model.assign import assign, assign_atss
+from model.assign import Rule, assign
 from model.points import decode, encode
 
 
@@ -26,7 +26,7 @@ class Objective:
 
     quality: Literal["centerness", "iou"] = "centerness"
     """What the centerness output predicts: how central a point is, or how good its box."""
-    assignment: Literal["fcos", "atss"] = "fcos"
+    assignment: Rule = "fcos"
     """Which points learn a box."""
 
 
@@ -58,14 +58,12 @@ def fcos_losses(
     Returns:
         `class`, `box` and `centerness`. Finite and differentiable also where no point is positive.
     """
-    rule = assign_atss if objective.assignment == "atss" else assign
-    matched = torch.stack([rule(points, strides, b) for b in boxes])  # [N, P]
+    matched = assign(points, strides, boxes, objective.assignment)  # [N, P]
     positive = matched >= 0
     picture, point = positive.nonzero(as_tuple=True)  # [K] each
-    offsets = torch.tensor([0, *[len(b) for b in boxes]], device=points.device).cumsum(0)
-    flat = matched[positive] + offsets[picture]
-    target_boxes = torch.cat(boxes)[flat]  # [K, 4]
-    target_labels = torch.cat(labels)[flat]  # [K]
+    learnt = matched[picture, point]
+    target_boxes = torch.cat(boxes)[learnt]  # [K, 4]
+    target_labels = torch.cat(labels)[learnt]  # [K]
 
     one_hot = torch.zeros_like(class_logits, dtype=torch.float32)
     one_hot[picture, point, target_labels] = 1.0

@@ -49,7 +49,8 @@ def make_optimizer(model: FCOS, settings: Settings) -> torch.optim.Optimizer:
         for (of_backbone, decays), members in groups.items()
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.base_lr)
+        on_gpu = all(parameter.is_cuda for parameter in model.parameters())
+        return torch.optim.AdamW(parameters, lr=settings.base_lr, fused=on_gpu)
     return torch.optim.SGD(parameters, lr=settings.base_lr, momentum=0.9)
 
 

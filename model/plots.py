@@ -26,7 +26,7 @@ def draw_batch(batch: Batch, classes: Sequence[str], path: Path) -> None:
     """The first pictures of a batch as the network gets them, with the boxes that it learns."""
     tiles = []
     for image, boxes, labels in list(zip(batch.images, batch.boxes, batch.labels, strict=True))[:TILES]:
-        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
         tiles.append(_drawn(picture, boxes.numpy(), labels.numpy(), np.ones(len(boxes)), classes))
     _save_sheet(tiles, path)
 

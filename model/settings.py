@@ -18,7 +18,7 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 NOT_OF_THE_RESULT = (
     "train_annotations", "train_images", "val_annotations", "val_images", "output", "resume", "name",
-    "workers", "device", "evaluate_every", "save_every",
+    "workers", "compile", "device", "evaluate_every", "save_every",
 )  # fmt: skip
 """Options that a resumed run may change: what is learnt does not depend on them (the data are compared as such)."""
 
@@ -106,6 +106,11 @@ class Settings:
     seed: int = 0
     workers: int = 4
     """Processes that prepare pictures, for each process that trains."""
+    loader: Literal["files", "resident"] = "files"
+    """files: workers decode and augment, one by one. resident: all decoded once into the device's memory, and augmented
+    there in batches; every process holds all of them."""
+    compile: bool = False
+    """Compile the network: minutes at the start for faster iterations."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"

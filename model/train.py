@@ -2,10 +2,14 @@
 
     python model/train.py --train-annotations data/train.json --train-images data/train \
         --val-annotations data/val.json --val-images data/val --output runs/first
+    python model/train.py --preset everyday --data data --output runs/everyday  # what the shipped model is trained with
     python model/train.py ... --output runs/first --resume        # go on where that run stopped, to the iteration
     python model/train.py ... --output runs/mine --from runs/first/best.pt          # fine-tune; classes may differ
     torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size stays that of all together
     python -m export runs/first/best.pt --output first.onnx       # then serve it: FCOS_MODEL=first.onnx python -m app
+
+--data FOLDER stands for its train.json, train/, val.json and val/. --preset (everyday, everyday-cpu; model/presets.py)
+stands for a set of options, of which those given beside it win.
 
 Annotations are a COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt; they are checked before any work.
 
@@ -33,7 +37,6 @@ if not __package__:  # run as a script: the repository's packages lie one level 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import tyro
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -43,7 +46,7 @@ from model import data, plots, report
 from model.backbone import load_imagenet_weights
 from model.checkpoint import Checkpoint
 from model.checks import Problems, check_classes
-from model.data import Annotations, Batch
+from model.data import Annotations, Batch, CanvasBatches
 from model.distributed import Processes, started
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
@@ -51,6 +54,8 @@ from model.finetune import adopt
 from model.formats import Document
 from model.learner import Learner
 from model.optim import keep_tensors_memory
+from model.presets import read_options
+from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack
 from model.scoring import Evaluation, Found, score
 from model.settings import Settings
 
@@ -70,6 +75,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
     folder, device = settings.output, processes.device
     torch.manual_seed(settings.seed)
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # a closed set of canvases
 
     # where it starts: from nothing, from other weights, or from where it stopped
     stopped = start = None
@@ -91,7 +97,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
     else:
         config, input_config = settings.network(annotations.classes, start)
     metadata = checkpoints.metadata_of(config, input_config, settings.name)
-    batches = data.CanvasBatches(
+    batches = CanvasBatches(
         data.canvas_indices(annotations, metadata),
         metadata.canvases,
         settings.batch_size // settings.accumulate,
@@ -103,14 +109,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         multiple=settings.accumulate,
         plain_from=settings.epochs - settings.plain_epochs,
     )
-    loader = DataLoader(
-        data.TrainingPictures(data.Plans(annotations, metadata, settings.augmentation), settings.train_images),
-        batch_sampler=batches,
-        collate_fn=data.collate,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-        pin_memory=device.type == "cuda",
-    )
+    loader = make_loader(settings, annotations, metadata, batches, device)
     length = len(batches) // settings.accumulate  # iterations an epoch
 
     # model
@@ -218,6 +217,31 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
             plots.draw_results(evaluation, found, val_document, settings.val_images, config.classes, folder)
             console.print(f"best AP {position['best']:.4f}: {folder / 'best.pt'}")
     return True
+
+
+def make_loader(
+    settings: Settings, annotations: Annotations, metadata: Metadata, batches: CanvasBatches, device: torch.device
+) -> Iterable[Batch]:
+    """What gives an epoch's batches each time it is iterated over.
+
+    Raises:
+        ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
+    """
+    plans = data.Plans(annotations, metadata, settings.augmentation)
+    resident = settings.loader == "resident"
+    loader: DataLoader[Any] = DataLoader(
+        plans if resident else data.TrainingPictures(plans, settings.train_images),
+        batch_sampler=batches,
+        collate_fn=pack if resident else data.collate,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    if not resident:
+        return loader
+    largest = largest_shown(settings.augmentation, settings.zooms)
+    pictures = ResidentPictures(annotations, settings.train_images, metadata, device, largest)
+    return ResidentBatches(loader, pictures)
 
 
 def load_start(path: Path) -> Checkpoint:
@@ -356,6 +380,8 @@ class _Stop:
         self.signal = number
 
     def requested(self) -> bool:
+        if self.processes.count == 1:
+            return self.signal is not None
         asked = torch.tensor(0.0 if self.signal is None else 1.0, device=self.processes.device)
         return bool(self.processes.average(asked) > 0)
 
@@ -374,7 +400,7 @@ def _stop_on_signals(processes: Processes) -> Iterator[_Stop]:
 def main() -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
-        settings = tyro.cli(Settings, description=__doc__)
+        settings = read_options(sys.argv[1:], __doc__)
         keep_tensors_memory()
         with started(settings.device) as processes:
             console.quiet = not processes.first

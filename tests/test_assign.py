@@ -2,18 +2,24 @@
 
 import math
 import statistics
+from typing import get_args
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.assign import ATSS_CANDIDATES, ATSS_SQUARE, CENTER_RADIUS, LEVEL_RANGES, assign, assign_atss
+from model.assign import ATSS_CANDIDATES, ATSS_SQUARE, CENTER_RADIUS, LEVEL_RANGES, Rule, assign
 from model.config import STRIDES, FCOSConfig
 from model.points import canvas_points, decode, encode
 
 CANVAS = (256, 320)
 POINTS, POINT_STRIDES = canvas_points(CANVAS, FCOSConfig(classes=("thing",)))
+
+
+def one(boxes: Tensor, rule: Rule = "fcos") -> Tensor:
+    """Of a single picture: [G, 4] -> [P]."""
+    return assign(POINTS, POINT_STRIDES, [boxes], rule)[0]
 
 
 def learned(box_index: int, assigned: Tensor) -> set[tuple[float, float, int]]:
@@ -24,13 +30,13 @@ def learned(box_index: int, assigned: Tensor) -> set[tuple[float, float, int]]:
 
 def test_a_small_box_is_learned_by_the_nine_points_around_its_centre_on_p3() -> None:
     # Centre (20, 20), which is a point of P3. Within 1.5 strides, 12 px and not on the edge: 12, 20 and 28 each way.
-    assigned = assign(POINTS, POINT_STRIDES, torch.tensor([[4.0, 4.0, 36.0, 36.0]]))
+    assigned = one(torch.tensor([[4.0, 4.0, 36.0, 36.0]]))
     assert learned(0, assigned) == {(x, y, 8) for x in (12.0, 20.0, 28.0) for y in (12.0, 20.0, 28.0)}
 
 
 def test_points_outside_a_narrow_box_learn_nothing() -> None:
     # 6 px wide: of the columns 12, 20 and 28 only 20 lies inside.
-    assigned = assign(POINTS, POINT_STRIDES, torch.tensor([[17.0, 4.0, 23.0, 36.0]]))
+    assigned = one(torch.tensor([[17.0, 4.0, 23.0, 36.0]]))
     assert learned(0, assigned) == {(20.0, y, 8) for y in (12.0, 20.0, 28.0)}
 
 
@@ -38,14 +44,14 @@ def test_size_decides_the_level() -> None:
     # Centre (160, 128). At the centre the largest distance is half the longer side: 100 -> P4 (64..128).
     # P4's points around it are 136, 152, 168, 184 across and 104, 120, 136, 152 down, of which 24 px on either side,
     # the edge not counted, leave 152 and 168, 120 and 136. Their largest distance is 108, P4's as well.
-    assigned = assign(POINTS, POINT_STRIDES, torch.tensor([[60.0, 88.0, 260.0, 168.0]]))
+    assigned = one(torch.tensor([[60.0, 88.0, 260.0, 168.0]]))
     assert learned(0, assigned) == {(x, y, 16) for x in (152.0, 168.0) for y in (120.0, 136.0)}
 
 
 def test_where_boxes_meet_the_smaller_wins() -> None:
     inner, outer = [8.0, 8.0, 40.0, 40.0], [0.0, 0.0, 48.0, 48.0]
     for boxes, smaller in ((torch.tensor([inner, outer]), 0), (torch.tensor([outer, inner]), 1)):
-        assigned = assign(POINTS, POINT_STRIDES, boxes)
+        assigned = one(boxes)
         assert (20.0, 20.0, 8) in learned(smaller, assigned)
         assert not learned(1 - smaller, assigned)  # the same centre: the larger box gets no point at all
 
@@ -53,13 +59,13 @@ def test_where_boxes_meet_the_smaller_wins() -> None:
 def test_areas_that_differ_by_less_than_float32_can_add_to_a_large_number_are_told_apart() -> None:
     # 1000.0 and 1000.25 px: "1e8 - area" rounds both to the same float.
     boxes = torch.tensor([[10.0, 10.0, 30.0, 60.0125], [10.0, 10.0, 30.0, 60.0]])
-    assigned = assign(POINTS, POINT_STRIDES, boxes)
+    assigned = one(boxes)
     assert not learned(0, assigned)
     assert learned(1, assigned)
 
 
 def test_without_boxes_everything_is_background() -> None:
-    assigned = assign(POINTS, POINT_STRIDES, torch.zeros(0, 4))
+    assigned = one(torch.zeros(0, 4))
     assert assigned.shape == (len(POINTS),)
     assert (assigned == -1).all()
 
@@ -70,7 +76,7 @@ def test_every_assignment_keeps_the_papers_conditions(seed: int, count: int) -> 
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([CANVAS[1], CANVAS[0]])
     boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
-    assigned = assign(POINTS, POINT_STRIDES, boxes)
+    assigned = one(boxes)
     chosen = assigned >= 0
     points, strides, box = POINTS[chosen], POINT_STRIDES[chosen], boxes[assigned[chosen]]
     distances = encode(points, box)
@@ -114,11 +120,11 @@ def test_atss_is_the_papers_algorithm() -> None:
         [30.1, 40.7, 120.3, 211.9],
         [200.3, 200.9, 217.1, 213.7],
     ]
-    assert assign_atss(POINTS, POINT_STRIDES, torch.tensor(boxes)).tolist() == atss_by_hand(boxes)
+    assert one(torch.tensor(boxes), "atss").tolist() == atss_by_hand(boxes)
 
 
 def test_atss_without_boxes_is_background() -> None:
-    assert (assign_atss(POINTS, POINT_STRIDES, torch.zeros(0, 4)) == -1).all()
+    assert (one(torch.zeros(0, 4), "atss") == -1).all()
 
 
 @settings(deadline=None, max_examples=50)
@@ -129,8 +135,28 @@ def test_points_lie_inside_the_boxes_that_atss_gives_them_and_the_order_of_boxes
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([CANVAS[1], CANVAS[0]])
     boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
-    assigned = assign_atss(POINTS, POINT_STRIDES, boxes)
+    assigned = one(boxes, "atss")
     chosen = assigned >= 0
     assert (encode(POINTS[chosen], boxes[assigned[chosen]]) > 0).all()
-    turned = assign_atss(POINTS, POINT_STRIDES, boxes.flip(0))
+    turned = one(boxes.flip(0), "atss")
     assert torch.where(turned < 0, turned, count - 1 - turned).equal(assigned)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(0, 6), min_size=1, max_size=4))
+def test_a_pictures_assignment_does_not_depend_on_its_batch_mates(seed: int, counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(sum(counts), 2, 2, generator=generator) * torch.tensor([CANVAS[1], CANVAS[0]])
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1).split(counts)
+    for rule in get_args(Rule):
+        first = 0
+        for together, mine in zip(assign(POINTS, POINT_STRIDES, boxes, rule), boxes, strict=True):
+            alone = one(mine, rule)
+            assert together.equal(torch.where(alone < 0, alone, alone + first))
+            first += len(mine)
+
+
+def test_of_two_equal_boxes_the_first_is_learnt() -> None:
+    boxes = torch.tensor([[20.0, 20.0, 80.0, 80.0]] * 2)
+    for rule in get_args(Rule):
+        assert learned(0, one(boxes, rule)) and not learned(1, one(boxes, rule))

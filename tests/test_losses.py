@@ -28,7 +28,7 @@ def perfect() -> tuple[Tensor, Tensor, Tensor]:
     distances = torch.ones(2, len(POINTS), 4)
     centerness = torch.full((2, len(POINTS)), -30.0)
     for picture, (boxes, labels) in enumerate(zip(BOXES, LABELS, strict=True)):
-        assigned = assign(POINTS, STRIDES, boxes)
+        assigned = assign(POINTS, STRIDES, [boxes])[0]
         chosen = assigned >= 0
         class_logits[picture, chosen, labels[assigned[chosen]]] = 30.0
         distances[picture, chosen] = encode(POINTS[chosen], boxes[assigned[chosen]])
@@ -55,7 +55,7 @@ def test_focal_loss_of_one_confident_mistake() -> None:
     # Everything is right but one background point that says "cat" with probability 0.9:
     # (1 - alpha) * p^2 * -ln(1 - p), over the number of positives.
     class_logits, distances, centerness = perfect()
-    assigned = [assign(POINTS, STRIDES, boxes) for boxes in BOXES]
+    assigned = [assign(POINTS, STRIDES, [boxes])[0] for boxes in BOXES]
     background = int((assigned[0] < 0).nonzero()[0])
     class_logits[0, background, 0] = math.log(0.9 / 0.1)
     positives = sum(int((a >= 0).sum()) for a in assigned)

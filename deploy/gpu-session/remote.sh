@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# On the rented machine: keeps the parts that came along, and once a set is whole, unpacks and uses it.
+#
+#   deploy/gpu-session/remote.sh keep                      keep what came with this upload
+#   deploy/gpu-session/remote.sh recipes OPTION...         python -m model.recipes, on the data that were carried
+#   deploy/gpu-session/remote.sh benchmark OPTION...       benchmarks/serving.py on CUDA
+#
+# STORE: where parts, data and wheels are kept. OUT: what is to come back.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+store=${STORE:-/tmp/fcos} out=${OUT:-runs/gpu-session} python=${PYTHON:-python3}
+mkdir -p "$store/parts" "$out"
+find .carry -type f -exec cp {} "$store/parts/" \; 2>/dev/null || true
+
+unpack() { # SET
+  [ -e "$store/$1/.whole" ] && return
+  [ -e "$store/parts/$1.sha256" ] || { echo "no part of the set '$1' has arrived" >&2; exit 2; }
+  if ! cat "$store/parts/$1".part* | sha256sum --check --status "$store/parts/$1.sha256"; then
+    echo "the set '$1' is not whole: $(cd "$store/parts" && echo "$1".part*) have arrived" >&2
+    exit 2
+  fi
+  mkdir -p "$store/$1" "$store/site"
+  cat "$store/parts/$1".part* | tar --extract --directory "$store/$1"
+  for tar in "$store/$1"/data/*.tar; do
+    [ -e "$tar" ] || continue
+    tar --extract --directory "$store/$1/data" --file "$tar"
+    rm "$tar"
+  done
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$store/site" \
+    "$store/$1"/wheels/*.whl
+  rm "$store/parts/$1".part*
+  touch "$store/$1/.whole"
+}
+
+export PYTHONPATH="$store/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+case ${1:-} in
+keep)
+  ls -l "$store/parts"
+  ;;
+recipes)
+  unpack train
+  # Runs stay here: a later call may go on with them. What is small comes back.
+  status=0
+  "$python" -m model.recipes --data "$store/train/data" --output "$store/runs" "${@:2}" || status=$?
+  find "$store/runs" -maxdepth 1 \( -name '*.json' -o -name 'final.pt' \) -exec cp {} "$out/" \;
+  tar --create --gzip --directory "$store/runs" --file "$out/logs.tar.gz" --exclude '*.pt' --exclude split .
+  exit $status
+  ;;
+benchmark)
+  unpack train
+  unpack serve
+  "$python" benchmarks/serving.py --provider cuda --output "$out/serving.csv" "${@:2}"
+  ;;
+*)
+  echo "usage: $0 keep | recipes OPTION... | benchmark OPTION..." >&2
+  exit 2
+  ;;
+esac

@@ -1,0 +1,81 @@
+"""Sets of options that have proved themselves; an option given by hand wins.
+
+`everyday` is for a GPU and takes it some ten minutes; `everyday-cpu` is for two cores and takes them hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from model.layout import Augmentation
+from model.settings import Settings
+
+# Two separable convolutions, folded BatchNorm: what the shipped model's network is.
+EVERYDAY: dict[str, Any] = {
+    "name": "fcos-lite0-everyday",
+    "norm": "bn",
+    "assignment": "atss",
+    "quality": "iou",
+    "repeat_thin": 0.05,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # 4,950 pictures are few: strong augmentation and many epochs, of which the last show pictures as they are served.
+    "everyday": EVERYDAY
+    | {
+        "epochs": 150,
+        "plain_epochs": 15,
+        "batch_size": 64,
+        "lr": 5e-4,
+        "ema_decay": 0.9995,
+        "augmentation": Augmentation(scale=(0.5, 2.0), color=0.3, hue=0.02, mosaic=0.5),
+        "evaluate_every": 150,  # once: no epoch is chosen by what it scores on val
+        "loader": "resident",
+        "workers": 8,
+        "save_every": 2000,
+    },
+    "everyday-cpu": EVERYDAY
+    | {
+        "epochs": 24,
+        "plain_epochs": 4,
+        "zooms": (0.75,),
+        "freeze": "c3",
+        "backbone_norm": "frozen",
+        "augmentation": Augmentation(scale=(0.7, 2.0)),
+        "evaluate_every": 8,
+        "workers": 1,
+    },
+}
+
+
+def data_folder(folder: Path) -> dict[str, Path]:
+    """The four paths of a folder that holds train.json, train/, val.json and val/."""
+    parts = ("train", "val")
+    return {f"{part}_annotations": folder / f"{part}.json" for part in parts} | {
+        f"{part}_images": folder / part for part in parts
+    }
+
+
+def read_options(arguments: Sequence[str], description: str | None) -> Settings:
+    """The options of a command line, in which --preset and --data stand for several.
+
+    Raises:
+        ValueError: a value is refused.
+        SystemExit: an option is unknown, lacking, or --help.
+    """
+    parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--data", type=Path)
+    short, rest = parser.parse_known_args(arguments)
+    given: dict[str, Any] = PRESETS[short.preset] if short.preset else {}
+    given = given | (data_folder(short.data) if short.data else {})
+    if not given:
+        return tyro.cli(Settings, args=rest, description=description)
+    paths = ("train_annotations", "train_images", "val_annotations", "val_images", "output")
+    defaults = Settings(**(dict.fromkeys(paths, tyro.MISSING) | given))
+    return tyro.cli(Settings, args=rest, description=description, default=defaults)

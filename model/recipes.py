@@ -1,0 +1,193 @@
+"""Recipes for the everyday model, compared within a time limit, and the chosen one trained in full.
+
+    python -m model.recipes --data data --output runs/recipes --minutes 9 --at-once 3
+    python -m model.recipes --data data --output runs/recipes --minutes 9 --only base fcos --epochs 30
+    python -m model.recipes --data data --output runs/final --minutes 9 --final base
+
+A recipe is the preset `everyday` and what it changes of it. Each learns from nine tenths of train, the same for all,
+and is scored on the tenth; val is not looked at, so that nothing is chosen by it. `recipes.json` in the output gets a
+row as each recipe ends: what is cut off at the limit has a row, too, and its run can be resumed.
+
+--final trains on all of train with the preset's own number of epochs, scores once on val, and leaves `final.pt`, whose
+convolutions are fp16: `python -m export` takes it as any other checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from model import checkpoint as checkpoints
+from model.data import read_checked
+from model.distributed import started
+from model.layout import Augmentation
+from model.presets import PRESETS, data_folder
+from model.report import write_json
+from model.settings import Settings
+from model.train import train
+
+EVERYDAY = PRESETS["everyday"]
+AUGMENTATION: Augmentation = EVERYDAY["augmentation"]
+RECIPES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "centerness": {"quality": "centerness"},
+    "fcos": {"assignment": "fcos"},
+    "no-mosaic": {"augmentation": dataclasses.replace(AUGMENTATION, mosaic=0.0)},
+    "mixup": {"augmentation": dataclasses.replace(AUGMENTATION, mixup=0.15)},
+    "lite1": {"backbone": "tf_efficientnet_lite1"},
+    "lite2": {"backbone": "tf_efficientnet_lite2"},
+    "slow-backbone": {"backbone_lr_factor": 0.1},
+}
+SHORT_EPOCHS = 40
+"""Of a comparison."""
+PLAIN_SHARE = 0.1
+"""Of the epochs, at the end."""
+HELD_OUT = 0.1
+"""Of train's pictures, to score on."""
+SAVING_S = 20.0
+"""What a run that is told to stop may take to save itself."""
+
+
+def split(folder: Path, output: Path) -> dict[str, Path]:
+    """Write nine tenths and the other tenth of train's annotations. Returns: Paths for `Settings`."""
+    document, _ = read_checked(folder / "train.json", folder / "train", files=False)
+    output.mkdir(parents=True, exist_ok=True)
+    images = document["images"]
+    held_out = np.random.default_rng(0).permutation(len(images)) < len(images) * HELD_OUT
+    paths = {"train_images": folder / "train", "val_images": folder / "train"}
+    for part, wanted in (("train", False), ("val", True)):
+        chosen = [image for image, held in zip(images, held_out.tolist(), strict=True) if held == wanted]
+        ids = {image["id"] for image in chosen}
+        annotations = [a for a in document["annotations"] if a["image_id"] in ids]
+        paths[f"{part}_annotations"] = output / f"{part}.json"
+        write_json(output / f"{part}.json", document | {"images": chosen, "annotations": annotations})
+    return paths
+
+
+def settings_of(recipe: str, epochs: int | None = None, **more: Any) -> Settings:
+    """The preset, changed by a recipe; with other epochs, its plain ones are a share of them."""
+    values = EVERYDAY | RECIPES[recipe] | more
+    if epochs is not None:
+        values |= {"epochs": epochs, "plain_epochs": round(epochs * PLAIN_SHARE), "evaluate_every": epochs}
+    return Settings(**values)
+
+
+def run(settings: Settings, until: float) -> dict[str, Any]:
+    """Train in a process of its own, which is told to stop at a time. Returns: What is known of it then.
+
+    Args:
+        until: seconds of `time.monotonic`.
+    """
+    began = time.monotonic()
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings,))
+    process.start()
+    process.join(max(until - time.monotonic(), 0.0))
+    state = {None: "cut off", 0: "finished"}.get(process.exitcode, "failed")
+    if process.is_alive():
+        process.terminate()  # SIGTERM: it saves what it has
+        process.join(SAVING_S)
+        process.kill()
+    row: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - began, 1), "run": settings.output.name}
+    lines = _lines(settings.output / "metrics.csv")
+    if lines:
+        row["epochs"] = int(lines[-1]["epoch"])
+        row["pictures_per_s"] = round(float(np.median([float(line["pictures_per_s"]) for line in lines])), 1)
+    if state == "finished":
+        row |= {key: round(float(lines[-1][key]), 4) for key in ("AP", "AP50")}
+    return row
+
+
+def _train(settings: Settings) -> None:
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    with settings.output.with_suffix(".log").open("a") as log, started(settings.device) as processes:
+        console = Console(file=log, soft_wrap=True, highlight=False)
+        try:
+            train(settings, processes, console)
+        except ValueError as error:
+            console.print(f"train: {error}")
+            sys.exit(2)
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "last.pt").exists()
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def compare(options: argparse.Namespace, until: float, console: Console) -> None:
+    """Run the recipes; a row each in `recipes.json`."""
+    paths = split(options.data, options.output / "split")
+    rows: list[dict[str, Any]] = []
+
+    def one(recipe: str) -> None:
+        if time.monotonic() > until:
+            return
+        folder = options.output / recipe
+        epochs = options.epochs or SHORT_EPOCHS
+        settings = settings_of(recipe, epochs, **paths, output=folder, resume=_begun(folder), **options.more)
+        rows.append({"recipe": recipe} | run(settings, until))
+        write_json(options.output / "recipes.json", rows)
+        console.print("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        list(pool.map(one, options.only))
+
+
+def finish(options: argparse.Namespace, until: float, console: Console) -> None:
+    """Train a recipe on all of train, and write its weights small."""
+    folder = options.output / f"final-{options.final}"
+    paths = data_folder(options.data)
+    settings = settings_of(options.final, options.epochs, **paths, output=folder, resume=_begun(folder), **options.more)
+    row = run(settings, until)
+    console.print("  ".join(f"{key} {value}" for key, value in row.items()))
+    last = folder / ("best.pt" if row["state"] == "finished" else "last.pt")
+    if last.exists():
+        checkpoint = checkpoints.load(last)
+        weights = {
+            key: value.half() if value.is_floating_point() and value.ndim > 1 else value
+            for key, value in checkpoint.weights.items()
+        }
+        small = dataclasses.replace(checkpoint, weights=weights, resume=None)
+        checkpoints.save(options.output / "final.pt", small)
+        write_json(options.output / "final.json", row | {"metrics": checkpoint.metrics})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which what runs is told to stop")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes, in this order")
+    parser.add_argument("--at-once", type=int, default=1, help="recipes that share the device")
+    parser.add_argument("--epochs", type=int, help=f"of each ({SHORT_EPOCHS}; with --final the preset's)")
+    parser.add_argument("--final", choices=RECIPES, help="train this one in full; once more, to go on where it stopped")
+    parser.add_argument("--more", type=json.loads, default={}, help="options for all, as JSON: '{\"batch_size\": 128}'")
+    options = parser.parse_args()
+    console = Console(soft_wrap=True, highlight=False)
+    until = time.monotonic() + options.minutes * 60 - SAVING_S
+    try:
+        (finish if options.final else compare)(options, until, console)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"recipes: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
