@@ -1,0 +1,22 @@
+"""The service on Ray Serve, where a Ray cluster is at hand: the same answers at the same addresses, on many machines.
+
+    pip install "ray[serve]" -r requirements/serve.txt
+    serve run deploy.ray_serve:detector
+
+Every replica is a whole service, with its own model, queue and bounds; FCOS_* variables set it up as ever. Ray's proxy
+takes each picture over one hop more than `python -m app` does: `benchmarks/serving.py` shows what that costs.
+"""
+
+from ray import serve
+
+from app.api import create_app
+from app.settings import Settings
+
+
+@serve.deployment(num_replicas="auto", max_ongoing_requests=64, ray_actor_options={"num_cpus": 2})
+@serve.ingress(lambda: create_app(Settings()))
+class Detector:
+    """One replica; FCOS_PROVIDER=cuda wants `num_gpus: 1` above."""
+
+
+detector = Detector.bind()
