@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
-from model.config import FCOSConfig, InputConfig
+from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fpn import FPN
 from model.head import Head
 from model.losses import DEFAULT_OBJECTIVE, Objective, fcos_losses
@@ -31,7 +31,7 @@ class FCOS(nn.Module):
         input_config: canvases and normalisation.
 
     Raises:
-        ValueError: timm does not know the backbone, or it lacks the levels.
+        ValueError: timm does not know the backbone, or it lacks the levels, or a norm has a single value to work on.
     """
 
     mean: Tensor
@@ -39,6 +39,13 @@ class FCOS(nn.Module):
 
     def __init__(self, config: FCOSConfig, input_config: InputConfig) -> None:
         super().__init__()
+        single = [canvas for canvas in input_config.canvases if max(canvas) <= STRIDES[-1]]
+        # Of one value torch refuses to take the deviation; in larger batches the norm would make it 0.
+        if config.norm == "gn" and config.channels == config.norm_groups and single:
+            raise ValueError(
+                f"with {config.channels} channels in as many norm_groups nothing is left of P7's one point on a canvas "
+                f"of {single[0][0]}x{single[0][1]}: choose more channels, fewer norm_groups, or norm 'bn'"
+            )
         self.config = config
         self.input_config = input_config
         self.backbone = Backbone(config.backbone)

@@ -166,6 +166,14 @@ def test_a_network_that_cannot_be_is_refused_in_words(options: dict[str, object]
         tiny(**options)
 
 
+def test_a_norm_with_a_single_value_to_work_on_is_refused_in_words() -> None:
+    small = InputConfig(short=128, long=128, canvases=((128, 128),))
+    with pytest.raises(ValueError, match=r"32 channels .* canvas of 128x128: choose more channels"):
+        FCOS(FCOSConfig(classes=CLASSES, backbone=TINY, channels=32), small)
+    FCOS(FCOSConfig(classes=CLASSES, backbone=TINY, channels=32, norm="bn"), small)
+    FCOS(FCOSConfig(classes=CLASSES, backbone=TINY, channels=64), small)
+
+
 def test_configs_survive_a_round_trip_and_refuse_strange_keys() -> None:
     config = FCOSConfig(classes=CLASSES, channels=64, norm="bn")
     assert FCOSConfig.from_dict(config.to_dict()) == config

@@ -1,0 +1,113 @@
+"""Presets stand for their options; recipes are tried on train alone, and a run that is cut off leaves its row."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model import recipes
+from model.checkpoint import load
+from model.data import read_annotations
+from model.layout import Augmentation
+from model.presets import PRESETS, read_options
+from model.recipes import RECIPES, settings_of, split
+from model.settings import Settings
+from tests.toy import write_coco
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "backbone": "test_efficientnet", "weights": "none", "channels": 64, "head_convs": 1, "size": 64,
+    "batch_size": 4, "workers": 0, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As --data wants it."""
+    folder = tmp_path_factory.mktemp("data")
+    for part, count in (("train", 20), ("val", 4)):
+        annotations, images = write_coco(folder / f"toy-{part}", count)
+        annotations.rename(folder / f"{part}.json")
+        images.rename(folder / part)
+    return folder
+
+
+def test_the_cpu_preset_is_its_command_line() -> None:
+    words = (
+        "--epochs 24 --plain-epochs 4 --zooms 0.75 --augmentation.scale 0.7 2.0 --repeat-thin 0.05 --norm bn "
+        "--freeze c3 --backbone-norm frozen --assignment atss --quality iou --evaluate-every 8 --workers 1 "
+        "--name fcos-lite0-everyday --data data --output run"
+    )
+    by_hand = read_options(words.split(), None)
+    assert by_hand == read_options(["--preset", "everyday-cpu", "--data", "data", "--output", "run"], None)
+
+
+def test_an_option_given_by_hand_wins_over_the_presets() -> None:
+    words = "--preset everyday --epochs 7 --augmentation.hue 0.1 --data data --val-images elsewhere --output run"
+    found = read_options(words.split(), None)
+    preset = PRESETS["everyday"]
+    assert (found.epochs, found.augmentation.hue, found.val_images) == (7, 0.1, Path("elsewhere"))
+    assert (found.batch_size, found.augmentation.mosaic) == (preset["batch_size"], preset["augmentation"].mosaic)
+    assert found.train_annotations == Path("data/train.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--preset none --output run", "--preset"),
+        ("--preset everyday --output run", "--train-annotations"),
+        ("--data folder", "--output"),
+    ],
+)
+def test_what_is_lacking_or_unknown_is_said(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        read_options(words.split(), None)
+    assert error.value.code == 2
+    found = capsys.readouterr()
+    assert says in found.err + found.out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_the_preset_and_what_it_changes(recipe: str) -> None:
+    path = Path()
+    paths = dict.fromkeys(("train_annotations", "train_images", "val_annotations", "val_images", "output"), path)
+    found = settings_of(recipe, 40, **paths)
+    assert isinstance(found, Settings) and isinstance(found.augmentation, Augmentation)
+    assert (found.epochs, found.plain_epochs, found.evaluate_every) == (40, 4, 40)
+
+
+def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(folder: Path, tmp_path: Path) -> None:
+    paths = split(folder, tmp_path)
+    whole = read_annotations(folder / "train.json", folder / "train")
+    learnt, scored = (
+        read_annotations(paths[f"{part}_annotations"], paths[f"{part}_images"]) for part in ("train", "val")
+    )
+    assert set(learnt.file_names) | set(scored.file_names) == set(whole.file_names)
+    assert (len(learnt), len(scored)) == (18, 2) and len(learnt.boxes) + len(scored.boxes) == len(whole.boxes)
+    assert learnt.classes == scored.classes == whole.classes
+
+
+def command(folder: Path, output: Path, *more: str) -> None:
+    words = [sys.executable, "-m", "model.recipes", "--data", str(folder), "--output", str(output), *more]
+    subprocess.run([*words, "--more", json.dumps(TINY)], check=True, cwd=ROOT, timeout=600)
+
+
+def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp_path: Path) -> None:
+    command(folder, tmp_path, "--only", "base", "fcos", "--epochs", "1", "--at-once", "2")
+    rows = {row["recipe"]: row for row in json.loads((tmp_path / "recipes.json").read_text())}
+    assert rows.keys() == {"base", "fcos"}
+    for row in rows.values():
+        assert row["state"] == "finished" and row["epochs"] == 1 and 0 <= row["AP"] <= row["AP50"] <= 1
+    command(folder, tmp_path, "--final", "base", "--epochs", "1")
+    small, large = load(tmp_path / "final.pt"), load(tmp_path / "final-base" / "best.pt")
+    assert (tmp_path / "final.pt").stat().st_size < 0.7 * (tmp_path / "final-base" / "best.pt").stat().st_size
+    for key, value in small.model().state_dict().items():
+        assert (value - large.weights[key]).abs().max() <= 1e-3 * large.weights[key].abs().max()
+
+
+def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "SAVING_S", 0.1)
+    row = recipes.run(settings_of("base", 9, **split(folder, tmp_path), output=tmp_path / "run", **TINY), until=0.0)
+    assert row["state"] == "cut off" and "AP" not in row
