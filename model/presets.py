@@ -1,6 +1,7 @@
-"""Sets of options that have proved themselves; an option given by hand wins.
+"""Sets of options for the everyday pictures; an option given by hand wins.
 
-`everyday` is for a GPU and takes it some ten minutes; `everyday-cpu` is for two cores and takes them hours.
+`everyday-cpu` is what the shipped model was trained with, in two hours on two cores. `everyday` is to replace it: meant
+for ten minutes of a GPU, its numbers are judgement until one has run it.
 """
 
 from __future__ import annotations
