@@ -2,7 +2,7 @@
 
     python model/train.py --train-annotations data/train.json --train-images data/train \
         --val-annotations data/val.json --val-images data/val --output runs/first
-    python model/train.py --preset everyday-cpu --data data --output runs/everyday    # how the shipped model was trained
+    python model/train.py --preset everyday-cpu --data data --output runs/everyday   # how the shipped model was trained
     python model/train.py ... --output runs/first --resume        # go on where that run stopped, to the iteration
     python model/train.py ... --output runs/mine --from runs/first/best.pt          # fine-tune; classes may differ
     torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size stays that of all together
