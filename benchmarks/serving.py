@@ -4,10 +4,10 @@
     python benchmarks/serving.py --systems bare service fastapi --models tiny --levels --open   the ratios alone
     python benchmarks/serving.py --provider cuda            on a machine with a GPU
 
-Ratios: all systems run at once, but only one at a time has work: windows of a second, in turn, with 8 clients, each
-with its next request as soon as it has an answer. Machines slow down and speed up by a third within minutes;
-neighbouring windows share that, so the ratio of two systems is the median over pairs of such. The clients are wrk's
-where it is installed, which takes half the processor time that load.py does.
+Ratios: all systems are up at once, but one at a time runs, the others are stopped: windows of a second, in turn, with 8
+clients, each with its next request as soon as it has an answer. Machines slow down and speed up by a third within
+minutes; neighbouring windows share that, so the ratio of two systems is the median over pairs of such. The clients are
+wrk's where it is installed, which takes half the processor time that load.py does.
 
 Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop at 0.5, 1, 2 and 5 times what it
 answered in closed loop, sent whether or not there are answers. Writes serving.csv (a row per request), prints a table.
@@ -135,8 +135,8 @@ def _windows(systems: list[str], model: Path, picture: Path, options: argparse.N
                     bare = stack.enter_context(_bare(model, picture, threads, session_threads, options))
                     run[f"bare {threads}x{session_threads}"] = partial(_bare_window, bare, options.window_s)
             else:
-                port, _ = stack.enter_context(_server(system, model, options))
-                run[system] = partial(_window, system, port, picture, options.window_s)
+                port, pid = stack.enter_context(_server(system, model, options))
+                run[system] = partial(_window, system, port, pid, picture, options.window_s)
         for window in run.values():
             window()
         for number in range(options.windows):
@@ -168,8 +168,16 @@ def _bare_window(process: "subprocess.Popen[str]", seconds: float) -> float:
     return float(process.stdout.readline())
 
 
-def _window(system: str, port: int, picture: Path, seconds: int) -> float:
-    """Returns: Answers per second to `CLIENTS` clients."""
+def _window(system: str, port: int, pid: int, picture: Path, seconds: int) -> float:
+    """Returns: Answers per second to `CLIENTS` clients. The server is stopped outside: some are busy without work."""
+    _signal(pid, signal.SIGCONT)
+    try:
+        return _answers_per_s(system, port, picture, seconds)
+    finally:
+        _signal(pid, signal.SIGSTOP)
+
+
+def _answers_per_s(system: str, port: int, picture: Path, seconds: int) -> float:
     field = _multipart_field(system)
     if field is None and (wrk := shutil.which("wrk")):
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -251,6 +259,7 @@ def _server(system: str, model: Path, options: argparse.Namespace) -> Iterator[t
     finally:
         # Some leave their workers behind when only the parent is told to end, or have them in groups of their own.
         family = _family(process.pid)
+        _signal(process.pid, signal.SIGCONT)
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(30)
@@ -329,6 +338,12 @@ def _rss_of(pid: int, into: list[float]) -> Iterator[None]:
         ended.set()
         if thread.ident is not None:
             thread.join()
+
+
+def _signal(pid: int, number: int) -> None:
+    for one in _family(pid):
+        with suppress(ProcessLookupError):
+            os.kill(one, number)
 
 
 def _family(pid: int) -> list[int]:
