@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: Path = DEFAULT_MODEL
-    """The .onnx file, as `python -m export` writes it, in any precision; `model/weights` has the shipped one in int8."""
+    """The .onnx file, as `python -m export` writes it, in any precision; `model/weights` has ours in int8 as well."""
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     """Address to listen on. 0.0.0.0: every network; set keys, or put something that asks for them before it."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
