@@ -70,12 +70,12 @@ $(VENV)/.load $(VENV)/.browser: $(VENV)/.%: requirements/%.txt | $(BIN)/python
 # The pinned versions, anew from pyproject.toml. Needs uv.
 requirements:
 	for extra in serve dev gpu; do \
-		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate \
-			--no-header $$([ $$extra = serve ] || echo --extra $$extra) pyproject.toml -o requirements/$$extra.txt || exit; \
+		uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+			$$([ $$extra = serve ] || echo --extra $$extra) pyproject.toml -o requirements/$$extra.txt || exit; \
 	done
 	for group in load browser; do \
-		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate \
-			--no-header --group pyproject.toml:$$group -o requirements/$$group.txt || exit; \
+		uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+			--group pyproject.toml:$$group -o requirements/$$group.txt || exit; \
 	done
 
 clean:

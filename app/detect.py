@@ -48,7 +48,7 @@ class Detect:
         try:
             response = await _detect(Request(scope, receive))
         except problems.EXPECTED as error:
-            response = problems.response_of(scope["app"], scope, error)
+            response = problems.response_of(scope, error)
         await response(scope, receive, send)
 
 

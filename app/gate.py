@@ -8,13 +8,14 @@ from collections import Counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.detect import PATH
 from app.errors import Refusal
 from app.problems import counted_response
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import header, record_of
 
-DETECT_PATHS = frozenset({"/detect", "/detect/batch"})
+DETECT_PATHS = frozenset({PATH, "/detect/batch"})
 KEY_PATHS = DETECT_PATHS | {"/model", "/admin/reload"}
 DEADLINE_HEADER = b"x-deadline-ms"
 # A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.

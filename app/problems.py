@@ -49,7 +49,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _failed)
 
 
-def response_of(app: Starlette, scope: Scope, error: Exception) -> Response:
+def response_of(scope: Scope, error: Exception) -> Response:
     """Returns: The answer to one of the `EXPECTED` errors, counted."""
     if isinstance(error, (ClientDisconnect, ClientGone)):
         return Response(status_code=499)  # nobody reads it; the status is for the access log
@@ -58,11 +58,11 @@ def response_of(app: Starlette, scope: Scope, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         error = _http(scope, error)
     assert isinstance(error, Refusal)
-    return counted_response(app, error)
+    return counted_response(scope["app"], error)
 
 
 async def _expected(request: Request, error: Exception) -> Response:
-    return response_of(request.app, request.scope, error)
+    return response_of(request.scope, error)
 
 
 def _invalid(error: RequestValidationError) -> Refusal:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from model.assign import Rule
 from model.checkpoint import Checkpoint
 from model.config import FCOSConfig, InputConfig
 from model.layout import Augmentation
@@ -61,7 +62,7 @@ class Settings:
 
     quality: Literal["centerness", "iou"] = "centerness"
     """What the centerness output learns."""
-    assignment: Literal["fcos", "atss"] = "fcos"
+    assignment: Rule = "fcos"
     """Which points learn a box."""
 
     epochs: int = 24

@@ -2,7 +2,6 @@
 
 import colorsys
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from model.resident import ResidentPictures, largest_shown, pack, turn_hue
 from model.train import make_loader, train
 from tests.toy import ALONE, COLOURS, IDS, QUIET, settings, write_coco
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 CANVASES = (Size(64, 96), Size(96, 64), Size(96, 96))
 METADATA = metadata_of(
@@ -32,15 +32,6 @@ METADATA = metadata_of(
 )
 # No picture gets four times smaller: from there on Pillow's `reducing_gap` averages whole pixels first.
 GEOMETRY = Augmentation(color=0.0, flip=0.5, scale=(0.6, 2.0), mosaic=0.4, mixup=0.3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Pictures this small only get slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

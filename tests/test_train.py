@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from tests.toy import ALONE, IDS, QUIET, settings, write_coco
 from tests.two_processes import gradients
 
 Data = tuple[Path, Path]
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING: dict[str, Any] = {
     "augmentation": Augmentation(mosaic=0.5, mixup=0.3, iou_crop=0.3),
@@ -43,15 +43,6 @@ EVERYTHING: dict[str, Any] = {
     "epochs": 3,
     "plain_epochs": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only get slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,66 @@
 """A box stays on its object, whatever happens to the picture."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
-from app.artifact import Size
+from app.artifact import Metadata, Size
 from app.canvas import fit
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.layout import NO_AUGMENTATION, Augmentation, mirror
-from model.transforms import Labelled, Placed, augment, mix
+from model.layout import NO_AUGMENTATION, Augmentation, Content, lay_out, mirror
+from model.transforms import mix, paint
 
 METADATA = metadata_of(
     FCOSConfig(classes=("red", "green", "blue")), InputConfig(short=128, long=128, canvases=((128, 128),))
 )
 CANVAS = Size(128, 128)
 Box = tuple[int, int, int, int]
+
+
+class Labelled(NamedTuple):
+    """A picture, upright, RGB; its boxes [G, 4] in its own pixels; and their labels [G]."""
+
+    picture: Image.Image
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class Placed(NamedTuple):
+    """A canvas, uint8 [H, W, 3]; its boxes [G, 4] in canvas pixels; and their labels [G]."""
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def augment(
+    pictures: Sequence[Labelled],
+    canvas: Size,
+    metadata: Metadata,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    zoom: float = 1.0,
+) -> Placed:
+    """Pictures on a canvas, and their boxes there.
+
+    Args:
+        pictures: one, or four for a mosaic.
+        zoom: size of the canvas relative to the served one; the picture's grows with it.
+    """
+    contents = [
+        Content(index, Size(picture.height, picture.width), boxes, labels)
+        for index, (picture, boxes, labels) in enumerate(pictures)
+    ]
+    layout = lay_out(contents, canvas, metadata.resize, augmentation, rng, zoom)
+    image = paint(layout, lambda index: pictures[index].picture, metadata.mean_pixel)
+    return Placed(image, layout.boxes, layout.labels)
 
 
 def picture(size: Size, box: Box, label: int) -> Labelled:
