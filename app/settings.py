@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of one batch. 0: the cores, shared out among the sessions."""
     sessions: Annotated[int, Field(ge=0, le=64)] = 0
-    """Batches at a time on the CPU; 0: one. CUDA always has one."""
+    """Batches at a time on the CPU. 0: one per core. CUDA always has one."""
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads that decode and post-process. 0: one per core."""
     max_batch: Annotated[int, Field(ge=0, le=16)] = 0
