@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from app.schemas import Detection
+from app.schemas import Box, Detection
 
 Colour = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]  # xyxy
 
 _GOLDEN_RATIO = 0.618033988749895  # steps of it around the colour circle never come back to the same hue
 
@@ -23,7 +24,8 @@ def class_colour(class_id: int) -> Colour:
 def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
     """Draws detections on a copy of the upright RGB picture.
 
-    Line width and text size grow with the picture; labels stay inside it. Better detections lie on top.
+    Line width and text size grow with the picture; labels stay inside it and, where there is room, off one another.
+    Better detections lie on top.
     """
     drawn = picture.copy()
     canvas = ImageDraw.Draw(drawn)
@@ -37,18 +39,35 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
         corners = (round(box.xmin), round(box.ymin), round(box.xmax), round(box.ymax))
         canvas.rectangle(corners, outline=class_colour(detection.class_id), width=line)
 
-    for detection in reversed(detections):
-        colour = class_colour(detection.class_id)
+    labels = []
+    taken: list[Rectangle] = []
+    for detection in detections:
         text = f"{detection.label} {detection.score:.2f}"
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
-        width, height = right - left + 2 * padding, bottom - top + 2 * padding
-        # Above the box where there is room, else inside it; never beyond the picture's edges.
-        x = max(0, min(detection.box.xmin, picture.width - width))
-        above = detection.box.ymin - height
-        y = above if above >= 0 else max(0, min(detection.box.ymin, picture.height - height))
-        canvas.rectangle((x, y, x + width, y + height), fill=colour)
-        canvas.text((x + padding - left, y + padding - top), text, fill=_readable_on(colour), font=font)
+        place = _label_place(detection.box, (right - left + 2 * padding, bottom - top + 2 * padding), drawn.size, taken)
+        taken.append(place)
+        labels.append((place, (place[0] + padding - left, place[1] + padding - top), text, detection.class_id))
+
+    for place, start, text, class_id in reversed(labels):
+        colour = class_colour(class_id)
+        canvas.rectangle(place, fill=colour)
+        canvas.text(start, text, fill=_readable_on(colour), font=font)
     return drawn
+
+
+def _label_place(box: Box, size: tuple[float, float], picture: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
+    """Returns: Where a label lies: above its box, else in it, below it or in it at the bottom; beyond no edge of the
+    picture, and on no label that is taken, as far as that can be had."""
+    (width, height), (picture_width, picture_height) = size, picture
+    x = max(0.0, min(box.xmin, picture_width - width))
+    wanted = (box.ymin - height, box.ymin, box.ymax, box.ymax - height)
+    possible = [y for y in wanted if 0 <= y <= picture_height - height] or [0.0]
+    places = [(x, y, x + width, y + height) for y in possible]
+    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _readable_on(colour: Colour) -> Colour:

@@ -33,6 +33,18 @@ def test_labels_grow_with_the_picture_and_stay_inside(width: int, height: int) -
     assert max(shares) < 1.3 * min(shares)
 
 
+def test_labels_of_boxes_at_one_place_are_all_seen() -> None:
+    """Four boxes begin at one corner: above it, in it, below and at the bottom there is room for a label each."""
+    blank = Image.new("RGB", (640, 480))
+    boxes = [detection(100, 100, 400 + 10 * index, 300, class_id=index) for index in range(4)]
+    covered = [
+        (np.asarray(draw(blank, boxes)) == class_colour(index)).all(axis=2).sum()
+        / (np.asarray(draw(blank, [boxes[index]])) == class_colour(index)).all(axis=2).sum()
+        for index in range(4)
+    ]
+    assert min(covered) > 0.6
+
+
 def test_nothing_found_leaves_the_picture_as_it_is() -> None:
     picture = Image.new("RGB", (50, 50), "teal")
     assert draw(picture, []).tobytes() == picture.tobytes()

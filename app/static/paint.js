@@ -47,8 +47,19 @@ export function paint(canvas, picture, size, detections, scale, chosen = null) {
     order.push(chosen);
   }
   for (const one of order) paintBox(context, corners(one, toCanvas), one, scale * (one === chosen ? 2 : 1));
-  for (const one of order) paintLabel(context, corners(one, toCanvas), one, scale, canvas);
+
+  context.font = `600 ${LABEL_PX * scale}px system-ui, sans-serif`;
+  const taken = [];
+  for (const one of [...order].reverse()) { // the best choose first, and are painted last
+    const text = labelOf(one);
+    taken.push(labelPlace(context, corners(one, toCanvas), text, scale, canvas, taken));
+  }
+  for (const [index, one] of order.entries()) {
+    paintLabel(context, taken[order.length - 1 - index], labelOf(one), one.class_id, scale);
+  }
 }
+
+const labelOf = (detection) => `${detection.label} ${detection.score.toFixed(2)}`;
 
 function corners({ box }, [x, y]) {
   return { left: box.xmin * x, top: box.ymin * y, right: box.xmax * x, bottom: box.ymax * y };
@@ -63,15 +74,25 @@ function paintBox(context, { left, top, right, bottom }, detection, scale) {
   context.strokeRect(left, top, right - left, bottom - top);
 }
 
-function paintLabel(context, box, detection, scale, canvas) {
-  const text = `${detection.label} ${detection.score.toFixed(2)}`;
-  const colour = classColour(detection.class_id);
-  context.font = `600 ${LABEL_PX * scale}px system-ui, sans-serif`;
+/** @returns {{x: number, y: number, width: number, height: number}} Where a label lies: above its box, else in it, below
+ * it or in it at the bottom; beyond no edge of the picture, and on no label that is taken, as far as that can be had. */
+function labelPlace(context, box, text, scale, canvas, taken) {
   const width = context.measureText(text).width + 8 * scale;
   const height = 1.5 * LABEL_PX * scale;
-  // Above the box where there is room, else inside it; never beyond the picture's edges.
   const x = Math.max(0, Math.min(box.left - scale, canvas.width - width));
-  const y = box.top >= height ? box.top - height : Math.max(0, Math.min(box.top, canvas.height - height));
+  const wanted = [box.top - height, box.top, box.bottom, box.bottom - height];
+  const possible = wanted.filter((y) => y >= 0 && y <= canvas.height - height);
+  const places = (possible.length ? possible : [0]).map((y) => ({ x, y, width, height }));
+  return places.find((place) => !taken.some((other) => overlap(place, other))) ?? places[0];
+}
+
+function overlap(one, other) {
+  return one.x < other.x + other.width && other.x < one.x + one.width
+    && one.y < other.y + other.height && other.y < one.y + one.height;
+}
+
+function paintLabel(context, { x, y, width, height }, text, classId, scale) {
+  const colour = classColour(classId);
   context.fillStyle = css(colour);
   context.fillRect(x, y, width, height);
   context.fillStyle = readableOn(colour);
