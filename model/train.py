@@ -234,6 +234,7 @@ def make_loader(
         batch_sampler=batches,
         collate_fn=pack if resident else data.collate,
         num_workers=settings.workers,
+        worker_init_fn=_leave_signals_to_the_parent,
         persistent_workers=settings.workers > 0,
         pin_memory=device.type == "cuda",
     )
@@ -242,6 +243,11 @@ def make_loader(
     largest = largest_shown(settings.augmentation, settings.zooms)
     pictures = ResidentPictures(annotations, settings.train_images, metadata, device, largest)
     return ResidentBatches(loader, pictures)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Some send SIGTERM to every process of a group; a worker that obeyed would take its parent along, unsaved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def load_start(path: Path) -> Checkpoint:

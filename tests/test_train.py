@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,25 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one(
         assert difference(one, other) == 0
         assert (one.metrics, one.score_threshold) == (other.metrics, other.score_threshold)
     assert rows(tmp_path / "run") == rows(uninterrupted)
+
+
+def test_a_signal_to_every_process_saves_the_run_as_well(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Learner.step
+
+    def step_and_signal(learner: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        values = step(learner, parts, iteration)
+        workers = [str(process.pid) for process in multiprocessing.active_children()]
+        assert workers
+        subprocess.run(["kill", *workers], check=True)  # torch lets a worker obey its parent alone
+        time.sleep(1)  # for torch to notice a worker's end
+        os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    monkeypatch.setattr(Learner, "step", step_and_signal)
+    assert not train(settings(data, tmp_path / "run", workers=1), ALONE, QUIET)
+    assert checkpoints.load(tmp_path / "run" / "last.pt").resume is not None
 
 
 def test_a_run_that_dies_in_an_evaluation_makes_up_for_it(
