@@ -1,0 +1,120 @@
+"""One network from several runs: the mean of their weights, better than each (model soups, arXiv:2203.05482).
+
+    python -m model.average runs/first/best.pt runs/second/best.pt --data data --output runs/average.pt
+
+The runs must be of one family: one begun --from the other, or all from one checkpoint. The mean of strangers detects
+nothing. BatchNorm's statistics, where the runs' differ, are no mean: they are measured anew on train, shown as it is
+served. Then the network is scored on val, for its metrics and its threshold, and saved; `python -m export` takes it.
+
+--data FOLDER holds train.json, train/, val.json and val/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from model import checkpoint as checkpoints
+from model.checkpoint import Checkpoint
+from model.data import Annotations, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_checked
+from model.evaluate import evaluate, torch_runner
+from model.fcos import FCOS
+from model.layout import NO_AUGMENTATION
+from model.presets import data_folder
+
+BATCH = 16
+STATISTICS_BATCHES = 40
+"""From which BatchNorm's statistics are measured: P7's, with the fewest points, still from some thousand of them."""
+
+
+def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
+    """The mean of every tensor; of counters the first part's.
+
+    Raises:
+        ValueError: the parts are not the same network for the same classes.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.config, part.input_config) != (first.config, first.input_config):
+            raise ValueError("the checkpoints are not of one network: classes, backbone, channels and input must agree")
+    return {
+        key: torch.stack([part.weights[key] for part in parts]).mean(0) if value.is_floating_point() else value
+        for key, value in first.weights.items()
+    }
+
+
+def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: Annotations, images: Path) -> None:
+    """Measure BatchNorm's statistics on pictures as they are served, but for those in which the parts agree."""
+    first = parts[0].weights
+    differing = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and any(not part.weights[f"{name}.running_mean"].equal(first[f"{name}.running_mean"]) for part in parts)
+    ]
+    if not differing:
+        return
+    metadata = checkpoints.metadata_of(parts[0].config, parts[0].input_config)
+    batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, min(BATCH, len(annotations)), 0)
+    pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)
+    for module in differing:
+        module.reset_running_stats()
+        module.momentum = None  # the plain mean of all batches
+        module.train()
+    with torch.no_grad():
+        for batch in islice(DataLoader(pictures, batch_sampler=batches, collate_fn=collate), STATISTICS_BATCHES):
+            model(batch.images.contiguous(memory_format=torch.channels_last))
+    model.eval()
+
+
+def average(files: Sequence[Path], data: Path, output: Path, console: Console) -> None:
+    """Write the mean of checkpoints.
+
+    Raises:
+        ValueError: a checkpoint cannot be read or is of another network, or something is wrong with the data.
+    """
+    parts = [checkpoints.load(file) for file in files]
+    checkpoint = dataclasses.replace(
+        parts[-1], weights=mean_weights(parts), training={"mean_of": [part.training for part in parts]}, resume=None
+    )
+    paths, classes = data_folder(data), checkpoint.config.classes
+    document, _ = read_checked(paths["train_annotations"], paths["train_images"], classes, files=False)
+    val_document, _ = read_checked(paths["val_annotations"], paths["val_images"], classes, files=False)
+
+    model = checkpoint.model().to(memory_format=torch.channels_last)
+    measure_statistics(model, parts, Annotations.from_document(document), paths["train_images"])
+    runner = torch_runner(model, torch.device("cpu"))
+    evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths["val_images"], console)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    scored = dataclasses.replace(
+        checkpoint, weights=weights, metrics=evaluation.metrics, score_threshold=evaluation.score_threshold
+    )
+    checkpoints.save(output, scored)
+    console.print(f"AP {evaluation.metrics['AP']:.4f}  AP50 {evaluation.metrics['AP50']:.4f}: {output}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path, nargs="+", help=".pt files")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
+    parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
+    options = parser.parse_args()
+    try:
+        average(options.checkpoints, options.data, options.output, Console(soft_wrap=True, highlight=False))
+    except (ValueError, OSError) as error:
+        print(f"average: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The mean of several runs."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import average as script
+from model import checkpoint as checkpoints
+from model.average import average, mean_weights
+from model.checkpoint import Checkpoint
+from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
+from model.layout import NO_AUGMENTATION
+from model.train import train
+from tests.toy import ALONE, QUIET, settings, write_coco
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as --data wants it; train and val are the same pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    boxes, pictures = write_coco(folder)
+    for part in ("train", "val"):
+        (folder / f"{part}.json").write_text(boxes.read_text())
+        (folder / part).symlink_to(pictures)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run, and another begun from it."""
+    folder = tmp_path_factory.mktemp("runs")
+    paths = (data / "train.json", data / "train")
+    assert train(settings(paths, folder / "first", norm="bn"), ALONE, QUIET)
+    files = [folder / name / "best.pt" for name in ("first", "second")]
+    from_first = settings(paths, folder / "second", norm="bn", from_=files[0], seed=1, backbone_norm="frozen")
+    assert train(from_first, ALONE, QUIET)
+    return files
+
+
+def test_weights_are_the_mean_and_statistics_are_measured(data: Path, runs: list[Path], tmp_path: Path) -> None:
+    average(runs, data, tmp_path / "mean.pt", QUIET)
+    first, second, mean = (checkpoints.load(file) for file in (*runs, tmp_path / "mean.pt"))
+    model = mean.model()
+    buffers = {name for name, _ in model.named_buffers()}
+    for key, value in mean.weights.items():
+        if key not in buffers:
+            assert torch.allclose(value, (first.weights[key] + second.weights[key]) / 2, atol=1e-7), key
+
+    # The statistics are those of what the norm gets to see: here one batch, of all pictures.
+    norm = model.head.class_tower.norms[0][0]  # type: ignore[index]
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    document, _ = read_checked(data / "train.json", data / "train")
+    annotations, metadata = Annotations.from_document(document), mean.metadata("mean")
+    plans = Plans(annotations, metadata, NO_AUGMENTATION)
+    largest = max(metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
+    pictures = TrainingPictures(plans, data / "train")
+    batch = collate([pictures[Draw(number, largest, 1.0, True, 0)] for number in range(len(annotations))])
+    model(batch.images)
+    assert torch.allclose(norm.running_mean, seen[0].mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3)
+
+    assert set(mean.metrics) == set(first.metrics)
+    assert mean.training == {"mean_of": [first.training, second.training]}
+    assert mean.resume is None
+
+
+def test_statistics_in_which_the_runs_agree_are_left_alone(data: Path, runs: list[Path], tmp_path: Path) -> None:
+    """The second run began with the first one's backbone, whose statistics it kept."""
+    average(runs, data, tmp_path / "mean.pt", QUIET)
+    first, mean = checkpoints.load(runs[0]), checkpoints.load(tmp_path / "mean.pt")
+    kept = [key for key in mean.weights if key.startswith("backbone.") and "running_" in key]
+    assert kept
+    assert all(mean.weights[key].equal(first.weights[key]) for key in kept)
+
+
+def test_the_mean_of_one_run_is_that_run(data: Path, runs: list[Path], tmp_path: Path) -> None:
+    average(runs[:1], data, tmp_path / "mean.pt", QUIET)
+    one, mean = checkpoints.load(runs[0]), checkpoints.load(tmp_path / "mean.pt")
+    assert all(mean.weights[key].equal(value) for key, value in one.weights.items())
+    assert (mean.metrics, mean.score_threshold) == (one.metrics, one.score_threshold)
+
+
+def test_strangers_are_refused(runs: list[Path]) -> None:
+    one = checkpoints.load(runs[0])
+    other: Checkpoint = dataclasses.replace(one, config=dataclasses.replace(one.config, classes=("a", "b", "c")))
+    with pytest.raises(ValueError, match="not of one network"):
+        mean_weights([one, other])
+
+
+def test_a_missing_checkpoint_is_one_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "none.pt")
+    monkeypatch.setattr(sys, "argv", ["average", missing, "--data", str(data), "--output", str(tmp_path / "o.pt")])
+    assert script.main() == 2
+    assert capsys.readouterr().err == f"average: no checkpoint at {missing}\n"
