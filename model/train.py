@@ -2,7 +2,7 @@
 
     python model/train.py --train-annotations data/train.json --train-images data/train \
         --val-annotations data/val.json --val-images data/val --output runs/first
-    python model/train.py --preset everyday-cpu --data data --output runs/everyday   # how the shipped model was trained
+    python model/train.py --preset everyday-cpu --data data --output runs/everyday   # how the shipped model began
     python model/train.py ... --output runs/first --resume        # go on where that run stopped, to the iteration
     python model/train.py ... --output runs/mine --from runs/first/best.pt          # fine-tune; classes may differ
     torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size stays that of all together
@@ -115,11 +115,14 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
     # model
     model = FCOS(config, input_config)
     if stopped is not None:
-        origin = stopped.training["start"]
+        origin: dict[str, Any] = {key: stopped.training[key] for key in ("start", "before") if key in stopped.training}
     elif start is not None:
-        origin = f"{settings.from_}: {adopt(model, start).describe()}"
+        assert settings.from_ is not None
+        file = "/".join(settings.from_.parts[-2:])  # a run's name and its file
+        origin = {"start": f"{file}: {adopt(model, start).describe()}", "before": start.training}
     else:
-        origin = f"backbone {load_imagenet_weights(model.backbone, config.backbone, settings.weights)}"
+        weights = load_imagenet_weights(model.backbone, config.backbone, settings.weights)
+        origin = {"start": f"backbone {weights}"}
     learner = Learner(model, settings, processes, settings.epochs * length)
     position: dict[str, Any] = {"epoch": 0, "done": 0, "best": -1.0, "sums": {}}  # `done` iterations of this epoch
     if stopped is not None and stopped.resume is not None:
@@ -154,7 +157,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
                 f"{len(annotations)} pictures, {len(annotations.boxes)} boxes, {len(annotations.classes)} classes; "
                 f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {processes.count} x {device}, "
                 f"{'float32' if learner.precision is None else str(learner.precision).removeprefix('torch.')}\n"
-                f"start: {origin}\nlearning rate {settings.base_lr:g} for a batch of {settings.batch_size}; "
+                f"start: {origin['start']}\nlearning rate {settings.base_lr:g} for a batch of {settings.batch_size}; "
                 f"{settings.epochs} epochs of {length} iterations"
             )
             if stopped is not None:
@@ -333,14 +336,14 @@ def evaluate(
     return score(found, document, metadata.classes), found
 
 
-def describe(settings: Settings, annotations: Annotations, epochs: float, origin: str) -> dict[str, Any]:
-    """What the model file will say of its training: no path of this machine."""
+def describe(settings: Settings, annotations: Annotations, epochs: float, origin: dict[str, Any]) -> dict[str, Any]:
+    """What the model file will say of its training, and of that which it began from: no path of this machine."""
     options = {key: value for key, value in settings.of_the_result().items() if key not in ("from", "weights")}
     return {
         "pictures": len(annotations),
         "boxes": len(annotations.boxes),
         "epochs": round(epochs, 3),
-        "start": origin,
+        **origin,
         "options": options,
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }

@@ -1,6 +1,7 @@
 """Presets stand for their options; recipes are tried on train alone, and a run that is cut off leaves its row."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,29 @@ def test_the_cpu_preset_is_its_command_line() -> None:
     )
     by_hand = read_options(words.split(), None)
     assert by_hand == read_options(["--preset", "everyday-cpu", "--data", "data", "--output", "run"], None)
+
+
+def test_the_script_that_made_the_shipped_model_fits_together(tmp_path: Path) -> None:
+    """Its commands are written down in place of being run: options exist, and what one reads another has written."""
+    log, fake = tmp_path / "log", tmp_path / "python"
+    fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open('{log}', 'a'))\n")
+    fake.chmod(0o755)
+    script = ROOT / "model" / "weights" / "train.sh"
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", str(script), "data", "runs"], env=os.environ | path, cwd=ROOT, check=True)
+
+    written: set[str] = set()
+    commands = [json.loads(line) for line in log.read_text().splitlines()]
+    for program, *words in commands:
+        if program == "model/train.py":
+            options = read_options(words, None)
+            assert options.from_ is None or str(options.from_) in written
+            written |= {f"{options.output}/best.pt", f"{options.output}/last.pt"}
+        else:
+            read = [word for word in words if word.endswith(".pt") and word != words[-1]]
+            assert read and set(read) <= written
+            written.add(words[words.index("--output") + 1])
+    assert {f"runs/{model.name}" for model in script.parent.glob("*.onnx")} <= written
 
 
 def test_an_option_given_by_hand_wins_over_the_presets() -> None:

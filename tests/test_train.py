@@ -300,6 +300,8 @@ def test_fine_tuning_starts_from_the_others_weights(data: Data, uninterrupted: P
     old, new = (checkpoints.load(folder / "best.pt") for folder in (uninterrupted, tmp_path / "run"))
     assert new.config == dataclasses.replace(old.config, classes=("crimson", "green", "blue"))
     assert "classes kept: green, blue, new: crimson" in new.training["start"]
+    assert new.training["before"] == old.training
+    assert str(uninterrupted.parent) not in json.dumps(new.training)  # no path of this machine
     for key in old.weights:
         if "class_logits" not in key and "running" not in key and "num_batches" not in key:
             assert torch.allclose(new.weights[key], old.weights[key])
