@@ -1,7 +1,7 @@
 """Sets of options for the everyday pictures; an option given by hand wins.
 
-`everyday-cpu` is how the shipped model began, in two hours on two cores; weights/train.sh has the rest. `everyday` is to
-replace it: meant for ten minutes of a GPU, its numbers are judgement until one has run it.
+`everyday-cpu` is how the shipped model began, in two hours on two cores; weights/train.sh has the rest. `everyday` is
+to replace it: meant for ten minutes of a GPU, its numbers are judgement until one has run it.
 """
 
 from __future__ import annotations
