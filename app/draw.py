@@ -39,17 +39,15 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
         corners = (round(box.xmin), round(box.ymin), round(box.xmax), round(box.ymax))
         canvas.rectangle(corners, outline=class_colour(detection.class_id), width=line)
 
-    labels = []
-    taken: list[Rectangle] = []
-    for detection in detections:
+    labels: list[tuple[Rectangle, tuple[float, float], str, Colour]] = []
+    for detection in detections:  # the best choose first, and are painted last
         text = f"{detection.label} {detection.score:.2f}"
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
-        place = _label_place(detection.box, (right - left + 2 * padding, bottom - top + 2 * padding), drawn.size, taken)
-        taken.append(place)
-        labels.append((place, (place[0] + padding - left, place[1] + padding - top), text, detection.class_id))
-
-    for place, start, text, class_id in reversed(labels):
-        colour = class_colour(class_id)
+        size = (right - left + 2 * padding, bottom - top + 2 * padding)
+        place = _label_place(detection.box, size, drawn.size, [label[0] for label in labels])
+        start = (place[0] + padding - left, place[1] + padding - top)
+        labels.append((place, start, text, class_colour(detection.class_id)))
+    for place, start, text, colour in reversed(labels):
         canvas.rectangle(place, fill=colour)
         canvas.text(start, text, fill=_readable_on(colour), font=font)
     return drawn

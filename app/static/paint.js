@@ -49,17 +49,14 @@ export function paint(canvas, picture, size, detections, scale, chosen = null) {
   for (const one of order) paintBox(context, corners(one, toCanvas), one, scale * (one === chosen ? 2 : 1));
 
   context.font = `600 ${LABEL_PX * scale}px system-ui, sans-serif`;
-  const taken = [];
+  const labels = [];
   for (const one of [...order].reverse()) { // the best choose first, and are painted last
-    const text = labelOf(one);
-    taken.push(labelPlace(context, corners(one, toCanvas), text, scale, canvas, taken));
+    const text = `${one.label} ${one.score.toFixed(2)}`;
+    const place = labelPlace(context, corners(one, toCanvas), text, scale, canvas, labels);
+    labels.push({ ...place, text, colour: classColour(one.class_id) });
   }
-  for (const [index, one] of order.entries()) {
-    paintLabel(context, taken[order.length - 1 - index], labelOf(one), one.class_id, scale);
-  }
+  for (const label of labels.reverse()) paintLabel(context, label, scale);
 }
-
-const labelOf = (detection) => `${detection.label} ${detection.score.toFixed(2)}`;
 
 function corners({ box }, [x, y]) {
   return { left: box.xmin * x, top: box.ymin * y, right: box.xmax * x, bottom: box.ymax * y };
@@ -91,8 +88,7 @@ function overlap(one, other) {
     && one.y < other.y + other.height && other.y < one.y + one.height;
 }
 
-function paintLabel(context, { x, y, width, height }, text, classId, scale) {
-  const colour = classColour(classId);
+function paintLabel(context, { x, y, width, height, text, colour }, scale) {
   context.fillStyle = css(colour);
   context.fillRect(x, y, width, height);
   context.fillStyle = readableOn(colour);
