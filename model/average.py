@@ -89,6 +89,9 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console) -
     paths, classes = data_folder(data), checkpoint.config.classes
     document, _ = read_checked(paths["train_annotations"], paths["train_images"], classes, files=False)
     val_document, _ = read_checked(paths["val_annotations"], paths["val_images"], classes, files=False)
+    for part, pictures in (("train", document["images"]), ("val", val_document["images"])):
+        if not pictures:
+            raise ValueError(f"{paths[f'{part}_annotations']} has no pictures")
 
     model = checkpoint.model().to(memory_format=torch.channels_last)
     measure_statistics(model, parts, Annotations.from_document(document), paths["train_images"])

@@ -1,6 +1,7 @@
 """The mean of several runs."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -14,29 +15,24 @@ from model.average import average, mean_weights
 from model.checkpoint import Checkpoint
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
 from model.layout import NO_AUGMENTATION
+from model.presets import data_folder
 from model.train import train
-from tests.toy import ALONE, QUIET, settings, write_coco
+from tests.toy import ALONE, QUIET, settings, write_folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as --data wants it; train and val are the same pictures."""
-    folder = tmp_path_factory.mktemp("data")
-    boxes, pictures = write_coco(folder)
-    for part in ("train", "val"):
-        (folder / f"{part}.json").write_text(boxes.read_text())
-        (folder / part).symlink_to(pictures)
-    return folder
+    return write_folder(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run, and another begun from it."""
     folder = tmp_path_factory.mktemp("runs")
-    paths = (data / "train.json", data / "train")
-    assert train(settings(paths, folder / "first", norm="bn"), ALONE, QUIET)
+    paths, options = (data / "train.json", data / "train"), {"norm": "bn", **data_folder(data)}
+    assert train(settings(paths, folder / "first", **options), ALONE, QUIET)
     files = [folder / name / "best.pt" for name in ("first", "second")]
-    from_first = settings(paths, folder / "second", norm="bn", from_=files[0], seed=1, backbone_norm="frozen")
+    from_first = settings(paths, folder / "second", **options, from_=files[0], seed=1, backbone_norm="frozen")
     assert train(from_first, ALONE, QUIET)
     return files
 
@@ -90,6 +86,15 @@ def test_strangers_are_refused(runs: list[Path]) -> None:
     other: Checkpoint = dataclasses.replace(one, config=dataclasses.replace(one.config, classes=("a", "b", "c")))
     with pytest.raises(ValueError, match="not of one network"):
         mean_weights([one, other])
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_data_without_pictures_are_one_sentence(runs: list[Path], tmp_path: Path, part: str) -> None:
+    folder = write_folder(tmp_path / "data")
+    document = json.loads((folder / f"{part}.json").read_text())
+    (folder / f"{part}.json").write_text(json.dumps(document | {"images": [], "annotations": []}))
+    with pytest.raises(ValueError, match=rf"{part}\.json has no pictures"):
+        average(runs, folder, tmp_path / "mean.pt", QUIET)
 
 
 def test_a_missing_checkpoint_is_one_sentence(

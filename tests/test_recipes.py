@@ -15,7 +15,7 @@ from model.layout import Augmentation
 from model.presets import PRESETS, read_options
 from model.recipes import RECIPES, settings_of, split
 from model.settings import Settings
-from tests.toy import write_coco
+from tests.toy import write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -26,13 +26,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As --data wants it."""
-    folder = tmp_path_factory.mktemp("data")
-    for part, count in (("train", 20), ("val", 4)):
-        annotations, images = write_coco(folder / f"toy-{part}", count)
-        annotations.rename(folder / f"{part}.json")
-        images.rename(folder / part)
-    return folder
+    return write_folder(tmp_path_factory.mktemp("data"), train=20)
 
 
 def test_the_cpu_preset_is_its_command_line() -> None:

@@ -60,6 +60,15 @@ def write_coco(folder: Path, count: int = 8, seed: int = 0, boxes: int = 2) -> t
     return folder / "boxes.json", folder / "pictures"
 
 
+def write_folder(folder: Path, train: int = 8, val: int = 4) -> Path:
+    """Returns: `folder`, with what --data wants: train.json, train/, val.json and val/."""
+    for part, count in (("train", train), ("val", val)):
+        annotations, images = write_coco(folder / f"toy-{part}", count)
+        annotations.rename(folder / f"{part}.json")
+        images.rename(folder / part)
+    return folder
+
+
 def settings(data: tuple[Path, Path], output: Path, **changes: Any) -> Settings:
     """A tiny network, trained for a moment on toy data that are also its val."""
     values: dict[str, Any] = {
