@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
-from model.data import Annotations, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_checked
+from model.data import Annotations, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_usable
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
 from model.layout import NO_AUGMENTATION
@@ -87,11 +87,10 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console) -
         parts[-1], weights=mean_weights(parts), training={"mean_of": [part.training for part in parts]}, resume=None
     )
     paths, classes = data_folder(data), checkpoint.config.classes
-    document, _ = read_checked(paths["train_annotations"], paths["train_images"], classes, files=False)
-    val_document, _ = read_checked(paths["val_annotations"], paths["val_images"], classes, files=False)
-    for part, pictures in (("train", document["images"]), ("val", val_document["images"])):
-        if not pictures:
-            raise ValueError(f"{paths[f'{part}_annotations']} has no pictures")
+    document, val_document = (
+        read_usable(paths[f"{part}_annotations"], paths[f"{part}_images"], classes, console.print)
+        for part in ("train", "val")
+    )
 
     model = checkpoint.model().to(memory_format=torch.channels_last)
     measure_statistics(model, parts, Annotations.from_document(document), paths["train_images"])

@@ -97,6 +97,24 @@ def read_checked(
     return check(read_document(path, images, classes), str(path), images if files else None)
 
 
+def read_usable(path: Path, images: Path, classes: Sequence[str], say: Callable[[str], object]) -> Document:
+    """Read annotations of any format; what is wrong with them is left out, and said. Pictures are not looked at.
+
+    Args:
+        classes: in order, for VOC folders.
+        say: is handed what was left out, in words.
+
+    Raises:
+        ValueError: they cannot be read, or no picture is left.
+    """
+    document, problems = read_checked(path, images, classes, files=False)
+    if problems.errors:
+        say(f"left out: {problems.describe(problems.errors)}")
+    if not document["images"]:
+        raise ValueError(f"{path} has no pictures")
+    return document
+
+
 def read_annotations(path: Path, images: Path) -> Annotations:
     """Read annotations in which nothing may be wrong.
 

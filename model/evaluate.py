@@ -32,7 +32,7 @@ from app.canvas import Placement
 from app.detector import Detector
 from app.errors import StartError
 from app.postprocess import Heads, Parameters
-from model.data import open_as_served, read_checked
+from model.data import open_as_served, read_usable
 from model.formats import Document
 from model.scoring import Evaluation, Found, score
 
@@ -165,9 +165,10 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         runner, metadata = open_model(options.model, options.device)
-        document, problems = read_checked(options.annotations, options.images, metadata.classes, files=False)
-        if problems.errors:
-            print(f"evaluate: left out: {problems.describe(problems.errors)}", file=sys.stderr)
+        document = read_usable(
+            options.annotations, options.images, metadata.classes,
+            lambda text: print(f"evaluate: {text}", file=sys.stderr),
+        )  # fmt: skip
         found = evaluate(runner, metadata, document, options.images, console)
         if options.json:
             options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n")

@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from model import checkpoint as checkpoints
-from model.data import read_checked
+from model.data import read_usable
 from model.distributed import started
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
@@ -59,9 +59,9 @@ SAVING_S = 20.0
 """What a run that is told to stop may take to save itself."""
 
 
-def split(folder: Path, output: Path) -> dict[str, Path]:
+def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
     """Write nine tenths and the other tenth of train's annotations. Returns: Paths for `Settings`."""
-    document, _ = read_checked(folder / "train.json", folder / "train", files=False)
+    document = read_usable(folder / "train.json", folder / "train", (), console.print)
     output.mkdir(parents=True, exist_ok=True)
     images = document["images"]
     held_out = np.random.default_rng(0).permutation(len(images)) < len(images) * HELD_OUT
@@ -132,7 +132,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 def compare(options: argparse.Namespace, until: float, console: Console) -> None:
     """Run the recipes; a row each in `recipes.json`."""
-    paths = split(options.data, options.output / "split")
+    paths = split(options.data, options.output / "split", console)
     rows: list[dict[str, Any]] = []
 
     def one(recipe: str) -> None:

@@ -1,12 +1,14 @@
 """The mean of several runs."""
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from model import average as script
@@ -95,6 +97,17 @@ def test_data_without_pictures_are_one_sentence(runs: list[Path], tmp_path: Path
     (folder / f"{part}.json").write_text(json.dumps(document | {"images": [], "annotations": []}))
     with pytest.raises(ValueError, match=rf"{part}\.json has no pictures"):
         average(runs, folder, tmp_path / "mean.pt", QUIET)
+
+
+def test_what_is_wrong_with_the_data_is_left_out_and_said(runs: list[Path], tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    document = json.loads((folder / "train.json").read_text())
+    document["annotations"].append(document["annotations"][0] | {"id": 999, "category_id": 77})
+    (folder / "train.json").write_text(json.dumps(document))
+    console = Console(file=io.StringIO(), width=200)
+    average(runs, folder, tmp_path / "mean.pt", console)
+    said = console.file.getvalue()
+    assert "left out: " in said and "train.json has 1 x" in said and "val.json" not in said
 
 
 def test_a_missing_checkpoint_is_one_sentence(

@@ -15,7 +15,7 @@ from model.layout import Augmentation
 from model.presets import PRESETS, read_options
 from model.recipes import RECIPES, settings_of, split
 from model.settings import Settings
-from tests.toy import write_folder
+from tests.toy import QUIET, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -97,7 +97,7 @@ def test_a_recipe_is_the_preset_and_what_it_changes(recipe: str) -> None:
 
 
 def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(folder: Path, tmp_path: Path) -> None:
-    paths = split(folder, tmp_path)
+    paths = split(folder, tmp_path, QUIET)
     whole = read_annotations(folder / "train.json", folder / "train")
     learnt, scored = (
         read_annotations(paths[f"{part}_annotations"], paths[f"{part}_images"]) for part in ("train", "val")
@@ -127,5 +127,6 @@ def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp
 
 def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "SAVING_S", 0.1)
-    row = recipes.run(settings_of("base", 9, **split(folder, tmp_path), output=tmp_path / "run", **TINY), until=0.0)
+    paths = split(folder, tmp_path, QUIET)
+    row = recipes.run(settings_of("base", 9, **paths, output=tmp_path / "run", **TINY), until=0.0)
     assert row["state"] == "cut off" and "AP" not in row
