@@ -86,7 +86,48 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Image.Image], metadata: M
             op_types_to_quantize=list(_QUANTIZED),
             nodes_to_exclude=kept,
         )
-        return onnx.load(target)
+        quantized = onnx.load(target)
+    read_bytes_as_quantized(quantized)
+    return quantized
+
+
+def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
+    """Hand the picture's bytes to the first quantised convolution as they are, where normalisation allows it.
+
+    (x - 127) / 128, EfficientNet-Lite's normalisation, is what the byte x stands for at scale 1/128 and zero point 127:
+    converting to float, subtracting, dividing and quantising again gives x back, and takes a sixth of the graph's time.
+
+    Returns:
+        Whether it does: mean and deviation are the same for all channels, and the mean is a byte.
+    """
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    cast = next((node for node in _before_first_convolution(proto) if node.op_type == "Cast"), None)
+    chain = [] if cast is None else _followed_by(proto, cast, ("Sub", "Div", "QuantizeLinear", "DequantizeLinear"))
+    if cast is None or not chain:
+        return False
+    subtract, divide, _, dequantize = chain
+    mean, deviation = (constants.get(node.input[1]) for node in (subtract, divide))
+    if mean is None or deviation is None or np.ptp(mean) or np.ptp(deviation) or mean.flat[0] not in range(256):
+        return False
+    scale, zero_point = "images_scale", "images_zero_point"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 / deviation.flat[0], np.float32), scale))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(mean.flat[0], np.uint8), zero_point))
+    dequantize.input[:] = [cast.input[0], scale, zero_point]
+    for node in (cast, *chain[:-1]):
+        proto.graph.node.remove(node)
+    return True
+
+
+def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes after a node, of these kinds, each the only reader of the one before; or none."""
+    found: list[onnx.NodeProto] = []
+    for kind in kinds:
+        readers = [other for other in proto.graph.node if node.output[0] in other.input]
+        if len(readers) != 1 or readers[0].op_type != kind:
+            return []
+        node = readers[0]
+        found.append(node)
+    return found
 
 
 def agreement(

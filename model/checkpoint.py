@@ -17,6 +17,8 @@ from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 
 FORMAT_VERSION = 1
+IOU_THRESHOLD = 0.6
+"""Of non-maximum suppression, where nothing else is said; as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Checkpoint:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     score_threshold: float = 0.3
     """The default of the service."""
+    iou_threshold: float = IOU_THRESHOLD
+    """Of non-maximum suppression; the default of the service."""
     resume: dict[str, Any] | None = None
     """State of the run that goes on from here; None in a finished one."""
 
@@ -49,9 +53,10 @@ class Checkpoint:
 
     def metadata(self, name: str, precision: str = "fp32", checkpoint_sha256: str = "0" * 64) -> Metadata:
         """What the exported file says of itself."""
-        return metadata_of(self.config, self.input_config, name).model_copy(
+        metadata = metadata_of(self.config, self.input_config, name, self.iou_threshold)
+        return metadata.model_copy(
             update={
-                "defaults": Defaults(score_threshold=self.score_threshold, iou_threshold=0.6, max_detections=100),
+                "defaults": metadata.defaults.model_copy(update={"score_threshold": self.score_threshold}),
                 "precision": precision,
                 "training": self.training,
                 "metrics": self.metrics,
@@ -60,7 +65,9 @@ class Checkpoint:
         )
 
 
-def metadata_of(config: FCOSConfig, input_config: InputConfig, name: str = "unnamed") -> Metadata:
+def metadata_of(
+    config: FCOSConfig, input_config: InputConfig, name: str = "unnamed", iou_threshold: float = IOU_THRESHOLD
+) -> Metadata:
     """The service's description of a network, before anything is known of its training."""
     red, green, blue = (round(value) for value in input_config.mean)
     return Metadata(
@@ -72,7 +79,7 @@ def metadata_of(config: FCOSConfig, input_config: InputConfig, name: str = "unna
         resize=Resize(short=input_config.short, long=input_config.long),
         canvases=tuple(Size(*canvas) for canvas in input_config.canvases),
         mean_pixel=(red, green, blue),
-        defaults=Defaults(score_threshold=0.3, iou_threshold=0.6, max_detections=100),
+        defaults=Defaults(score_threshold=0.3, iou_threshold=iou_threshold, max_detections=100),
         top_k=1000,
         precision="fp32",
         variant="raw",
@@ -97,6 +104,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "training": json.loads(json.dumps(checkpoint.training)),
         "metrics": json.loads(json.dumps(checkpoint.metrics)),
         "score_threshold": float(checkpoint.score_threshold),
+        "iou_threshold": float(checkpoint.iou_threshold),
         "resume": checkpoint.resume,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

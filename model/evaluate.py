@@ -40,9 +40,6 @@ BATCH = 16
 """Pictures of one canvas that go through the network together."""
 AHEAD = 256
 """Pictures that are decoded ahead of the network."""
-PARAMETERS = Parameters(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
-"""COCO's protocol: AP wants the whole precision-recall curve, so almost no threshold, and 100 boxes."""
-
 Runner = Callable[[NDArray[np.uint8]], Heads]
 """Canvases [N, H, W, 3] -> raw heads."""
 Prepared = tuple[int, NDArray[np.uint8], Placement]
@@ -72,7 +69,7 @@ def detect(
     Raises:
         ValueError: a picture cannot be opened.
     """
-    detector = Detector(metadata, runner)
+    detector, parameters = Detector(metadata, runner), parameters_for(metadata)
     positions = range(rank, len(document["images"]), processes)
     names = [document["images"][position]["file_name"] for position in positions]
     waiting: dict[tuple[int, int], list[Prepared]] = {}
@@ -81,7 +78,7 @@ def detect(
     def run(group: list[Prepared]) -> None:
         heads = detector.run(np.stack([canvas for _, canvas, _ in group]))
         for index, (position, _, placement) in enumerate(group):
-            one = detector.finish(heads.of(index), placement, PARAMETERS)
+            one = detector.finish(heads.of(index), placement, parameters)
             pictures = np.full(len(one), position, dtype=np.int64)
             found.append(Found(pictures, one.boxes, one.scores, one.class_ids.astype(np.int64)))
 
@@ -95,6 +92,12 @@ def detect(
     for group in waiting.values():
         run(group)
     return Found.join(found)
+
+
+def parameters_for(metadata: Metadata) -> Parameters:
+    """COCO's protocol: AP wants the whole precision-recall curve, so almost no threshold, and 100 boxes. Non-maximum
+    suppression is the model's own, as it is served."""
+    return Parameters(score_threshold=0.01, iou_threshold=metadata.defaults.iou_threshold, max_detections=100)
 
 
 def _prepared(detector: Detector, positions: Sequence[int], paths: Sequence[Path]) -> Iterator[Prepared]:

@@ -45,8 +45,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fcos": {"assignment": "fcos"},
     "no-mosaic": {"augmentation": dataclasses.replace(AUGMENTATION, mosaic=0.0)},
     "mixup": {"augmentation": dataclasses.replace(AUGMENTATION, mixup=0.15)},
-    "lite1": {"backbone": "tf_efficientnet_lite1"},
-    "lite2": {"backbone": "tf_efficientnet_lite2"},
+    "frozen": {"freeze": "c3", "backbone_norm": "frozen"},
+    "small": {"size": 416},
     "slow-backbone": {"backbone_lr_factor": 0.1},
 }
 SHORT_EPOCHS = 40

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from model.assign import Rule
-from model.checkpoint import Checkpoint
+from model.checkpoint import IOU_THRESHOLD, Checkpoint
 from model.config import FCOSConfig, InputConfig
 from model.layout import Augmentation
 
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 NOT_OF_THE_RESULT = (
     "train_annotations", "train_images", "val_annotations", "val_images", "output", "resume", "name",
-    "workers", "compile", "device", "evaluate_every", "save_every",
+    "iou_threshold", "workers", "compile", "device", "evaluate_every", "save_every",
 )  # fmt: skip
 """Options that a resumed run may change: what is learnt does not depend on them (the data are compared as such)."""
 
@@ -118,6 +118,8 @@ class Settings:
     """auto: bf16 on a GPU that has it, else off."""
     name: str = "fcos"
     """Of the model, as the service will show it."""
+    iou_threshold: float = IOU_THRESHOLD
+    """Of non-maximum suppression, as the service will have it by default; lower where one object has several boxes."""
 
     def __post_init__(self) -> None:
         if self.size is not None and (self.size % 32 or self.size < 64):
@@ -132,6 +134,8 @@ class Settings:
                 raise ValueError(f"--{_option(key)} must not be negative, but got {value}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be at least 0 and under 1, such as 0.9998, but got {self.ema_decay}")
+        if not 0 <= self.iou_threshold <= 1:
+            raise ValueError(f"--iou-threshold must be between 0 and 1, but got {self.iou_threshold}")
         if not self.zooms or not all(0.25 <= zoom <= 4 for zoom in self.zooms):
             raise ValueError(f"--zooms must be factors between 0.25 and 4, such as 0.75 1 1.25, but got {self.zooms}")
         if self.resume and self.from_ is not None:

@@ -96,7 +96,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         config, input_config = stopped.config, stopped.input_config
     else:
         config, input_config = settings.network(annotations.classes, start)
-    metadata = checkpoints.metadata_of(config, input_config, settings.name)
+    metadata = checkpoints.metadata_of(config, input_config, settings.name, settings.iou_threshold)
     batches = CanvasBatches(
         data.canvas_indices(annotations, metadata),
         metadata.canvases,
@@ -140,6 +140,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
             training=describe(settings, annotations, position["epoch"] + position["done"] / length, origin),
             metrics=evaluation.metrics if evaluation else {},
             score_threshold=evaluation.score_threshold if evaluation else 0.3,
+            iou_threshold=settings.iou_threshold,
             resume=position | run | learner.state() if resumable else None,
         )
         checkpoints.save(folder / name, checkpoint)

@@ -25,6 +25,7 @@ def saved(path: Path, **changes: Any) -> Checkpoint:
     torch.manual_seed(0)
     model = FCOS(config("red", "green"), INPUT)
     values: dict[str, Any] = {"training": {"epochs": 3}, "metrics": {"AP": 0.25}, "score_threshold": 0.4}
+    values["iou_threshold"] = 0.55
     checkpoint = Checkpoint(config=model.config, input_config=INPUT, weights=model.state_dict(), **(values | changes))
     checkpoints.save(path, checkpoint)
     return checkpoint
@@ -37,7 +38,8 @@ def test_what_is_loaded_detects_what_was_saved(tmp_path: Path) -> None:
     for one, other in zip(before.model()(images), after.model()(images), strict=True):
         assert one.equal(other)
     assert (after.training, after.metrics, after.score_threshold) == ({"epochs": 3}, {"AP": 0.25}, 0.4)
-    assert after.metadata("a").defaults.score_threshold == 0.4
+    defaults = after.metadata("a").defaults
+    assert (defaults.score_threshold, defaults.iou_threshold) == (0.4, 0.55)
 
 
 def test_a_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:

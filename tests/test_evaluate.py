@@ -89,8 +89,9 @@ def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Pa
     async def serve() -> Any:
         service = Service.load(Settings(model=model_file, provider="cpu"))
         await service.warm_up()
+        parameters = evaluate.parameters_for(metadata)
         try:
-            return (await service.detect((tmp_path / "large.jpg").read_bytes(), evaluate.PARAMETERS)).found
+            return (await service.detect((tmp_path / "large.jpg").read_bytes(), parameters)).found
         finally:
             await asyncio.to_thread(service.close)
 

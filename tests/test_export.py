@@ -1,10 +1,13 @@
 """What is exported computes what torch computes, says what it is, and is not written where it would be wrong."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.helper
 import onnx.numpy_helper
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +17,7 @@ from app.detector import Detector
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
-from export.precision import AGREEMENT, agreement, load_pictures
+from export.precision import AGREEMENT, agreement, load_pictures, read_bytes_as_quantized
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
@@ -172,6 +175,60 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     runner = OnnxRunner.load(output)
     assert runner.metadata == OnnxRunner.load(exported).metadata.model_copy(update={"precision": precision})
     assert output.stat().st_size < 0.75 * exported.stat().st_size
+    if precision == "int8":
+        assert "Sub" not in {node.op_type for node in onnx.load(output).graph.node}
+
+
+def quantized_input(mean: Sequence[float], deviation: Sequence[float]) -> onnx.ModelProto:
+    """Bytes, normalised, quantised as calibration would do it for (x - 127) / 128, and a convolution."""
+    constants = {
+        "mean": np.array(mean, np.float32).reshape(1, 3, 1, 1),
+        "deviation": np.array(deviation, np.float32).reshape(1, 3, 1, 1),
+        "scale": np.float32(1 / 128),
+        "zero": np.uint8(127),
+        "weight": np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32),
+    }
+    steps = (
+        ("Transpose", "images", {"perm": [0, 3, 1, 2]}), ("Cast", "", {"to": onnx.TensorProto.FLOAT}),
+        ("Sub", "mean", {}), ("Div", "deviation", {}), ("QuantizeLinear", "scale zero", {}),
+        ("DequantizeLinear", "scale zero", {}), ("Conv", "weight", {"pads": [0, 0, 1, 1]}),
+    )  # fmt: skip
+    nodes: list[onnx.NodeProto] = []
+    for kind, more, attributes in steps:
+        before = [nodes[-1].output[0]] if nodes else []
+        nodes.append(onnx.helper.make_node(kind, [*before, *more.split()], [kind], name=kind, **attributes))
+    graph = onnx.helper.make_graph(
+        nodes, "graph",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [1, 8, 8, 3])],
+        [onnx.helper.make_tensor_value_info("Conv", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_int8_takes_the_pictures_bytes_as_they_are() -> None:
+    proto = quantized_input([127] * 3, [128] * 3)
+    shorter = onnx.ModelProto()
+    shorter.CopyFrom(proto)
+    assert read_bytes_as_quantized(shorter)
+    assert [node.op_type for node in shorter.graph.node] == ["Transpose", "DequantizeLinear", "Conv"]
+    images = {"images": pictures(1, 8, 8)}
+    before, after = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, images)[0]
+        for one in (proto, shorter)
+    )
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"),
+    [([123.7, 116.3, 103.5], [58.4, 57.1, 57.4]), ([127.5] * 3, [128] * 3), ([127] * 3, [128, 128, 100])],
+)
+def test_bytes_that_stand_for_something_else_are_normalised(mean: list[float], deviation: list[float]) -> None:
+    proto = quantized_input(mean, deviation)
+    before = proto.SerializeToString()
+    assert not read_bytes_as_quantized(proto)
+    assert proto.SerializeToString() == before
 
 
 def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder: Path, tmp_path: Path) -> None:

