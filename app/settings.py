@@ -13,7 +13,7 @@ from app.errors import SettingsError
 from app.providers import CudaOptions, ProviderChoice
 
 PREFIX = "FCOS_"
-DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "model" / "weights" / "fcos-lite0-everyday.onnx"
+DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "model" / "weights" / "fcos-everyday.onnx"
 
 MIN_KEY_LENGTH = 8
 

@@ -1,6 +1,6 @@
 """COCO's 12 numbers and AP per class of a model file, measured through the service's own pre- and post-processing.
 
-    python model/evaluate.py model/weights/fcos-lite0-everyday.onnx --annotations data/val.json --images data/val
+    python model/evaluate.py model/weights/fcos-everyday.onnx --annotations data/val.json --images data/val
     python model/evaluate.py runs/first/best.pt --annotations data/val.json --images data/val --json out.json
 
 What is reported is what is served: pictures are opened, resized, decoded and filtered by `app`. Annotations are a COCO
