@@ -91,10 +91,10 @@ def print_times(detector: Detector) -> None:
 
 
 def print_ap(detector: Detector, options: argparse.Namespace) -> None:
-    from model.data import read_checked
+    from model.data import read_usable
     from model.scoring import Found, score
 
-    document, _ = read_checked(options.annotations, options.images, detector.metadata.classes, files=False)
+    document = read_usable(options.annotations, options.images, detector.metadata.classes, print)
     document["images"] = document["images"][: options.limit]
     kept = {image["id"] for image in document["images"]}
     document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]

@@ -101,9 +101,10 @@ def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
         Whether it does: mean and deviation are the same for all channels, and the mean is a byte.
     """
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    cast = next((node for node in _before_first_convolution(proto) if node.op_type == "Cast"), None)
-    chain = [] if cast is None else _followed_by(proto, cast, ("Sub", "Div", "QuantizeLinear", "DequantizeLinear"))
-    if cast is None or not chain:
+    casts = [node for node in _before_first_convolution(proto) if node.op_type == "Cast"]
+    kinds = ("Sub", "Div", "QuantizeLinear", "DequantizeLinear")
+    chain = _followed_by(proto, casts[0], kinds) if casts else []
+    if not chain:
         return False
     subtract, divide, _, dequantize = chain
     mean, deviation = (constants.get(node.input[1]) for node in (subtract, divide))
@@ -112,8 +113,8 @@ def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
     scale, zero_point = "images_scale", "images_zero_point"
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 / deviation.flat[0], np.float32), scale))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(mean.flat[0], np.uint8), zero_point))
-    dequantize.input[:] = [cast.input[0], scale, zero_point]
-    for node in (cast, *chain[:-1]):
+    dequantize.input[:] = [casts[0].input[0], scale, zero_point]
+    for node in (casts[0], *chain[:-1]):
         proto.graph.node.remove(node)
     return True
 

@@ -17,8 +17,8 @@ from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 
 FORMAT_VERSION = 1
-IOU_THRESHOLD = 0.6
-"""Of non-maximum suppression, where nothing else is said; as in the paper."""
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.6
+"""The service's defaults where nothing else is said: of scores, and of non-maximum suppression, as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Checkpoint:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Data, schedule, versions: plain JSON values."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    score_threshold: float = 0.3
+    score_threshold: float = SCORE_THRESHOLD
     """The default of the service."""
     iou_threshold: float = IOU_THRESHOLD
     """Of non-maximum suppression; the default of the service."""
@@ -53,10 +53,9 @@ class Checkpoint:
 
     def metadata(self, name: str, precision: str = "fp32", checkpoint_sha256: str = "0" * 64) -> Metadata:
         """What the exported file says of itself."""
-        metadata = metadata_of(self.config, self.input_config, name, self.iou_threshold)
+        metadata = metadata_of(self.config, self.input_config, name, self.score_threshold, self.iou_threshold)
         return metadata.model_copy(
             update={
-                "defaults": metadata.defaults.model_copy(update={"score_threshold": self.score_threshold}),
                 "precision": precision,
                 "training": self.training,
                 "metrics": self.metrics,
@@ -66,7 +65,11 @@ class Checkpoint:
 
 
 def metadata_of(
-    config: FCOSConfig, input_config: InputConfig, name: str = "unnamed", iou_threshold: float = IOU_THRESHOLD
+    config: FCOSConfig,
+    input_config: InputConfig,
+    name: str = "unnamed",
+    score_threshold: float = SCORE_THRESHOLD,
+    iou_threshold: float = IOU_THRESHOLD,
 ) -> Metadata:
     """The service's description of a network, before anything is known of its training."""
     red, green, blue = (round(value) for value in input_config.mean)
@@ -79,7 +82,7 @@ def metadata_of(
         resize=Resize(short=input_config.short, long=input_config.long),
         canvases=tuple(Size(*canvas) for canvas in input_config.canvases),
         mean_pixel=(red, green, blue),
-        defaults=Defaults(score_threshold=0.3, iou_threshold=iou_threshold, max_detections=100),
+        defaults=Defaults(score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=100),
         top_k=1000,
         precision="fp32",
         variant="raw",

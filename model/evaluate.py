@@ -40,6 +40,7 @@ BATCH = 16
 """Pictures of one canvas that go through the network together."""
 AHEAD = 256
 """Pictures that are decoded ahead of the network."""
+
 Runner = Callable[[NDArray[np.uint8]], Heads]
 """Canvases [N, H, W, 3] -> raw heads."""
 Prepared = tuple[int, NDArray[np.uint8], Placement]

@@ -2,7 +2,7 @@
 
     python model/train.py --train-annotations data/train.json --train-images data/train \
         --val-annotations data/val.json --val-images data/val --output runs/first
-    python model/train.py --preset everyday-cpu --data data --output runs/everyday   # how the shipped model began
+    python model/train.py --preset everyday-cpu --data data --output runs/everyday   # for two cores and some hours
     python model/train.py ... --output runs/first --resume        # go on where that run stopped, to the iteration
     python model/train.py ... --output runs/mine --from runs/first/best.pt          # fine-tune; classes may differ
     torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size stays that of all together
@@ -96,7 +96,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         config, input_config = stopped.config, stopped.input_config
     else:
         config, input_config = settings.network(annotations.classes, start)
-    metadata = checkpoints.metadata_of(config, input_config, settings.name, settings.iou_threshold)
+    metadata = checkpoints.metadata_of(config, input_config, settings.name, iou_threshold=settings.iou_threshold)
     batches = CanvasBatches(
         data.canvas_indices(annotations, metadata),
         metadata.canvases,
@@ -139,7 +139,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
             weights=learner.averaged_weights(),
             training=describe(settings, annotations, position["epoch"] + position["done"] / length, origin),
             metrics=evaluation.metrics if evaluation else {},
-            score_threshold=evaluation.score_threshold if evaluation else 0.3,
+            score_threshold=evaluation.score_threshold if evaluation else checkpoints.SCORE_THRESHOLD,
             iou_threshold=settings.iou_threshold,
             resume=position | run | learner.state() if resumable else None,
         )

@@ -24,8 +24,9 @@ def config(*classes: str, **changes: Any) -> FCOSConfig:
 def saved(path: Path, **changes: Any) -> Checkpoint:
     torch.manual_seed(0)
     model = FCOS(config("red", "green"), INPUT)
-    values: dict[str, Any] = {"training": {"epochs": 3}, "metrics": {"AP": 0.25}, "score_threshold": 0.4}
-    values["iou_threshold"] = 0.55
+    values: dict[str, Any] = {
+        "training": {"epochs": 3}, "metrics": {"AP": 0.25}, "score_threshold": 0.4, "iou_threshold": 0.55
+    }  # fmt: skip
     checkpoint = Checkpoint(config=model.config, input_config=INPUT, weights=model.state_dict(), **(values | changes))
     checkpoints.save(path, checkpoint)
     return checkpoint
