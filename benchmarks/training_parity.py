@@ -90,8 +90,9 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     """Train one of the two and measure it."""
     settings = dataclasses.replace(settings, seed=seed)
     processes = Processes(0, 1, choose_device(settings.device))
-    document, _ = data.read_checked(settings.train_annotations, settings.train_images)
-    val_document, _ = data.read_checked(settings.val_annotations, settings.val_images)
+    document = data.read_usable(settings.train_annotations, settings.train_images, (), console.print)
+    classes = [category["name"] for category in document["categories"]]
+    val_document = data.read_usable(settings.val_annotations, settings.val_images, classes, console.print)
     if pictures:  # the same every time, spread over the set
         document, val_document = (thinned(document, pictures), thinned(val_document, max(pictures // 2, 1)))
     annotations = data.Annotations.from_document(document)
@@ -103,7 +104,7 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
         data.canvas_indices(annotations, metadata), metadata.canvases, settings.batch_size, seed
     )
     loader = torch.utils.data.DataLoader(
-        data.TrainingPictures(annotations, settings.train_images, metadata, settings.augmentation),  # type: ignore[arg-type]
+        data.TrainingPictures(data.Plans(annotations, metadata, settings.augmentation), settings.train_images),
         batch_sampler=batches,
         collate_fn=data.collate,
         num_workers=settings.workers,

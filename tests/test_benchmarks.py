@@ -1,0 +1,64 @@
+"""Every benchmark runs to its end and measures what it says, at a size that says nothing about speed."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.serving import ROOT
+from tests.support import write_model
+from tests.toy import write_folder
+
+
+def run(name: str, *arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_parity_trains_and_scores_both_networks(tmp_path: Path) -> None:
+    data = write_folder(tmp_path, train=4, val=2)
+    run(
+        "training_parity", "--data", data, "--output", tmp_path / "parity.csv", "--pictures", 0, "--epochs", 1,
+        "--size", 64, "--backbone", "test_efficientnet", "--weights", "none", "--channels", 64, "--batch-size", 2,
+        "--workers", 0,
+    )  # fmt: skip
+    rows = rows_of(tmp_path / "parity.csv")
+    assert [(row["network"], row["pictures"]) for row in rows] == [("ours", "4"), ("torchvision", "4")]
+    assert all(0 <= float(row["AP"]) <= 1 for row in rows)
+
+
+def test_decode_prints_times_and_ap_of_both_ways(tmp_path: Path) -> None:
+    data = write_folder(tmp_path, train=1, val=2)
+    model = write_model(tmp_path / "model.onnx")
+    text = run(
+        "decode", "--model", model, "--annotations", data / "val.json", "--images", data / "val", "--scale", 2
+    )  # fmt: skip
+    assert [line.split(" {")[0].strip() for line in text.splitlines() if '"AP"' in line] == ["whole", "as served"]
+
+
+def test_postprocess_matches_torchvision_box_for_box(tmp_path: Path) -> None:
+    output = tmp_path / "postprocess.csv"
+    run("postprocess", "--pictures", 1, "--repetitions", 1, "--output", output)
+    (row,) = rows_of(output)
+    assert int(row["matched"]) == int(row["torchvision_boxes"]) == int(row["ours_boxes"]) > 0
+
+
+def test_serving_compares_the_service_with_the_bare_pipeline_and_the_baseline(tmp_path: Path) -> None:
+    output = tmp_path / "serving.csv"
+    text = run(
+        "serving", "--systems", "bare", "service", "fastapi", "--models", "tiny", "--windows", 1, "--rounds", 1,
+        "--seconds", 1, "--levels", 2, "--open", 0.5, "--output", output,
+    )  # fmt: skip
+    table = [line.split() for line in text.splitlines()]
+    (ratio,) = [float(line[2]) for line in table if len(line) == 5 and line[0] == "fastapi"]
+    assert 0 < ratio < 100
+    loads = {(row["system"], row["loop"]) for row in rows_of(output) if row["kind"] == "request"}
+    assert loads == {(system, loop) for system in ("service", "fastapi") for loop in ("closed", "open")}
+    assert {row["status"] for row in rows_of(output) if row["kind"] == "request"} == {"200"}
