@@ -84,7 +84,8 @@ class Batcher(Generic[Item]):
         """Takes what is queued, once something is.
 
         Args:
-            needed_s: How long a batch is expected to take: an item whose deadline comes sooner is late already.
+            needed_s: How long a batch is expected to take: an item whose deadline comes sooner is late already, unless
+                there is nothing else to do. What is expected may be wrong, and only a run can put it right.
             wait: False to take what is queued now, or nothing.
 
         Returns:
@@ -96,17 +97,24 @@ class Batcher(Generic[Item]):
                 if self._closed or not wait:
                     return None
                 self._changed.wait()
-            latest_s = self._clock() + needed_s()
-            batch: Batch[Item] = Batch([], [])
+            now_s = self._clock()
+            latest_s = now_s + needed_s()
+            items: list[Ticket[Item]] = []
+            late: list[Ticket[Item]] = []
             # First what is late at the heads: a queue's turn is decided by the oldest item that is still worth running.
             for key in list(self._queues):
-                self._fill(batch, key, latest_s, most=0)
+                self._fill(items, late, key, latest_s, most=0)
             if self._queues:
                 key = min(self._queues, key=lambda one: next(iter(self._queues[one])))
-                self._fill(batch, key, latest_s, most=self._largest)
+                self._fill(items, late, key, latest_s, most=self._largest)
             if self._queues:
                 self._changed.notify()  # there is work for another session
-            return batch
+            elif not items:
+                last = max(late, key=lambda ticket: ticket.deadline_s)
+                if last.deadline_s >= now_s:
+                    late.remove(last)
+                    items.append(last)
+            return Batch([ticket.item for ticket in items], [ticket.item for ticket in late])
 
     def cancel(self, ticket: Ticket[Item]) -> bool:
         """Takes an item back. Returns: Whether it was still queued; if not, a session has it."""
@@ -125,16 +133,18 @@ class Batcher(Generic[Item]):
             self._closed = True
             self._changed.notify_all()
 
-    def _fill(self, batch: Batch[Item], key: Hashable, latest_s: float, most: int) -> None:
-        """Moves one queue's oldest items into the batch, late ones and at most so many others."""
+    def _fill(
+        self, items: list[Ticket[Item]], late: list[Ticket[Item]], key: Hashable, latest_s: float, most: int
+    ) -> None:
+        """Moves one queue's oldest items out, late ones and at most so many others."""
         queue = self._queues[key]
         while queue:
             ticket = next(iter(queue.values()))
-            late = ticket.deadline_s < latest_s
-            if not late and len(batch.items) >= most:
+            is_late = ticket.deadline_s < latest_s
+            if not is_late and len(items) >= most:
                 break
             del queue[ticket.number]
             self._waiting -= 1
-            (batch.late if late else batch.items).append(ticket.item)
+            (late if is_late else items).append(ticket)
         if not queue:
             del self._queues[key]

@@ -30,6 +30,11 @@ BACKGROUND = (255, 255, 255)  # what transparent pixels show
 DRAFT_GAP = 2
 DRAFT_SCALES = (8, 4, 2)  # what a JPEG's 8 x 8 blocks can be decoded to
 
+# A progressive JPEG has about ten scans. One costs a sender some bytes, and its reader a pass over all pixels.
+MOST_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+
+_JPEGS = {"JPEG", "MPO"}  # an MPO is a JPEG with further ones behind it
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation → what makes the picture upright.
 _UPRIGHT = {
@@ -88,7 +93,8 @@ def decode(
 
     Args:
         resized: From the upright picture's size to the size that it will be resized to; in full size where None.
-        reserve: Called with the number of pixels that decoding will hold, before it does; what it raises goes on.
+        reserve: Called with the number of pixels, of 4 bytes, that decoding will hold at most, before it does; what it
+            raises goes on.
 
     Raises:
         Refusal: As `open_picture`.
@@ -111,12 +117,15 @@ def decode(
             raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
         try:
             size, scale = Size(picture.height, picture.width), 1
-            if resized is not None and picture.format == "JPEG":
-                # As it lies in the file, perhaps on its side: both sides shrink alike.
-                scale = _draft(picture, resized(size))
+            if picture.format in _JPEGS:
+                if data.count(_START_OF_SCAN) > MOST_SCANS:
+                    raise Refusal("corrupt_picture", f"The JPEG has more than {MOST_SCANS} scans. Save it anew.")
+                if resized is not None:
+                    # As it lies in the file, perhaps on its side: both sides shrink alike.
+                    scale = _draft(picture, resized(size))
             # A progressive JPEG's decoder holds the whole picture's coefficients, however small it decodes it.
             held = size if picture.info.get("progressive") else Size(picture.height, picture.width)
-            reserve(held.height * held.width)
+            reserve(held.height * held.width * _copies(picture))
             picture.load()
             if scale == 1:
                 size = Size(picture.height, picture.width)  # loading turns a TIFF
@@ -142,6 +151,18 @@ def _draft(picture: Image.Image, resized: Size) -> int:
             picture.draft(None, size)  # None keeps the mode
             return scale
     return 1
+
+
+def _copies(picture: Image.Image) -> int:
+    """Returns: How many pictures of 4 bytes a pixel decoding holds, converted and turned ones included."""
+    if picture.format == "WEBP":
+        return 4  # libwebp's own
+    if picture.has_transparency_data or picture.mode.startswith("I"):
+        return 3
+    if picture.mode not in ("RGB", "L", "P", "1") or picture.format == "TIFF":
+        return 2
+    # Of other formats the orientation may lie behind the pixels, and is hardly ever there.
+    return 2 if picture.format in _JPEGS and _orientation(picture) != 1 else 1
 
 
 def _too_large(size: str, max_pixels: int) -> Refusal:
@@ -172,12 +193,12 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture.copy() if picture.readonly else picture
     if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        values = np.asarray(picture).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(picture).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
         raise Refusal("not_a_picture", "The picture has floating-point pixels. Send it with 8 or 16 bits per channel.")
     if picture.has_transparency_data:
-        opaque = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
-        opaque.alpha_composite(picture.convert("RGBA"))
-        return opaque.convert("RGB")
+        transparent = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        opaque = Image.new("RGB", picture.size, BACKGROUND)
+        opaque.paste(transparent, mask=transparent)
+        return opaque
     return picture.convert("RGB")

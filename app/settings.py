@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.artifact import first_fault
@@ -16,6 +16,10 @@ PREFIX = "FCOS_"
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "model" / "weights" / "fcos-everyday.onnx"
 
 MIN_KEY_LENGTH = 8
+
+
+def _number(text: object) -> object:
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
 
 
 class Settings(BaseSettings):
@@ -38,17 +42,17 @@ class Settings(BaseSettings):
     """Batches at a time on the CPU. 0: one per core. CUDA always has one."""
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads that decode and post-process. 0: one per core."""
-    max_batch: Annotated[int, Field(ge=0, le=16)] = 0
+    max_batch: Annotated[Literal[0, 1, 2, 4, 8, 16], BeforeValidator(_number)] = 0
     """Largest batch. 0: 16 on CUDA; 1 on the CPU, where larger ones gain nothing."""
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     """Largest request body."""
-    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 50_000_000
     """Largest picture, width times height. The file's header is enough to refuse a larger one."""
     max_queue: Annotated[int, Field(ge=1)] = 64
     """Pictures that are accepted and not answered. Above it: 503 at once, with Retry-After."""
     max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000
-    """Decoded pixels that are held together, 3 bytes each."""
+    """Decoded pixels held together, 4 bytes each; those of pictures to turn or convert count 2 to 4 times."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10
     """Seconds within which a request is answered or refused. Its header `X-Deadline-Ms` may ask for less."""
 
@@ -83,6 +87,8 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         keys = {key.strip() for key in value.split(",")} - {""}
+        if value.strip() and not keys:
+            raise ValueError("there are commas, but no key: leave it empty if everybody may ask")
         if any(len(key) < MIN_KEY_LENGTH for key in keys):
             raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters")
         return frozenset(keys)

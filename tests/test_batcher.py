@@ -42,18 +42,24 @@ class Machine(RuleBasedStateMachine):
         self.handed_out.update(batch.items + batch.late)
         taken = {ticket.item: ticket for ticket in self.queued if ticket.item in (*batch.items, *batch.late)}
         latest_s = self.now + needed_s
-        assert all(taken[item].deadline_s >= latest_s for item in batch.items)
         assert all(taken[item].deadline_s < latest_s for item in batch.late)
+        idle = not any(ticket.deadline_s >= latest_s for ticket in self.queued)
         self.queued = [ticket for ticket in self.queued if ticket.item not in taken]
+        if idle:
+            assert not self.queued
+            in_time = [item for item in taken if taken[item].deadline_s >= self.now]
+            assert len(batch.items) == bool(in_time), "what is expected to be late is tried where nothing else is to do"
+            assert all(item in in_time for item in batch.items)
+            return
+        assert all(taken[item].deadline_s >= latest_s for item in batch.items)
 
-        if batch.items:
-            (key,) = {taken[item].key for item in batch.items}
-            assert batch.items == sorted(batch.items), "first come, first served"
-            worth_running = [ticket for ticket in self.queued if ticket.deadline_s >= latest_s]
-            assert all(ticket.item > batch.items[0] for ticket in worth_running), "the oldest is in the next batch"
-            left = [ticket for ticket in worth_running if ticket.key == key]
-            assert all(ticket.item > batch.items[-1] for ticket in left), "nobody is overtaken"
-            assert not left or len(batch.items) == self.largest, "a free session takes all that fits"
+        (key,) = {taken[item].key for item in batch.items}
+        assert batch.items == sorted(batch.items), "first come, first served"
+        worth_running = [ticket for ticket in self.queued if ticket.deadline_s >= latest_s]
+        assert all(ticket.item > batch.items[0] for ticket in worth_running), "the oldest is in the next batch"
+        left = [ticket for ticket in worth_running if ticket.key == key]
+        assert all(ticket.item > batch.items[-1] for ticket in left), "nobody is overtaken"
+        assert not left or len(batch.items) == self.largest, "a free session takes all that fits"
 
     @precondition(lambda self: self.put_so_far)
     @rule(data=st.data())

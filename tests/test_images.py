@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from skimage import data
 from app.artifact import Resize, Size
 from app.canvas import resized_size
 from app.errors import Refusal
-from app.images import DRAFT_GAP, decode, open_picture
+from app.images import DRAFT_GAP, MOST_SCANS, decode, open_picture
 
 MAX_PIXELS = 1_000_000
 
@@ -21,6 +22,12 @@ def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def quarters() -> Image.Image:
@@ -57,10 +64,8 @@ STORED = {
 def test_pictures_come_out_upright(orientation: int, kind: str) -> None:
     method = STORED[orientation]
     stored = quarters() if method is None else quarters().transpose(method)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    picture = open_picture(encoded(stored, kind, exif=exif, **options), MAX_PIXELS)
+    picture = open_picture(encoded(stored, kind, exif=turned(orientation), **options), MAX_PIXELS)
     assert picture.size == (64, 48)
     assert np.abs(np.asarray(picture).astype(int) - np.asarray(quarters())).max() <= 3
 
@@ -177,9 +182,7 @@ def test_any_damage_is_a_refusal_or_a_picture(noise: bytes, place: int) -> None:
 @pytest.mark.parametrize("size", [(1600, 1200), (1201, 1603), (1500, 701), (700, 500)])
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(size: tuple[int, int], orientation: int) -> None:
     photograph = Image.fromarray(data.astronaut()).resize(size, Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(photograph, "JPEG", quality=90, exif=exif)
+    content = encoded(photograph, "JPEG", quality=90, exif=turned(orientation))
     whole = open_picture(content, 10_000_000)
     reserved: list[int] = []
 
@@ -188,7 +191,7 @@ def test_a_large_jpeg_is_decoded_no_larger_than_needed(size: tuple[int, int], or
         content, 10_000_000, resized=lambda size: resized_size(size, resize), reserve=reserved.append
     )  # fmt: skip
     assert smaller.size == Size(whole.height, whole.width)
-    assert reserved == [smaller.picture.width * smaller.picture.height]
+    assert reserved == [smaller.picture.width * smaller.picture.height * (1 if orientation == 1 else 2)]
     target = resized_size(smaller.size, resize)
     assert smaller.picture.width >= DRAFT_GAP * target.width
     assert smaller.picture.height >= DRAFT_GAP * target.height
@@ -206,3 +209,38 @@ def test_a_progressive_jpeg_holds_all_of_itself() -> None:
     reserved: list[int] = []
     decode(content, 10_000_000, resized=lambda size: Size(100, 100), reserve=reserved.append)
     assert reserved == [1600 * 1200]
+
+
+def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded() -> None:
+    content = encoded(Image.linear_gradient("L"), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    many = content[:last] + content[last:-2] * (MOST_SCANS + 1) + content[-2:]
+    assert open_picture(content, MAX_PIXELS).size == (256, 256)
+    with pytest.raises(Refusal, match="more than 100 scans"):
+        open_picture(many, MAX_PIXELS)
+
+
+def test_a_jpeg_with_further_pictures_behind_it_is_decoded_as_small_as_one_without() -> None:
+    picture = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
+    content = encoded(picture, "MPO", save_all=True, append_images=[picture])
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    decoded = decode(content, 10_000_000, resized=lambda _: Size(150, 200))
+    assert decoded.size == Size(1200, 1600)
+    assert decoded.picture.size == (400, 300)
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options", "copies"),
+    [
+        ("RGB", "JPEG", {}, 1),
+        ("RGB", "JPEG", {"exif": turned(6)}, 2),
+        ("CMYK", "JPEG", {}, 2),
+        ("RGBA", "PNG", {}, 3),
+        ("I;16", "PNG", {}, 3),
+        ("RGB", "WEBP", {}, 4),
+    ],
+)
+def test_what_takes_more_memory_reserves_more(mode: str, format: str, options: dict[str, Any], copies: int) -> None:
+    reserved: list[int] = []
+    decode(encoded(Image.new(mode, (30, 20)), format, **options), MAX_PIXELS, reserve=reserved.append)
+    assert reserved == [30 * 20 * copies]

@@ -234,6 +234,16 @@ def test_late_pictures_are_refused_and_never_computed(
     asyncio.run(run())
 
 
+def test_one_batch_that_took_longer_than_the_deadline_stops_nothing(model_file: Path) -> None:
+    async def run() -> None:
+        async with served(model_file, deadline_s=1) as service:
+            service._engine._keep_pace(100, 1)  # the machine was asleep, say
+            for _ in range(3):
+                assert await service.detect(PICTURE, DEFAULTS)
+
+    asyncio.run(run())
+
+
 @pytest.mark.usefixtures("session_thread")
 @pytest.mark.parametrize("how", ["cancelled", "gone"])
 def test_two_hundred_that_left_cost_at_most_one_batch(

@@ -12,6 +12,8 @@ from app.settings import Settings, load_settings
         ("FCOS_PROVIDER", "gpu", "FCOS_PROVIDER has value 'gpu'"),
         ("FCOS_MAX_PIXELS", "0", "FCOS_MAX_PIXELS"),
         ("FCOS_PROVIDR", "cpu", "did you mean FCOS_PROVIDER"),
+        ("FCOS_MAX_BATCH", "12", "FCOS_MAX_BATCH has value '12': input should be 0, 1, 2, 4, 8 or 16"),
+        ("FCOS_API_KEYS", ",", "no key"),
         ("FCOS_X", "1", "FCOS_X is not a setting"),
     ],
 )
@@ -26,4 +28,5 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"FCOS_{name.upper()}", raising=False)
     assert load_settings() == Settings()
     monkeypatch.setenv("FCOS_PORT", "9000")
-    assert load_settings().port == 9000
+    monkeypatch.setenv("FCOS_MAX_BATCH", "8")
+    assert (load_settings().port, load_settings().max_batch) == (9000, 8)
