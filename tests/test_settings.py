@@ -12,7 +12,7 @@ from app.settings import Settings, load_settings
         ("FCOS_PROVIDER", "gpu", "FCOS_PROVIDER has value 'gpu'"),
         ("FCOS_MAX_PIXELS", "0", "FCOS_MAX_PIXELS"),
         ("FCOS_PROVIDR", "cpu", "did you mean FCOS_PROVIDER"),
-        ("FCOS_MAX_BATCH", "12", "FCOS_MAX_BATCH has value '12': input should be 0, 1, 2, 4, 8 or 16"),
+        ("FCOS_MAX_BATCH", "12", "FCOS_MAX_BATCH has value 12 .input should be 0, 1, 2, 4, 8 or 16"),
         ("FCOS_API_KEYS", ",", "no key"),
         ("FCOS_X", "1", "FCOS_X is not a setting"),
     ],
