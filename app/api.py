@@ -28,11 +28,13 @@ from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 _DETECT_PROBLEMS = problem_docs(
     "empty_body", "malformed_request", "not_acceptable", "picture_too_large", "body_too_large",
     "unsupported_media_type", "not_a_picture", "corrupt_picture", "invalid_parameter", "unknown_class",
-    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "unauthorized", "too_many_requests",
+    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "request_timeout", "unauthorized",
+    "too_many_requests",
 )  # fmt: skip
 _BATCH_PROBLEMS = problem_docs(
     "malformed_request", "body_too_large", "unsupported_media_type", "invalid_parameter", "unknown_class",
-    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "unauthorized", "too_many_requests",
+    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "request_timeout", "unauthorized",
+    "too_many_requests",
 )  # fmt: skip
 
 
@@ -66,12 +68,13 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own loads its scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # to the Host header's address, and without TLS behind a proxy
         # Left to itself, FastAPI looks at the environment at every request.
         telemetry={"tracing": tracing.endpoint() is not None, "metrics": False, "logs": False},
     )
     # The last one added is the outermost.
     app.add_middleware(Detect)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes, max_held=settings.max_queue_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
     problems.install(app)
@@ -108,18 +111,23 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     async def model(request: Request) -> ModelInfo:
         return _service(request).info()
 
-    @app.get("/healthz", summary="Is the process alive?")
-    async def healthz() -> Alive:
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", summary="Is the process alive?", responses=problem_docs("not_ready"))
+    async def healthz(request: Request) -> Alive:
+        await _service(request).require_working()
         return Alive()
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Are requests answered?", responses=problem_docs("not_ready"))
     async def readyz(request: Request) -> Ready:
         served = _service(request)
         served.require_ready()
         if served.draining:
             raise Refusal("not_ready", "The service is about to end. Ask another one.")
+        await served.require_working()
         return Ready(model=served.model, provider_note=served.runner.fallback)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         return Response(_service(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
@@ -127,7 +135,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     @app.post(
         "/admin/reload",
         summary="Serve the model file as it is now",
-        responses=problem_docs("unauthorized", "forbidden", "reload_running", "model_refused", "not_ready"),
+        responses=problem_docs("unauthorized", "forbidden", "reload_running", "model_refused"),
     )
     async def reload(request: Request) -> ModelInfo:
         if not settings.api_keys:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 
 from app.artifact import Metadata
 from app.errors import ClientGone, Refusal
@@ -51,13 +52,15 @@ async def _detect_all(
     parameters: Parameters | Callable[[Metadata], Parameters],
     deadline: float | None,
 ) -> BatchAnswer:
-    free = asyncio.Semaphore(AT_ONCE)
+    free = asyncio.Semaphore(min(AT_ONCE, service.settings.max_queue))
+    deadline = perf_counter() + service.settings.deadline_s if deadline is None else deadline
 
     async def detect(data: bytes) -> Answer | Refused:
         async with free:
             try:
-                return (await service.detect(data, parameters, deadline=deadline)).answer
+                return (await service.detect_in_time(data, parameters, deadline=deadline)).answer
             except Refusal as refusal:
+                service.metrics.refuse(refusal)
                 return Refused(problem=Problem.model_validate(refusal.problem()))
 
     async with asyncio.TaskGroup() as group:  # where one fails for a reason of ours, the others are not computed

@@ -1,4 +1,4 @@
-"""A cap on request bodies, before anything reads them.
+"""A cap on request bodies, and on all that are held together, before anything reads them.
 
 Starlette's own `max_body_size` does the same, but answers in plain text; here a refusal is a problem document.
 """
@@ -11,22 +11,31 @@ from app.telemetry import header
 
 
 class BodyLimit:
-    """ASGI middleware: a request whose body is larger than `max_bytes` is refused, at once where it declares its size.
+    """ASGI middleware: a request whose body is too large is refused, at once where it declares its size.
 
     A body that does not, and turns out larger, raises the refusal into whoever reads it.
+
+    Args:
+        max_bytes: Of one body.
+        max_held: Of all whose requests are not answered. A request that is alone has room, however large.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_held: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_held = max_held
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = header(scope, b"content-length")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            await counted_response(scope["app"], self._refusal())(scope, receive, send)
+        size = int(declared) if declared.isdecimal() else 0
+        try:
+            self._require_room(size, self._held)
+        except Refusal as refusal:
+            await counted_response(scope["app"], refusal)(scope, receive, send)
             return
 
         received = 0
@@ -34,16 +43,29 @@ class BodyLimit:
         async def limited() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._refusal()
+            count = len(message.get("body", b""))
+            received += count
+            self._held += count
+            self._require_room(received, self._held - received)
             return message
 
-        await self._app(scope, limited, send)
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            self._held -= received
 
-    def _refusal(self) -> Refusal:
-        return Refusal(
-            "body_too_large",
-            f"The request's body is larger than the {self._max_bytes} bytes that are taken. Send a smaller picture.",
-            headers={"Connection": "close"},  # the rest of the body is not read
-        )
+    def _require_room(self, size: int, others: int) -> None:
+        """Raises: Refusal: The rest of the body is not read."""
+        if size > self._max_bytes:
+            raise Refusal(
+                "body_too_large",
+                f"The request's body is larger than the {self._max_bytes} bytes that are taken. Send a smaller "
+                "picture.",
+                headers={"Connection": "close"},
+            )
+        if others and others + size > self._max_held:
+            raise Refusal(
+                "overloaded",
+                f"Requests of {others} bytes are being answered, and {self._max_held} may be. Try again later.",
+                headers={"Connection": "close", "Retry-After": "1"},
+            )

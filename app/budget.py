@@ -43,6 +43,3 @@ class Share:
         if amount < self._amount:
             self._budget._give_back(self._amount - amount)
             self._amount = amount
-
-    def close(self) -> None:
-        self.shrink(0)

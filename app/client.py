@@ -291,4 +291,4 @@ def _checked(response: httpx.Response) -> httpx.Response:
         document = None
     if not isinstance(document, dict):
         document = {"code": "unknown", "detail": f"The answer is no problem document: {response.text[:200]!r}"}
-    raise ServiceProblem({"status": response.status_code, **document})
+    raise ServiceProblem({**document, "status": response.status_code})

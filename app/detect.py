@@ -6,7 +6,6 @@ goes past them; a query is validated once for all requests that have the same.
 """
 
 import asyncio
-import io
 from collections.abc import Coroutine
 from functools import lru_cache, partial
 from time import perf_counter
@@ -14,17 +13,14 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi.exceptions import RequestValidationError
-from PIL import Image
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems, tracing
-from app.draw import draw
 from app.errors import Refusal
-from app.negotiation import JPEG, JSON
-from app.outcome import Outcome
+from app.negotiation import JSON
 from app.schemas import PictureQuery
 from app.service import Service
 from app.telemetry import Record, header, record_of
@@ -81,16 +77,20 @@ async def _detect(request: Request) -> Response:
     query.parameters(service.runner.metadata)  # a bad one is refused before the body is read
     data = await in_time(service.timers, record, picture_bytes(request))
     outcome = await service.detect(
-        data, query.parameters, deadline=record.deadline, gone=partial(disconnected, request.receive)
+        data,
+        query.parameters,
+        deadline=record.deadline,
+        gone=partial(disconnected, request.receive),
+        draw=None if media_type == JSON else media_type,
     )
     record.timing_ms |= outcome.timing_ms
     tracing.note("POST", PATH, record.timing_ms)
-    content = outcome.to_json() if media_type == JSON else await asyncio.to_thread(_drawn, outcome, media_type)
+    content = outcome.to_json() if outcome.drawn is None else outcome.drawn
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 
 async def in_time(timers: Timers, record: Record, reading: Coroutine[Any, Any, T]) -> T:
-    """Reads a request's body, until its deadline. Raises: Refusal: `deadline_exceeded`."""
+    """Reads a request's body, until its deadline. Raises: Refusal: `request_timeout`."""
     begun, now = perf_counter(), asyncio.get_running_loop().time
     try:
         async with asyncio.timeout(None) as scope:
@@ -101,7 +101,9 @@ async def in_time(timers: Timers, record: Record, reading: Coroutine[Any, Any, T
                 timer.cancel()
     except TimeoutError:
         raise Refusal(
-            "deadline_exceeded", "The request's body did not arrive in time.", headers={"Connection": "close"}
+            "request_timeout",
+            "The request's body did not arrive in time. Send a smaller picture, or ask for more time.",
+            headers={"Connection": "close"},
         ) from None
     finally:
         record.timing_ms["read"] = round((perf_counter() - begun) * 1000, 3)
@@ -111,10 +113,3 @@ async def disconnected(receive: Receive) -> None:
     """Returns once the client has left; its body has been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _drawn(outcome: Outcome, media_type: str) -> bytes:
-    drawn: Image.Image = draw(outcome.picture, outcome.answer.detections)
-    out = io.BytesIO()
-    drawn.save(out, "JPEG" if media_type == JPEG else "PNG", **({"quality": 90} if media_type == JPEG else {}))
-    return out.getvalue()

@@ -1,10 +1,12 @@
 """Boxes on a picture, with labels that can be read at any picture size and a colour of its own for each class."""
 
 import colorsys
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from app.negotiation import JPEG
 from app.schemas import Box, Detection
 
 Colour = tuple[int, int, int]
@@ -19,6 +21,16 @@ def class_colour(class_id: int) -> Colour:
     saturation, value = ((0.9, 1.0), (0.95, 0.7), (0.55, 1.0))[class_id % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def drawing(picture: Image.Image, detections: Sequence[Detection], media_type: str) -> bytes:
+    """Returns: A picture file, of JPEG or PNG, with the detections drawn."""
+    out = io.BytesIO()
+    if media_type == JPEG:
+        draw(picture, detections).save(out, "JPEG", quality=90)
+    else:
+        draw(picture, detections).save(out, "PNG")
+    return out.getvalue()
 
 
 def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -23,6 +24,7 @@ from app.batcher import Batch, Batcher
 from app.budget import Budget
 from app.canvas import resized_size
 from app.detector import Detector
+from app.draw import drawing
 from app.errors import Refusal
 from app.images import decode
 from app.job import Job
@@ -46,6 +48,7 @@ class Engine:
 
     Attributes:
         users: Requests that began with this model; it is closed only without any.
+        failing: The model failed on a picture, and has not worked since.
         seconds_per_picture: What the sessions need for one at the moment, all of them together; 0 before the first.
     """
 
@@ -57,6 +60,7 @@ class Engine:
         self.detector = Detector(runner.metadata, runner)
         self.model = ModelName(name=runner.metadata.name, version=runner.version, provider=runner.provider)
         self.users = 0
+        self.failing = False
         self.seconds_per_picture = 0.0
         self._batch_s = 0.0
         self._max_pixels = settings.max_pixels
@@ -180,6 +184,7 @@ class Engine:
             heads = self.runner.run_batch([job.canvas for job in jobs if job.canvas is not None])
         except Exception as error:
             if len(jobs) == 1:
+                self.failing = True
                 log.exception("The model failed on a picture.")
                 jobs[0].fail(error)
                 return
@@ -217,20 +222,26 @@ class Engine:
             timing_ms = job.timing_ms(begun, perf_counter())
             for stage, milliseconds in timing_ms.items():
                 self._metrics.stages[stage].observe(milliseconds / 1000)
-            job.finish(
-                Outcome(
-                    job.data,
-                    self._max_pixels,
-                    job.placement.picture,
-                    found,
-                    self.metadata.classes,
-                    self.model,
-                    timing_ms,
-                )
-            )
+            self.failing = False
+            outcome = Outcome(job.placement.picture, found, self.metadata.classes, self.model, timing_ms)
+            if job.draw is not None and not job.abandoned:
+                outcome = replace(outcome, drawn=self._drawn(job, job.draw, outcome))
+            job.finish(outcome)
+        except Refusal as refusal:
+            job.fail(refusal)
         except Exception as error:
+            self.failing = True
             log.exception("Post-processing failed.")
             job.fail(error)
+
+    def _drawn(self, job: Job, media_type: str, outcome: Outcome) -> bytes:
+        """Decodes the picture once more, in full size, as the pipeline keeps no pixels. Raises: Refusal."""
+        job.release()
+        size = outcome.size
+        # One more for the copy that is drawn on.
+        reserve = lambda pixels: self._reserve(job, pixels + size.height * size.width)  # noqa: E731
+        picture = decode(job.data, self._max_pixels, reserve=reserve).picture
+        return drawing(picture, outcome.answer.detections, media_type)
 
 
 def largest_batch(provider: str) -> int:

@@ -41,6 +41,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "not_found": Kind(404, "There is nothing at this address"),
         "method_not_allowed": Kind(405, "This address does not take this method"),
         "not_acceptable": Kind(406, "No acceptable kind of answer"),
+        "request_timeout": Kind(408, "The request took too long to arrive"),
         "reload_running": Kind(409, "The model is being reloaded already"),
         "picture_too_large": Kind(413, "The picture has too many pixels"),
         "body_too_large": Kind(413, "The request is too large"),

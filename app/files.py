@@ -1,21 +1,20 @@
 """python -m app detect: the service's pipeline on files; answers as JSON, JSON lines, COCO results and drawings."""
 
 import asyncio
-import io
 import json
 import math
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from app.draw import draw
 from app.errors import Refusal, StartError
-from app.outcome import Outcome
+from app.negotiation import PNG
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
@@ -109,28 +108,15 @@ async def _results(service: Service, files: Sequence[Path], drawings: Sequence[P
 
 async def _detect(service: Service, file: Path, drawing: Path | None) -> Result:
     try:
-        outcome = await _outcome(service, await asyncio.to_thread(_read, file))
+        data = await asyncio.to_thread(_read, file)
+        outcome = await service.detect_in_time(
+            data, DetectQuery().parameters, deadline=math.inf, draw=None if drawing is None else PNG
+        )
     except Refusal as refusal:
         return {"file": str(file), "problem": refusal.problem()}
-    if drawing is not None:
-        await asyncio.to_thread(lambda: _draw(outcome.picture, outcome.answer.detections, drawing))
+    if drawing is not None and outcome.drawn is not None:
+        await asyncio.to_thread(_write, drawing, outcome.drawn)
     return {"file": str(file), **outcome.answer.model_dump()}
-
-
-async def _outcome(service: Service, data: bytes) -> Outcome:
-    while True:
-        try:
-            return await service.detect(data, DetectQuery().parameters, deadline=math.inf)
-        except Refusal as refusal:
-            if refusal.code != "overloaded":
-                raise
-        await asyncio.sleep(0.05)  # the pictures before it are large: once they are done, there is room
-
-
-def _draw(picture: Any, detections: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    draw(picture, detections).save(buffer, "PNG")
-    _write(path, buffer.getvalue())
 
 
 def _print(result: Result) -> None:
@@ -228,13 +214,11 @@ def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
-    seen: Counter[str] = Counter()
-    drawings = []
+    drawings: dict[Path, None] = {}
     for file in files:
-        seen[file.stem] += 1
-        number = f"-{seen[file.stem]}" if seen[file.stem] > 1 else ""
-        drawings.append(directory / f"{file.stem}{number}.png")
-    return drawings
+        names = (directory / f"{file.stem}{number}.png" for number in chain([""], (f"-{n}" for n in count(2))))
+        drawings[next(name for name in names if name not in drawings)] = None
+    return list(drawings)
 
 
 def _read(path: Path) -> bytes:

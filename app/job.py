@@ -18,6 +18,7 @@ class Job:
     """Belongs to one thread at a time; `answered`, `abandoned` and `settled` to the event loop.
 
     Attributes:
+        draw: The media type of the picture with its boxes, where that is wanted.
         deadline: On `time.perf_counter`'s clock; nobody wants the outcome after it.
         begun: When the picture was handed in, on the same clock, as all moments here.
         abandoned: Nobody waits for the outcome any more.
@@ -27,6 +28,7 @@ class Job:
 
     data: bytes
     parameters: Parameters
+    draw: str | None
     deadline: float
     begun: float
     answered: "asyncio.Future[Outcome]"

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from PIL import Image
 from pydantic_core import to_json
 
 from app.artifact import Size
-from app.images import open_picture
 from app.postprocess import Detections
 from app.schemas import Answer, ModelName
 
@@ -18,25 +16,19 @@ class Outcome:
     """One picture's detections.
 
     Attributes:
-        data: The picture file.
         size: Of the upright picture.
         found: Boxes in the upright picture's own pixels.
         classes: The model's class names.
         timing_ms: decode, queue, inference, postprocess.
+        drawn: A picture file with the boxes, where one was asked for.
     """
 
-    data: bytes
-    max_pixels: int
     size: Size
     found: Detections
     classes: tuple[str, ...]
     model: ModelName
     timing_ms: dict[str, float]
-
-    @property
-    def picture(self) -> Image.Image:
-        """The upright picture, RGB, in full size: decoded anew, as the pipeline keeps no pixels."""
-        return open_picture(self.data, self.max_pixels)
+    drawn: bytes | None = None
 
     @cached_property
     def answer(self) -> Answer:

@@ -46,7 +46,6 @@ def install(app: FastAPI) -> None:
     """Makes every error of the application a problem document."""
     for kind in EXPECTED:
         app.add_exception_handler(kind, _expected)
-    app.add_exception_handler(Exception, _failed)
 
 
 def response_of(scope: Scope, error: Exception) -> Response:
@@ -59,6 +58,12 @@ def response_of(scope: Scope, error: Exception) -> Response:
         error = _http(scope, error)
     assert isinstance(error, Refusal)
     return counted_response(scope["app"], error)
+
+
+def internal_error(scope: Scope) -> Response:
+    """Returns: The answer where the service itself failed, counted."""
+    refusal = Refusal("internal_error", "The service failed on this request; its log says how.")
+    return counted_response(scope["app"], refusal)
 
 
 async def _expected(request: Request, error: Exception) -> Response:
@@ -90,10 +95,3 @@ def _http(scope: Scope, error: HTTPException) -> Refusal:
             headers=error.headers,
         )
     return Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    # Starlette raises the error again once this is sent, and the server logs it with its traceback.
-    return counted_response(
-        request.app, Refusal("internal_error", "The service failed on this request; its log says how.")
-    )

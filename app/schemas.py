@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from app.artifact import Defaults, Metadata, Resize, Size
 from app.errors import Refusal
 from app.negotiation import answer_type
-from app.postprocess import Detections, Parameters
+from app.postprocess import Parameters
 
 
 class DetectQuery(BaseModel):
@@ -166,19 +166,3 @@ class BatchAnswer(Answerable):
     """For each picture of a batch, in order, its answer or its problem."""
 
     results: list[Answer | Refused]
-
-
-def detection_list(found: Detections, classes: tuple[str, ...]) -> list[Detection]:
-    """Returns: Detections in the answer's form, with coordinates to a thousandth of a pixel."""
-    rows = zip(found.class_ids.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
-    return [
-        Detection(
-            label=classes[class_id],
-            class_id=class_id,
-            score=round(score, 6),
-            box=Box(
-                **dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(side, 3) for side in box), strict=True)),
-            ),
-        )
-        for class_id, score, box in rows
-    ]

@@ -35,6 +35,8 @@ def serve(settings: Settings) -> int:
     tracing.configure()
     # Until uvicorn listens to signals, and again after it: it raises the signal that ended it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if _SIGHUP is not None:
+        signal.signal(_SIGHUP, signal.SIG_IGN)  # until then the file is being read anyway
     with (
         contextlib.closing(_listen(settings.host, settings.port)) as listener,
         contextlib.closing(Service.load(settings)) as service,
@@ -84,13 +86,15 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_s, ending, sig, None)
 
     def _begin_reload(self) -> None:
+        if len(self._reloading) > 1:
+            return  # one waits already, and will read the file as it is then
         task = asyncio.get_running_loop().create_task(self._reload())
         self._reloading.add(task)
         task.add_done_callback(self._reloading.discard)
 
     async def _reload(self) -> None:
         with contextlib.suppress(Refusal):  # the log says why
-            await self._service.reload()
+            await self._service.reload(wait=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

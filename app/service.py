@@ -4,13 +4,16 @@ Everything here runs on the event loop, so counting needs no locks.
 """
 
 import asyncio
+import io
 import logging
 import math
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import Self
+
+from PIL import Image
 
 from app.artifact import Metadata
 from app.budget import Budget
@@ -21,7 +24,7 @@ from app.memory import forget_garbage
 from app.metrics import Metrics
 from app.outcome import Outcome
 from app.postprocess import Parameters
-from app.schemas import ModelInfo, ModelName
+from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
 from app.timers import Timers
@@ -31,6 +34,7 @@ log = logging.getLogger(__name__)
 
 # A client's leaving is watched for only where its picture is not answered within this time: most are.
 WATCH_AFTER_S = 0.05
+LOOK_FOR_ROOM_S = 0.05
 
 
 class Service:
@@ -58,7 +62,7 @@ class Service:
             lambda: self._engine.queued,
             lambda: self._in_flight,
             lambda: self._pixels.used,
-            lambda: self.not_ready is None and not self.draining,
+            lambda: self.not_ready is None and not self.draining and not self._engine.failing,
         )
 
     @classmethod
@@ -76,18 +80,19 @@ class Service:
 
     async def warm_up(self) -> None:
         """Runs the canary picture in every shape; requests are answered from then on, unless it comes out wrong."""
-        try:
-            await self._engine.warm_up()
-        except StartError as error:
-            self.not_ready = str(error)
-            log.error("%s", error)
-        except Exception:
-            self.not_ready = "The model failed on its first pictures; the log says how."
-            log.exception("The model failed while it was warmed up.")
-        else:
-            forget_garbage()
-            self.not_ready = None
-            self._announce()
+        async with self._reloading:
+            try:
+                await self._engine.warm_up()
+            except StartError as error:
+                self.not_ready = str(error)
+                log.error("%s", error)
+            except Exception:
+                self.not_ready = "The model failed on its first pictures; the log says how."
+                log.exception("The model failed while it was warmed up.")
+            else:
+                forget_garbage()
+                self.not_ready = None
+                self._announce()
 
     async def finish(self) -> None:
         """Waits for a reload that is running, then closes."""
@@ -103,6 +108,22 @@ class Service:
         """Raises: Refusal: `not_ready`."""
         if self.not_ready is not None:
             raise Refusal("not_ready", f"{self.not_ready} Try again later.", headers={"Retry-After": "1"})
+
+    async def require_working(self) -> None:
+        """Where the model failed last, tries it on a picture that is surely good.
+
+        Raises: Refusal: `not_ready`: It fails on that one, too.
+        """
+        if not self._engine.failing:
+            return
+        try:
+            await self.detect(_grey_picture(), DetectQuery().parameters)
+        except Refusal:
+            pass  # there is too much to do to know
+        except Exception as error:
+            raise Refusal(
+                "not_ready", f"The model fails on every picture ({type(error).__name__}); the log says how. Restart it."
+            ) from None
 
     def require_room(self, deadline: float, requests: int = 0) -> None:
         """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline.
@@ -126,6 +147,7 @@ class Service:
         *,
         deadline: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
+        draw: str | None = None,
     ) -> Outcome:
         """Takes one picture through the pipeline. Where this is cancelled, the picture is dropped.
 
@@ -134,6 +156,7 @@ class Service:
             parameters: Or what makes them for the model that takes the picture: `DetectQuery.parameters`.
             deadline: On `time.perf_counter`'s clock; from now on what the settings say where None.
             gone: Returns once nobody waits for the answer any more.
+            draw: The media type, JPEG or PNG, of a picture with its boxes that is wanted as well.
 
         Raises:
             Refusal: The picture cannot be read, or there is no room or no time for it, or the service is not ready.
@@ -145,7 +168,7 @@ class Service:
         engine = self._engine
         if callable(parameters):
             parameters = parameters(engine.metadata)
-        job = Job(data, parameters, deadline, now, asyncio.get_running_loop().create_future())
+        job = Job(data, parameters, draw, deadline, now, asyncio.get_running_loop().create_future())
         self._in_flight += 1
         engine.users += 1
         timer = self.timers.call_at(deadline, partial(_expire, job))
@@ -153,9 +176,6 @@ class Service:
         try:
             engine.begin(job)
             return await job.answered
-        except Refusal as refusal:
-            self.metrics.refuse(refusal)
-            raise
         finally:
             timer.cancel()
             if watch is not None:
@@ -167,17 +187,36 @@ class Service:
             if not engine.users:
                 self._idle.set()
 
-    async def reload(self) -> ModelInfo:
+    async def detect_in_time(
+        self,
+        data: bytes,
+        parameters: Parameters | Callable[[Metadata], Parameters],
+        *,
+        deadline: float,
+        draw: str | None = None,
+    ) -> Outcome:
+        """As `detect`, but where there is no room, waits for some until the deadline."""
+        while True:
+            try:
+                return await self.detect(data, parameters, deadline=deadline, draw=draw)
+            except Refusal as refusal:
+                if refusal.code != "overloaded" or perf_counter() + LOOK_FOR_ROOM_S > deadline:
+                    raise
+            await asyncio.sleep(LOOK_FOR_ROOM_S)
+
+    async def reload(self, *, wait: bool = False) -> ModelInfo:
         """Puts the model file as it is now in the place of the served one, without a gap.
 
         The new model is validated, warmed and checked beside the old one. Requests that began with the old model end
         with it. Where anything is wrong with the file, the old model goes on as if nothing had been.
 
+        Args:
+            wait: For a reload that is running, or the warm-up, whose file may have been another one.
+
         Raises:
-            Refusal: `model_refused`, `reload_running` or `not_ready`.
+            Refusal: `model_refused` or `reload_running`.
         """
-        self.require_ready()
-        if self._reloading.locked():
+        if self._reloading.locked() and not wait:
             raise Refusal("reload_running", "The model file is being loaded already. Wait for that to end.")
         async with self._reloading:
             try:
@@ -198,6 +237,7 @@ class Service:
             await asyncio.to_thread(engine.close)
             raise ArtifactError(f"{self.settings.model} failed on its first pictures ({error}).") from error
         old, self._engine = self._engine, engine
+        self.not_ready = None
         self._announce()
         self.metrics.reloads.labels("done").inc()
         while old.users:
@@ -231,6 +271,13 @@ class Service:
             training=metadata.training,
             checkpoint_sha256=metadata.checkpoint_sha256,
         )
+
+
+@cache
+def _grey_picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(out, "PNG")
+    return out.getvalue()
 
 
 def open_runner(settings: Settings) -> OnnxRunner:

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Largest picture, width times height. The file's header is enough to refuse a larger one."""
     max_queue: Annotated[int, Field(ge=1)] = 64
     """Pictures that are accepted and not answered. Above it: 503 at once, with Retry-After."""
+    max_queue_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """Request bodies held together, as they came. Above it: 503."""
     max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000
     """Decoded pixels held together, 4 bytes each; those of pictures to turn or convert count 2 to 4 times."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10

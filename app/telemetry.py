@@ -11,8 +11,10 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.metrics import Metrics
+from app.problems import internal_error
 
-log = logging.getLogger("app.access")
+log = logging.getLogger(__name__)
+access = logging.getLogger("app.access")
 
 _KEY = "fcos.record"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -79,6 +81,12 @@ class Telemetry:
 
         try:
             await self._app(scope, receive, sending)
+        except Exception:
+            if record.status:  # the answer has begun: the server ends the connection, and logs the error
+                raise
+            identity = {"request_id": record.request_id}
+            log.exception("The service failed on the request %s.", record.request_id, extra=identity)
+            await internal_error(scope)(scope, receive, sending)
         finally:
             self._note(scope, record)
 
@@ -91,10 +99,11 @@ class Telemetry:
             metrics.stages["read"].observe(record.timing_ms["read"] / 1000)
             metrics.stages["total"].observe(perf_counter() - record.begun)
         if self._access_log:
-            log.info(
-                "%s %s %d", scope["method"], scope["path"], status,
+            path = scope["raw_path"].decode("latin-1")  # with its escapes: none can begin a line of its own
+            access.info(
+                "%s %s %d", scope["method"], path, status,
                 extra={
-                    "method": scope["method"], "path": scope["path"], "status": status,
+                    "method": scope["method"], "path": path, "status": status,
                     "request_id": record.request_id, "timing_ms": record.timing_ms,
                     "client": (scope.get("client") or ("",))[0],
                 },

@@ -1,8 +1,10 @@
 """The pictures of a request: its body, or files of a form."""
 
+import sys
 from collections.abc import Mapping
 
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.errors import Refusal
@@ -51,8 +53,7 @@ async def picture_bytes(request: Request) -> bytes:
     """
     media_type = _media_type(request)
     if media_type == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=1) as form:
-            return (await _files(form, FIELD))[0]
+        return (await _files(request, FIELD, most=1))[0]
     data = await request.body()
     if not data:
         raise Refusal(
@@ -81,15 +82,34 @@ async def pictures_bytes(request: Request) -> list[bytes]:
             f"The content type {media_type[:100] or 'of nothing'} is not taken here. Send the pictures as "
             f"multipart/form-data, each in a field `{FIELDS}`; with curl: -F {FIELDS}=@a.jpg -F {FIELDS}=@b.jpg.",
         )
-    async with request.form(max_files=MOST_PICTURES, max_fields=1) as form:
-        return await _files(form, FIELDS)
+    return await _files(request, FIELDS, most=MOST_PICTURES)
 
 
 def _media_type(request: Request) -> str:
     return header(request.scope, b"content-type").partition(";")[0].strip().lower()
 
 
-async def _files(form: FormData, field: str) -> list[bytes]:
+class _InMemory(MultiPartParser):
+    """Starlette's, but what it reads stays in memory, which is bounded, and never fills a disk."""
+
+    spool_max_size = sys.maxsize
+
+    def close(self) -> None:
+        for file in self._files_to_close_on_error:  # also that of a form that ends too soon
+            file.close()
+
+
+async def _files(request: Request, field: str, most: int) -> list[bytes]:
+    parser = _InMemory(request.headers, request.stream(), max_files=most, max_fields=1)
+    try:
+        return await _files_of(await parser.parse(), field)
+    except MultiPartException as error:
+        raise Refusal("malformed_request", f"{error.message.rstrip('.')}. /docs shows a right request.") from None
+    finally:
+        parser.close()
+
+
+async def _files_of(form: FormData, field: str) -> list[bytes]:
     unknown = [name for name in form if name != field]
     if unknown:
         raise Refusal(
@@ -98,7 +118,7 @@ async def _files(form: FormData, field: str) -> list[bytes]:
         )
     uploads = form.getlist(field)
     if not uploads:
-        raise Refusal("malformed_request", f"The form has no field `{field}`. Send the picture file in it.")
+        raise Refusal("malformed_request", f"The form has no whole field `{field}`. Send the picture file in it.")
     files = []
     for upload in uploads:
         if not isinstance(upload, UploadFile):

@@ -150,9 +150,24 @@ def test_an_unknown_class_names_the_nearest(client: TestClient) -> None:
 
 def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
     problem(client.get("/detections"), 404, "not_found")
+    problem(client.post("/detect/", content=PICTURE, follow_redirects=False), 404, "not_found")
     response = client.get("/detect")
     assert "POST" in problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("address", ["/healthz", "/readyz", "/metrics"])
+def test_probes_may_ask_for_the_head_alone(client: TestClient, address: str) -> None:
+    response = client.head(address)
+    assert response.status_code == 200
+    assert not response.content
+
+
+def test_a_form_that_ends_before_its_end_is_a_problem(client: TestClient) -> None:
+    form = client.build_request("POST", "/detect", files={"image": PICTURE})
+    headers = {"Content-Type": form.headers["content-type"]}
+    detail = problem(client.post("/detect", content=form.read()[:-80], headers=headers), 400, "malformed_request")
+    assert "no whole field `image`" in detail
 
 
 @pytest.mark.parametrize(
@@ -229,17 +244,30 @@ def test_a_model_that_fails_its_canary_never_gets_ready(
     assert "out of memory" in caplog.text
 
 
-def test_a_failure_of_ours_shows_nothing_of_the_inside(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+def test_a_failure_of_ours_shows_nothing_of_the_inside(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TestClient(create_app(settings)) as client:
         ready(client)
 
-        async def fail(self: Service, data: bytes, parameters: object) -> None:
+        def counted() -> float:
+            lines = client.get("/metrics").text.splitlines()
+            return next(
+                float(line.split()[1]) for line in lines if line.startswith('fcos_responses_total{status="5xx"}')
+            )
+
+        before = counted()
+
+        async def fail(*_: object, **__: object) -> None:
             raise RuntimeError("secret")
 
         monkeypatch.setattr(Service, "detect", fail)
         response = client.post("/detect", content=PICTURE)
         problem(response, 500, "internal_error")
         assert "secret" not in response.text
+        assert response.headers["x-request-id"] in caplog.text
+        assert "secret" in caplog.text
+        assert counted() == before + 1
 
 
 def test_the_documentation_shows_both_ways_to_send_and_every_problem(client: TestClient) -> None:

@@ -42,6 +42,14 @@ def test_each_picture_gets_in_order_what_it_gets_alone(client: TestClient) -> No
         assert set(result) == set(alone[data])
 
 
+def test_a_batch_waits_for_room_as_long_as_there_is_time(model_file: Path) -> None:
+    settings = Settings(model=model_file, provider="cpu", threads=1, max_queue=2, max_queue_pixels=1)
+    with TestClient(create_app(settings)) as client:
+        results = ready(client).post("/detect/batch", files=form(*[encoded(rectangle_picture())] * 8)).json()["results"]
+    assert all(result.get("detections") for result in results)
+    assert len(results) == 8
+
+
 def test_one_pictures_fault_is_its_own(client: TestClient) -> None:
     good = encoded(rectangle_picture())
     results = client.post("/detect/batch", files=form(good, b"no picture", b"", good)).json()["results"]
@@ -72,7 +80,9 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
     dropped = []
 
     class Slow:
-        async def detect(self, data: bytes, *_: object, **__: object) -> None:
+        settings = Settings()
+
+        async def detect_in_time(self, data: bytes, *_: object, **__: object) -> None:
             try:
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:

@@ -162,3 +162,10 @@ def test_the_file_works_on_its_own(tmp_path: Path) -> None:
     code = "import client, sys; print({'numpy', 'PIL', 'pydantic', 'fastapi', 'app'} & set(sys.modules) or 'none')"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "none", result.stderr
+
+
+def test_a_proxys_own_json_is_a_problem_with_its_status() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(502, json={"status": "error", "detail": "no upstream"}))
+    with Client(transport=transport) as client, pytest.raises(ServiceProblem) as caught:
+        client.detect(PICTURE)
+    assert (caught.value.status, caught.value.detail) == (502, "no upstream")

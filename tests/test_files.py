@@ -8,7 +8,7 @@ import pytest
 from faster_coco_eval import COCO
 
 from app.errors import StartError
-from app.files import Outputs, Progress, detect_files, pictures_in
+from app.files import Outputs, Progress, _drawings, detect_files, pictures_in
 from app.settings import Settings
 from tests.support import rectangle_picture
 
@@ -107,3 +107,9 @@ def test_progress_is_for_people_only() -> None:
     assert log.getvalue() == ""
     assert "1 of 2" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K"), "nothing of it stays"
+
+
+def test_no_drawing_is_written_over(tmp_path: Path) -> None:
+    files = [Path(name) for name in ("x/a.jpg", "y/a.jpg", "x/a-2.jpg", "z/a.png")]
+    names = [drawing.name for drawing in _drawings(files, tmp_path)]
+    assert names == ["a.png", "a-2.png", "a-2-2.png", "a-3.png"]

@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from app.api import create_app
 from app.errors import KINDS
 from app.settings import Settings
 from tests.held import Held
+from tests.serving import served as serving
 from tests.support import metadata, rectangle_picture, write_model
 from tests.test_api import ready
 
@@ -122,6 +124,44 @@ def test_a_full_service_refuses_before_the_body_is_read(
         assert [request.result().status_code for request in accepted] == [200, 200]
         assert metric(client, 'fcos_refusals_total{reason="overloaded"}') == 2
         assert metric(client, "fcos_pictures_inferred_total") == 2
+
+
+def test_bodies_that_are_held_together_have_a_bound_and_one_alone_has_room(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_pieces() -> Iterator[bytes]:
+        yield from (PICTURE[:10], PICTURE[10:])
+
+    with client_of(model_file, max_queue_bytes=len(PICTURE) // 2) as client, ThreadPoolExecutor(1) as pool:
+        held.install(monkeypatch)
+        first = pool.submit(client.post, "/detect", content=PICTURE)
+        wait_for(lambda: len(held.batches) == 1)
+        for content in (PICTURE, in_pieces()):
+            refused = client.post("/detect", content=content)
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            assert refused.headers["retry-after"]
+        held.open.set()
+        assert first.result().status_code == 200
+        assert client.post("/detect", content=PICTURE).status_code == 200
+
+
+def test_a_line_in_the_access_log_cannot_be_forged(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "app.access")
+    with client_of(model_file, access_log=True) as client:
+        client.get("/nowhere%0aGET%20/admin/reload")
+    (line,) = [record.getMessage() for record in caplog.records if "nowhere" in record.getMessage()]
+    assert line == "GET /nowhere%0aGET%20/admin/reload 404"
+
+
+def test_a_body_that_does_not_come_in_time_is_the_clients_fault(model_file: Path) -> None:
+    def slowly() -> Iterator[bytes]:
+        yield PICTURE[:10]
+        time.sleep(0.3)
+        yield PICTURE[10:]
+
+    with serving(model=model_file) as service:
+        response = httpx.post(f"{service.address}/detect", content=slowly(), headers={"X-Deadline-Ms": "100"})
+    assert (response.status_code, response.json()["code"]) == (408, "request_timeout")
 
 
 def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.draw import drawing
 from app.errors import ClientGone, Refusal
+from app.negotiation import PNG
 from app.outcome import Outcome
 from app.postprocess import Heads
 from app.providers import CPU
@@ -81,7 +83,30 @@ def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
     outcome = asyncio.run(run())
     assert outcome.found
     assert Answer.model_validate_json(outcome.to_json()) == outcome.answer
-    assert outcome.picture.tobytes() == rectangle_picture().tobytes()
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_drawn_picture_counts_into_the_pixels_until_it_is_drawn(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = rectangle_picture().size
+    held: list[int] = []
+
+    async def run() -> None:
+        async with served(model_file) as service:
+
+            def look(picture: Image.Image, *rest: Any) -> bytes:
+                held.append(service._pixels.used)
+                return drawing(picture, *rest)
+
+            monkeypatch.setattr("app.engine.drawing", look)
+            drawn = (await service.detect(PICTURE, DEFAULTS, draw=PNG)).drawn
+            assert drawn is not None
+            assert Image.open(io.BytesIO(drawn)).size == size
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+    assert held == [2 * size[0] * size[1]]
 
 
 @pytest.mark.usefixtures("session_thread")
@@ -304,6 +329,39 @@ def test_a_swap_under_load_loses_nothing(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_reload_that_came_meanwhile_waits_or_is_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx")
+
+    async def run() -> None:
+        async with served(model) as service:
+            first = asyncio.create_task(service.reload())
+            second = asyncio.create_task(service.reload(wait=True))
+            await asyncio.sleep(0)
+            with pytest.raises(Refusal) as caught:
+                await service.reload()
+            assert caught.value.code == "reload_running"
+            await asyncio.gather(first, second)
+            assert 'fcos_model_reloads_total{outcome="done"} 2.0' in service.metrics.text().decode()
+
+    asyncio.run(run())
+
+
+def test_a_service_whose_first_model_failed_is_mended_by_a_reload(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        service = Service.load(Settings(model=model_file, provider="cpu", threads=1))
+        with monkeypatch.context() as broken:
+            broken.setattr(OnnxRunner, "__call__", lambda *_: 1 / 0)
+            await service.warm_up()
+        assert service.not_ready is not None
+        await service.reload()
+        assert await service.detect(PICTURE, DEFAULTS)
+        await asyncio.to_thread(service.close)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("content", [b"", b"no model", None])
 def test_a_bad_file_changes_nothing(tmp_path: Path, content: bytes | None) -> None:
     model = write_model(tmp_path / "m.onnx")
@@ -341,6 +399,12 @@ def test_a_model_that_goes_wrong_says_so(
             monkeypatch.setattr(OnnxRunner, "run_batch", broken)
             with pytest.raises(FloatingPointError):
                 await service.detect(PICTURE, DEFAULTS)
+            assert metric(service, "fcos_ready") == 0
+            with pytest.raises(Refusal, match="fails on every picture"):
+                await service.require_working()
+            monkeypatch.undo()
+            await service.require_working()
+            assert metric(service, "fcos_ready") == 1
 
     asyncio.run(run())
     assert "not finite" in caplog.text
