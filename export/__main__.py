@@ -52,7 +52,7 @@ def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
     return difference
 
 
-def lower_precision(fp32: Path, precision: str, pictures: Sequence[Image.Image], output: Path) -> float:
+def lower_precision(fp32: Path, precision: str, pictures: Sequence[Image.Image], output: Path) -> tuple[float, int]:
     """Convert an exported fp32 file, compare detections on pictures, write.
 
     Args:
@@ -60,13 +60,14 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Image.Image],
         pictures: real ones; int8 takes its ranges from them.
 
     Returns:
-        Share of the fp32 file's detections that the converted one gives too.
+        Share of the fp32 file's detections that the converted one gives too, and their number.
 
     Raises:
-        ValueError: they agree too little, or the file cannot be written.
+        ValueError: they agree too little, fp32 finds nothing, or the file cannot be written.
     """
     reference = OnnxRunner.load(fp32)
-    metadata = reference.metadata.model_copy(update={"precision": precision})
+    # What fp32 reaches, this does not.
+    metadata = reference.metadata.model_copy(update={"precision": precision, "metrics": {}})
     proto = onnx.load(fp32)
     proto = precisions.to_fp16(proto) if precision == "fp16" else precisions.to_int8(proto, pictures, metadata)
     add_metadata(proto, metadata)
@@ -77,13 +78,18 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Image.Image],
             share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, precision)
         except StartError as error:
             raise ValueError(f"the {precision} graph does not run: {error}") from error
+    if not count:
+        raise ValueError(
+            f"fp32 finds nothing on the {len(pictures)} calibration pictures, so that {precision} cannot be judged: "
+            "nothing was written. Name pictures that show the model's classes, or train it longer"
+        )
     if share < precisions.AGREEMENT[precision]:
         raise ValueError(
             f"{precision} gives {share:.1%} of fp32's {count} detections on the calibration pictures, "
             f"but at least {precisions.AGREEMENT[precision]:.0%} are needed: nothing was written"
         )
     write(proto, output)
-    return share
+    return share, count
 
 
 def read(checkpoint: Path | None, torchvision_coco: Path | None) -> tuple[checkpoints.Checkpoint, str]:
@@ -138,7 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="D",
         help="folder of pictures such as the model will see, for fp16, int8",
     )
-    parser.add_argument("--name", help="of the model, as the service shows it (default: the training's --name)")
+    parser.add_argument(
+        "--name", help="of the model, as the service shows it (default: the training's --name, or the file's)"
+    )
     options = parser.parse_args(arguments)
     try:
         print(_run(options))
@@ -166,8 +174,8 @@ def _run(options: argparse.Namespace) -> str:
         with tempfile.TemporaryDirectory() as folder:
             fp32 = Path(folder) / "fp32.onnx"
             lines = [str(export(checkpoint.model(), metadata, fp32))]
-            share = lower_precision(fp32, precision, pictures, output)
-        lines.append(f"{precision} gives {share:.1%} of fp32's detections on {len(pictures)} pictures")
+            share, count = lower_precision(fp32, precision, pictures, output)
+        lines.append(f"{precision} gives {share:.1%} of fp32's {count} detections on {len(pictures)} pictures")
     return "\n".join([*lines, f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {name})"])
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from app.artifact import Metadata
 from app.canvas import fit
 from app.detector import Detector
+from app.errors import Refusal
 from app.images import open_picture
 from app.postprocess import Detections, Parameters
 from app.session import INPUT, OnnxRunner
@@ -41,14 +42,23 @@ def load_pictures(folder: Path, count: int = CALIBRATION_PICTURES) -> list[Image
     """Evenly chosen pictures of a folder.
 
     Raises:
-        ValueError: the folder is missing or holds no pictures.
+        ValueError: the folder is missing, holds no pictures, or one of them cannot be read.
     """
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
     files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in suffixes)
     if not files:
         raise ValueError(f"--calibration-images: no .jpg, .png or .webp files in {folder}")
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
-    return [open_picture(file.read_bytes(), MAX_PIXELS) for file in chosen]
+    return [_open(file) for file in chosen]
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        return open_picture(file.read_bytes(), MAX_PIXELS)
+    except OSError as error:
+        raise ValueError(f"--calibration-images: {file} cannot be read: {error.strerror}") from None
+    except Refusal as refusal:
+        raise ValueError(f"--calibration-images: {file}: {refusal.message}") from None
 
 
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -145,7 +155,7 @@ def agreement(
         expected = detector.detect(picture, parameters)
         found += _matched(expected, lower.detect(picture, with_margin), precision)
         wanted += len(expected)
-    return (found / wanted if wanted else 1.0), wanted
+    return found / max(wanted, 1), wanted
 
 
 def _matched(expected: Detections, got: Detections, precision: str) -> int:

@@ -18,7 +18,8 @@ OVERHANG_PX = 2.0
 
 ADVICE = {
     "unreadable entry": "give every image id, file_name, width and height, every category id and name, every "
-    "annotation image_id, category_id and bbox [x, y, width, height]",
+    "annotation image_id, category_id and bbox [x, y, width, height] (VOC: size and bndbox; YOLO: class cx cy w h)",
+    "polygon": "only boxes are learnt: write `class cx cy w h`",
     "duplicate id": "give each image and each category an id, and a name, of its own",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
     "unreadable picture": "replace the file, or take the picture out",
@@ -26,7 +27,8 @@ ADVICE = {
     "unknown image id": "take these annotations out, or add their images",
     "unknown category id": "take these annotations out, or add their categories",
     "degenerate box": "take out boxes without width or height",
-    "box outside": "a bbox is [x, y, width, height] in pixels of the upright picture, not [x1, y1, x2, y2]",
+    "box outside": "COCO's bbox is [x, y, width, height], not [x1, y1, x2, y2]; with VOC and YOLO, see that the box "
+    "belongs to this picture, upright",
     "duplicate box": "nothing to do: one of them is kept",
     "class without boxes": "nothing to do, but the class will not be learnt",
     "unknown class": "train and val need the same class names",
@@ -170,10 +172,12 @@ def _sound(
     for position, entry in enumerate(entries):
         kind, where, box = None, "", None
         if isinstance(entry, dict):
-            where = f"annotation {entry.get('id', f'at position {position}')} of image {entry.get('image_id')}"
+            where = f"annotation {entry.get('id', f'at position {position}')} of {_picture(entry, pictures)}"
             box = _numbers(entry.get("bbox"))
         if not isinstance(entry, dict) or "image_id" not in entry or "category_id" not in entry or box is None:
-            kind, where = "unreadable entry", where or f"annotation at position {position}"
+            polygon = isinstance(entry, dict) and entry.get("bbox") == "a polygon"
+            kind = "polygon" if polygon else "unreadable entry"
+            where = where or f"annotation at position {position}"
         elif not _in(entry["image_id"], listed):
             kind = "unknown image id"
         elif not _in(entry["category_id"], categories):
@@ -215,6 +219,12 @@ def _sound(
             }
         )
     return sound
+
+
+def _picture(entry: dict[str, Any], pictures: dict[int, dict[str, Any]]) -> str:
+    """An annotation's picture, for people: VOC's and YOLO's have no ids but those that we gave them."""
+    number: Any = entry.get("image_id")
+    return f"image {number}" + (f" ({pictures[number]['file_name']})" if _in(number, pictures) else "")
 
 
 def _numbers(bbox: Any) -> list[float] | None:

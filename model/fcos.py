@@ -44,7 +44,7 @@ class FCOS(nn.Module):
         if config.norm == "gn" and config.channels == config.norm_groups and single:
             raise ValueError(
                 f"with {config.channels} channels in as many norm_groups nothing is left of P7's one point on a canvas "
-                f"of {single[0][0]}x{single[0][1]}: choose more channels, fewer norm_groups, or norm 'bn'"
+                f"of {single[0][0]}x{single[0][1]}: choose more channels or norm 'bn'"
             )
         self.config = config
         self.input_config = input_config

@@ -25,8 +25,9 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
 
     Args:
         path: a COCO json; a folder of VOC xml; or a folder of YOLO txt, whose class names stand in `classes.txt` or
-            `data.yaml` in the same folder or the one above.
-        images: the folder of the pictures. A picture without an xml or txt file holds no object.
+            `data.yaml` in the same folder or one of the two above.
+        images: the folder of the pictures. Without a txt file, a picture of YOLO's holds no object; without an xml
+            file, one of VOC's is no part of the set.
         classes: for VOC, the classes in order; those found in the folder, sorted, where there are none.
 
     Raises:
@@ -128,13 +129,14 @@ def _yolo_box(words: list[str], width: float, height: float) -> dict[str, Any]:
         label, cx, cy, w, h = int(words[0]), *(float(word) for word in words[1:5])
     except ValueError:
         return {"category_id": words[0], "bbox": None}
-    if len(words) > 5:  # a polygon, as YOLO's segmentation files have
-        return {"category_id": label, "bbox": None}
+    if len(words) > 5:  # as YOLO's segmentation files have
+        return {"category_id": label, "bbox": "a polygon"}
     return {"category_id": label, "bbox": [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]}
 
 
 def _yolo_names(path: Path) -> list[str]:
-    for folder in (path, path.parent):
+    whole = path.absolute()
+    for folder in (whole, *whole.parents[:2]):
         if (plain := folder / "classes.txt").is_file():
             return [line.strip() for line in plain.read_text().splitlines() if line.strip()]
         for file in (folder / "data.yaml", folder / "dataset.yaml"):
@@ -146,7 +148,10 @@ def _yolo_names(path: Path) -> list[str]:
                     return [str(name) for _, name in sorted(names.items())] if isinstance(names, dict) else list(names)
                 except (yaml.YAMLError, KeyError, TypeError) as error:
                     raise ValueError(f"{file} has no readable list `names` ({type(error).__name__})") from None
-    raise ValueError(f"no class names for {path}: put classes.txt, one name a line, in it or in the folder above")
+    raise ValueError(
+        f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with one name a line, in it or "
+        "in one of the two folders above"
+    )
 
 
 def _pictures(folder: Path) -> dict[str, str]:

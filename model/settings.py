@@ -116,8 +116,8 @@ class Settings:
     """auto, cpu, cuda, cuda:1 ..."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """auto: bf16 on a GPU that has it, else off."""
-    name: str = "fcos"
-    """Of the model, as the service will show it."""
+    name: str | None = None
+    """Of the model, as the service will show it; that of the exported file where none is given."""
     iou_threshold: float = IOU_THRESHOLD
     """Of non-maximum suppression, as the service will have it by default; lower where one object has several boxes."""
 

@@ -96,7 +96,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         config, input_config = stopped.config, stopped.input_config
     else:
         config, input_config = settings.network(annotations.classes, start)
-    metadata = checkpoints.metadata_of(config, input_config, settings.name, iou_threshold=settings.iou_threshold)
+    metadata = checkpoints.metadata_of(config, input_config, iou_threshold=settings.iou_threshold)
     batches = CanvasBatches(
         data.canvas_indices(annotations, metadata),
         metadata.canvases,
@@ -341,6 +341,7 @@ def describe(settings: Settings, annotations: Annotations, epochs: float, origin
     """What the model file will say of its training, and of that which it began from: no path of this machine."""
     options = {key: value for key, value in settings.of_the_result().items() if key not in ("from", "weights")}
     return {
+        **({"name": settings.name} if settings.name else {}),
         "pictures": len(annotations),
         "boxes": len(annotations.boxes),
         "epochs": round(epochs, 3),

@@ -118,6 +118,25 @@ def test_voc_and_yolo_say_what_coco_says(tmp_path: Path, names: str) -> None:
     assert content(voc) == content(yolo) == content(coco)
 
 
+@pytest.mark.parametrize("labels", ["labels/train", "train/labels"])
+def test_yolos_usual_folders_are_read(tmp_path: Path, labels: str) -> None:
+    """Ultralytics' and Roboflow's: data.yaml lies two folders up."""
+    document = write_pictures(tmp_path / "pictures", 2)
+    (tmp_path / labels).parent.mkdir()
+    write_yolo(tmp_path / labels, document)
+    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
+    assert len(read_annotations(tmp_path / labels, tmp_path / "pictures").boxes) == 4
+
+
+def test_a_polygon_is_named_with_its_file(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
+    (tmp_path / "yolo" / "picture-0.txt").write_text("0 .1 .1 .2 .1 .2 .2")
+    _, problems = read_checked(tmp_path / "yolo", tmp_path / "pictures")
+    assert problems.errors == [("polygon", "annotation at position 0 of image 1 (picture-0.png)")]
+    assert "only boxes" in problems.describe(problems.errors)
+
+
 def test_difficult_objects_of_voc_are_neither_learnt_nor_errors(tmp_path: Path) -> None:
     document = write_pictures(tmp_path / "pictures", 1)
     write_voc(tmp_path / "voc", document)
@@ -166,7 +185,7 @@ SPOILT = [
     ("unreadable picture", "image 10", lambda _, images: (images / "picture-1.png").write_bytes(b"no picture")),
     ("wrong size", "image 10", set_of("images", 1, width=65)),
     ("unknown image id", "annotation 3 of image 11", set_of("annotations", 2, image_id=11)),
-    ("unknown category id", "annotation 3 of image 10: 4", set_of("annotations", 2, category_id=4)),
+    ("unknown category id", "annotation 3 of image 10 (picture-1.png): 4", set_of("annotations", 2, category_id=4)),
     ("degenerate box", "annotation 3 of image 10", set_of("annotations", 2, bbox=[5, 5, 0, 9])),
     ("degenerate box", "annotation 3 of image 10", set_of("annotations", 2, bbox=[5, 5, float("nan"), 9])),
     ("degenerate box", "annotation 3 of image 10", set_of("annotations", 2, bbox=[64, 5, 1, 9])),

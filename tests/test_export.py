@@ -14,6 +14,7 @@ from PIL import Image
 
 from app.artifact import Metadata
 from app.detector import Detector
+from app.postprocess import Parameters
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
@@ -170,10 +171,12 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     exported: Path, picture_folder: Path, tmp_path: Path, precision: str
 ) -> None:
     output = tmp_path / f"{precision}.onnx"
-    share = lower_precision(exported, precision, load_pictures(picture_folder), output)
+    share, count = lower_precision(exported, precision, load_pictures(picture_folder), output)
     assert share >= AGREEMENT[precision]
+    assert count > 20
     runner = OnnxRunner.load(output)
-    assert runner.metadata == OnnxRunner.load(exported).metadata.model_copy(update={"precision": precision})
+    changes = {"precision": precision, "metrics": {}}
+    assert runner.metadata == OnnxRunner.load(exported).metadata.model_copy(update=changes)
     assert output.stat().st_size < 0.75 * exported.stat().st_size
     if precision == "int8":
         assert "Sub" not in {node.op_type for node in onnx.load(output).graph.node}
@@ -249,6 +252,22 @@ def test_a_precision_that_answers_otherwise_is_not_written(
     with pytest.raises(ValueError, match="nothing was written"):
         lower_precision(exported, "fp16", load_pictures(picture_folder), tmp_path / "wrong.onnx")
     assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_a_precision_that_cannot_be_judged_is_not_written(
+    exported: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.detector.Detector.parameters", lambda _: Parameters(1, 0.5, 10))
+    with pytest.raises(ValueError, match="fp32 finds nothing on the 6"):
+        lower_precision(exported, "fp16", load_pictures(picture_folder), tmp_path / "unknown.onnx")
+    assert not (tmp_path / "unknown.onnx").exists()
+
+
+def test_a_calibration_picture_that_cannot_be_read_is_named(picture_folder: Path) -> None:
+    (picture_folder / "text.jpg").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.jpg: The bytes are not a picture"):
+        load_pictures(picture_folder)
+    (picture_folder / "text.jpg").unlink()
 
 
 def test_a_lower_precision_needs_pictures(
