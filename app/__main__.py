@@ -12,8 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from app import logs
 from app.errors import StartError
+from app.schemas import DetectQuery
 from app.settings import Settings, load_settings, settings_table
 
 
@@ -29,11 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     detect.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="a picture, or a folder of them")
     detect.add_argument("--json", type=Path, metavar="OUT", help="write a list with one answer per picture")
     detect.add_argument("--json-lines", type=Path, metavar="OUT", help="write one answer a line, each as it comes")
-    detect.add_argument("--coco", type=Path, metavar="OUT", help="write COCO results")
+    detect.add_argument(
+        "--coco",
+        type=Path,
+        metavar="OUT",
+        help="write COCO results; as AP wants all, files then get what is above 0.01, but for a --score-threshold",
+    )
     detect.add_argument(
         "--coco-annotations", type=Path, metavar="J", help="take the image and category ids of this file for --coco"
     )
     detect.add_argument("--draw", type=Path, metavar="DIR", help="write each picture with its boxes into this folder")
+    detect.add_argument("--model", type=Path, metavar="M.onnx", help="the model file (default: FCOS_MODEL)")
+    for name, kind in (("score_threshold", float), ("iou_threshold", float), ("max_detections", int)):
+        detect.add_argument(_option(name), type=kind, metavar="N", help=_help(name))
+    detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
+    detect.add_argument("--class-agnostic", action="store_true", help=_help("class_agnostic"))
     options = parser.parse_args(arguments)
     if options.command == "settings":
         print(settings_table())
@@ -41,17 +54,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format)
-        if options.command == "detect":
-            from app.files import Outputs, detect_files
-
-            outputs = Outputs(options.json, options.json_lines, options.coco, options.coco_annotations, options.draw)
-            return asyncio.run(detect_files(settings, options.pictures, outputs))
-        return serve(settings)
+        return detect_files(settings, options) if options.command == "detect" else serve(settings)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def detect_files(settings: Settings, options: argparse.Namespace) -> int:
+    """The service's pipeline on files. Returns: The exit code. Raises: StartError."""
+    from app import files
+
+    names = ("score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic")
+    try:
+        query = DetectQuery.model_validate({name: getattr(options, name) for name in names})
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise StartError(f"{_option(str(fault['loc'][0]))} {fault['input']}: {fault['msg'].lower()}.") from None
+    if options.model is not None:
+        settings = settings.model_copy(update={"model": options.model})
+    outputs = files.Outputs(options.json, options.json_lines, options.coco, options.coco_annotations, options.draw)
+    return asyncio.run(files.detect_files(settings, options.pictures, outputs, query))
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _help(name: str) -> str:
+    return str(DetectQuery.model_fields[name].description)
 
 
 def serve(settings: Settings) -> int:

@@ -15,7 +15,7 @@ from app.batch import detect_each
 from app.body_limit import BodyLimit
 from app.detect import PATH, Detect, disconnected, in_time
 from app.errors import Refusal
-from app.gate import Gate
+from app.gate import DEADLINE_HEADER, DETECT_PATHS, KEY_PATHS, RELOAD_PATH, Gate
 from app.metrics import CONTENT_TYPE
 from app.negotiation import JPEG, PNG
 from app.problems import problem_docs
@@ -107,7 +107,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         gone = partial(disconnected, request.receive)
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 
-    @app.get("/model", summary="What is served")
+    @app.get("/model", summary="What is served", responses=problem_docs("unauthorized"))
     async def model(request: Request) -> ModelInfo:
         return _service(request).info()
 
@@ -133,13 +133,13 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         return Response(_service(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.post(
-        "/admin/reload",
+        RELOAD_PATH,
         summary="Serve the model file as it is now",
         responses=problem_docs("unauthorized", "forbidden", "reload_running", "model_refused"),
     )
     async def reload(request: Request) -> ModelInfo:
-        if not settings.api_keys:
-            raise Refusal("forbidden", "Set FCOS_API_KEYS to reload over HTTP, or send the process SIGHUP.")
+        if not settings.api_keys and not settings.admin_key:
+            raise Refusal("forbidden", "Set FCOS_ADMIN_KEY to reload over HTTP, or send the process SIGHUP.")
         return await _service(request).reload()
 
     pages.install(app)
@@ -151,11 +151,32 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             schemas[Problem.__name__] = Problem.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            _add_headers(schema, settings)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
+
+
+def _add_headers(schema: dict[str, Any], settings: Settings) -> None:
+    """Adds what the gate reads to the description: keys, where some are set, and deadlines."""
+    schema["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    deadline = {
+        "name": DEADLINE_HEADER.decode(),
+        "in": "header",
+        "description": "Milliseconds after which the answer is of no use; at most the service's own deadline.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+    for path in KEY_PATHS:
+        for operation in schema["paths"][path].values():
+            if settings.api_keys or (path == RELOAD_PATH and settings.admin_key):
+                operation["security"] = [{"bearer": []}, {"key": []}]
+            if path in DETECT_PATHS:
+                operation.setdefault("parameters", []).append(deadline)
 
 
 def _service(request: Request) -> Service:

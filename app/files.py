@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, count
@@ -20,8 +20,10 @@ from app.service import Service
 from app.settings import Settings
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # looked for in folders
+COCO_SCORE_THRESHOLD = 0.01  # AP is the whole curve's
 AHEAD = 8  # pictures being worked on: some decode while others are in the model
 
+DEFAULTS = DetectQuery()  # the model's
 Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
 
 
@@ -44,15 +46,25 @@ class Outputs:
     drawings: Path | None = None
 
 
-async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outputs) -> int:
+async def detect_files(
+    settings: Settings, paths: Sequence[Path], outputs: Outputs, query: DetectQuery = DEFAULTS
+) -> int:
     """Detects objects in files. Returns: 1 where a picture failed, else 0. Raises: StartError."""
     files = pictures_in(paths)
     for path in (outputs.json, outputs.coco):
         if path is not None and not path.parent.is_dir():  # better now than after all the work
             raise StartError(f"{path} cannot be written: there is no folder {path.parent}.")
     ids = CocoIds.read(outputs.coco_annotations)
+    ids.require(files)
     drawings = [None] * len(files) if outputs.drawings is None else _drawings(files, outputs.drawings)
     service = Service.load(settings)
+    try:
+        shown_above = query.parameters(service.runner.metadata).score_threshold
+    except Refusal as refusal:  # of a class
+        service.close()
+        raise StartError(refusal.message) from None
+    if outputs.coco is not None and query.score_threshold is None:
+        query = query.model_copy(update={"score_threshold": COCO_SCORE_THRESHOLD})
     results: list[Result] = []
     failed = 0
     with ExitStack() as stack:
@@ -61,9 +73,9 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         progress = Progress(len(files), sys.stderr)
         stack.callback(progress.clear)
         await service.warm_up()
-        async for result in _results(service, files, drawings):
+        async for result in _results(service, files, drawings, query):
             progress.clear()
-            _print(result)
+            _print(result, shown_above)
             progress.step()
             failed += "problem" in result
             if lines is not None:
@@ -91,12 +103,14 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-async def _results(service: Service, files: Sequence[Path], drawings: Sequence[Path | None]) -> AsyncIterator[Result]:
+async def _results(
+    service: Service, files: Sequence[Path], drawings: Sequence[Path | None], query: DetectQuery
+) -> AsyncIterator[Result]:
     """Yields each file's result, in order, while the next ones are being worked on."""
     running: deque[asyncio.Task[Result]] = deque()
     try:
         for file, drawing in zip(files, drawings, strict=True):
-            running.append(asyncio.create_task(_detect(service, file, drawing)))
+            running.append(asyncio.create_task(_detect(service, file, drawing, query)))
             if len(running) == AHEAD:
                 yield await running.popleft()
         while running:
@@ -106,11 +120,11 @@ async def _results(service: Service, files: Sequence[Path], drawings: Sequence[P
             task.cancel()
 
 
-async def _detect(service: Service, file: Path, drawing: Path | None) -> Result:
+async def _detect(service: Service, file: Path, drawing: Path | None, query: DetectQuery) -> Result:
     try:
         data = await asyncio.to_thread(_read, file)
         outcome = await service.detect_in_time(
-            data, DetectQuery().parameters, deadline=math.inf, draw=None if drawing is None else PNG
+            data, query.parameters, deadline=math.inf, draw=None if drawing is None else PNG
         )
     except Refusal as refusal:
         return {"file": str(file), "problem": refusal.problem()}
@@ -119,15 +133,16 @@ async def _detect(service: Service, file: Path, drawing: Path | None) -> Result:
     return {"file": str(file), **outcome.answer.model_dump()}
 
 
-def _print(result: Result) -> None:
+def _print(result: Result, above: float) -> None:
     file = result["file"]
     if "problem" in result:
         print(f"{file}: {result['problem']['detail']}", file=sys.stderr)
         return
-    for detection in result["detections"]:
+    shown = [detection for detection in result["detections"] if detection["score"] > above]
+    for detection in shown:
         corners = " ".join(f"{side:.0f}" for side in detection["box"].values())
         print(f"{file}: {detection['label']} {detection['score']:.2f} at {corners}")
-    if not result["detections"]:
+    if not shown:
         print(f"{file}: nothing found")
 
 
@@ -181,8 +196,13 @@ class CocoIds:
         except (ValueError, KeyError, TypeError):
             raise StartError(f"{path} is no COCO annotation file: it needs `images` and `categories`.") from None
 
+    def require(self, files: Iterable[Path]) -> None:
+        """Raises: StartError: A file is not in the annotations; better now than after all the work."""
+        for file in files:
+            self._image(file)
+
     def rows(self, result: Result) -> Iterator[Result]:
-        """Yields a row for each detection. Raises: StartError: A file or class is not in the annotations."""
+        """Yields a row for each detection. Raises: StartError: A class is not in the annotations."""
         file = Path(result["file"])
         for detection in result.get("detections", ()):
             box = detection["box"]

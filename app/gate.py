@@ -16,7 +16,8 @@ from app.settings import Settings
 from app.telemetry import header, record_of
 
 DETECT_PATHS = frozenset({PATH, "/detect/batch"})
-KEY_PATHS = DETECT_PATHS | {"/model", "/admin/reload"}
+RELOAD_PATH = "/admin/reload"
+KEY_PATHS = DETECT_PATHS | {"/model", RELOAD_PATH}
 DEADLINE_HEADER = b"x-deadline-ms"
 # A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.
 LARGE_BODY_BYTES = 2**20
@@ -29,6 +30,7 @@ class Gate:
         self._app = app
         self._settings = settings
         self._keys = [key.encode() for key in sorted(settings.api_keys)]
+        self._admin_keys = [settings.admin_key.encode()] if settings.admin_key else self._keys
         self._requests = 0
         self._requests_of: Counter[bytes] = Counter()
 
@@ -60,12 +62,13 @@ class Gate:
 
     def _key(self, scope: Scope) -> bytes:
         """Returns: The request's key; nothing where no keys are set. Raises: Refusal: `unauthorized`."""
-        if not self._keys:
+        keys = self._admin_keys if scope["path"] == RELOAD_PATH else self._keys
+        if not keys:
             return b""
         scheme, _, value = header(scope, b"authorization").partition(" ")
         given = value.strip() if scheme.lower() == "bearer" else header(scope, b"x-api-key")
         # Every key is compared, and in constant time: how long a refusal takes tells nothing of them.
-        found = [key for key in self._keys if hmac.compare_digest(key, given.encode("latin-1"))]
+        found = [key for key in keys if hmac.compare_digest(key, given.encode("latin-1"))]
         if not found:
             raise Refusal(
                 "unauthorized",

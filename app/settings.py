@@ -60,6 +60,8 @@ class Settings(BaseSettings):
 
     api_keys: Annotated[frozenset[str], NoDecode] = frozenset()
     """Keys, separated by commas, one of which a request must bring. None: everybody may ask."""
+    admin_key: Annotated[str | None, Field(min_length=MIN_KEY_LENGTH)] = None
+    """The key that POST /admin/reload wants. None: any of FCOS_API_KEYS."""
     max_per_key: Annotated[int, Field(ge=0)] = 0
     """Requests of one key at a time. 0: no bound."""
 
@@ -136,6 +138,6 @@ def settings_table() -> str:
 def _variable(error: ValidationError) -> str:
     fault = first_fault(error)
     field = str(error.errors(include_url=False)[0]["loc"][0])
-    if field == "api_keys":  # its value is a secret
-        return PREFIX + "API_KEYS: " + error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+    if field in ("api_keys", "admin_key"):  # its value is a secret
+        return f"{PREFIX}{field.upper()}: " + error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
     return fault.replace(f"`{field}`", PREFIX + field.upper(), 1)

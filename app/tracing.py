@@ -5,12 +5,13 @@ OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME. Without an endpoint, or without the extr
 """
 
 import importlib.util
+import logging
 import os
 from collections.abc import Mapping
 
 from opentelemetry import trace
 
-from app.errors import SettingsError
+log = logging.getLogger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -21,12 +22,13 @@ def endpoint() -> str | None:
 
 
 def configure() -> None:
-    """Starts tracing where the environment names an endpoint. Raises: SettingsError: The extra is missing."""
+    """Starts tracing where the environment names an endpoint, as some clusters do for every process."""
     named = endpoint()
     if named is None:
         return
     if importlib.util.find_spec("opentelemetry.sdk") is None:
-        raise SettingsError(f"{named} is set, but nothing can trace: install the extra `otel`, or unset it.")
+        log.warning("%s is set, but nothing is traced: that needs the extra `otel`.", named)
+        return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

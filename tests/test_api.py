@@ -280,7 +280,7 @@ def test_the_documentation_shows_both_ways_to_send_and_every_problem(client: Tes
         if status != "200":
             assert set(response["content"]) == {"application/problem+json"}
     assert {parameter["name"] for parameter in detect["parameters"]} == {
-        "score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic", "draw"
+        "score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic", "draw", "x-deadline-ms"
     }  # fmt: skip
     text = str(schema)
     for reference in {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}:

@@ -164,6 +164,11 @@ def test_the_file_works_on_its_own(tmp_path: Path) -> None:
     assert result.stdout.strip() == "none", result.stderr
 
 
+def test_a_batch_of_nothing_is_refused_before_it_is_sent(client: Client) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        client.detect_batch([])
+
+
 def test_a_proxys_own_json_is_a_problem_with_its_status() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(502, json={"status": "error", "detail": "no upstream"}))
     with Client(transport=transport) as client, pytest.raises(ServiceProblem) as caught:

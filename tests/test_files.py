@@ -9,8 +9,11 @@ from faster_coco_eval import COCO
 
 from app.errors import StartError
 from app.files import Outputs, Progress, _drawings, detect_files, pictures_in
+from app.schemas import DetectQuery
 from app.settings import Settings
 from tests.support import rectangle_picture
+
+SURE = DetectQuery(score_threshold=0.3)
 
 
 @pytest.fixture
@@ -22,9 +25,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def run(model_file: Path, *paths: Path, **outputs: Any) -> int:
+def run(model_file: Path, *paths: Path, query: DetectQuery | None = None, **outputs: Any) -> int:
     settings = Settings(model=model_file, provider="cpu", threads=1)
-    return asyncio.run(detect_files(settings, paths, Outputs(**outputs)))
+    return asyncio.run(detect_files(settings, paths, Outputs(**outputs), query or DetectQuery()))
 
 
 def test_lines_and_the_list_hold_the_same_in_the_files_order(model_file: Path, folder: Path, tmp_path: Path) -> None:
@@ -46,7 +49,7 @@ def test_coco_results_are_read_by_cocos_own_tools(model_file: Path, folder: Path
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(annotations))
     out, answers = tmp_path / "coco.json", tmp_path / "a.json"
-    assert run(model_file, folder, coco=out, coco_annotations=path, json=answers) == 0
+    assert run(model_file, folder, coco=out, coco_annotations=path, json=answers, query=SURE) == 0
     rows = json.loads(out.read_text())
     assert {(row["image_id"], row["category_id"]) for row in rows} == {(100, 10), (101, 20), (102, 30)}
     box = json.loads(answers.read_text())[0]["detections"][0]["box"]
@@ -58,7 +61,7 @@ def test_without_annotations_ids_are_the_files_numbers_and_the_classes(
     model_file: Path, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "0008.png").rename(folder / "cat.png")
-    assert run(model_file, folder, coco=tmp_path / "coco.json") == 0
+    assert run(model_file, folder, coco=tmp_path / "coco.json", query=SURE) == 0
     rows = json.loads((tmp_path / "coco.json").read_text())
     assert {(row["image_id"], row["category_id"]) for row in rows} == {(7, 0), ("cat", 1), (9, 2)}
 
@@ -107,6 +110,25 @@ def test_progress_is_for_people_only() -> None:
     assert log.getvalue() == ""
     assert "1 of 2" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K"), "nothing of it stays"
+
+
+def test_coco_results_are_the_whole_curve_and_what_is_shown_is_not(
+    model_file: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(**query: Any) -> list[float]:
+        assert run(model_file, folder, coco=tmp_path / "coco.json", query=DetectQuery(**query)) == 0
+        return [row["score"] for row in json.loads((tmp_path / "coco.json").read_text())]
+
+    assert min(rows()) < 0.3  # the model's threshold
+    shown = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
+    assert shown
+    assert min(shown) >= 0.3
+    assert min(rows(score_threshold=0.5)) > 0.5
+
+
+def test_a_class_the_model_does_not_know_stops_before_any_picture(model_file: Path, folder: Path) -> None:
+    with pytest.raises(StartError, match=r"no class 'rde'\. The nearest it has: red"):
+        run(model_file, folder, query=DetectQuery(classes=["rde"]))
 
 
 def test_no_drawing_is_written_over(tmp_path: Path) -> None:

@@ -126,6 +126,29 @@ def test_a_full_service_refuses_before_the_body_is_read(
         assert metric(client, "fcos_pictures_inferred_total") == 2
 
 
+def test_where_there_is_an_admin_key_no_other_reloads(model_file: Path) -> None:
+    with client_of(model_file, api_keys=KEY, admin_key=OTHER_KEY) as client:
+        assert client.post("/admin/reload", headers=bearer(KEY)).status_code == 401
+        assert client.post("/admin/reload", headers=bearer(OTHER_KEY)).status_code == 200
+        assert client.get("/model", headers=bearer(OTHER_KEY)).status_code == 401
+    with client_of(model_file, admin_key=OTHER_KEY) as client:
+        assert client.get("/model").status_code == 200
+        assert client.post("/admin/reload").status_code == 401
+
+
+def test_the_documentation_says_which_addresses_want_a_key(model_file: Path) -> None:
+    def locked(client: TestClient) -> set[str]:
+        paths = client.get("/openapi.json").json()["paths"]
+        return {path for path, methods in paths.items() if any("security" in one for one in methods.values())}
+
+    with client_of(model_file, api_keys=KEY) as client:
+        assert locked(client) == {"/detect", "/detect/batch", "/model", "/admin/reload"}
+    with client_of(model_file, admin_key=KEY) as client:
+        assert locked(client) == {"/admin/reload"}
+    with client_of(model_file) as client:
+        assert not locked(client)
+
+
 def test_bodies_that_are_held_together_have_a_bound_and_one_alone_has_room(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:

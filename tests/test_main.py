@@ -96,6 +96,15 @@ def test_detect_answers_every_picture_and_fails_where_one_does(model_file: Path,
         assert drawing.size == (160, 120)
 
 
+def test_detect_takes_what_a_request_takes(model_file: Path, tmp_path: Path) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    common = ("detect", tmp_path / "a.png", "--model", model_file)
+    assert "nothing found" in run(*common, "--classes", "green", "blue", FCOS_PROVIDER="cpu").stdout
+    one = run(*common, "--max-detections", 1, "--score-threshold", 0.5, FCOS_PROVIDER="cpu").stdout
+    assert len(one.splitlines()) == 1
+    assert_one_sentence(run(*common, "--iou-threshold", 2, FCOS_PROVIDER="cpu"), "--iou-threshold 2")
+
+
 def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
     rectangle_picture().save(tmp_path / "a.png")
     result = run("detect", tmp_path / "a.png", FCOS_MODEL=model_file, FCOS_PROVIDER="cpu")

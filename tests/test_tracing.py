@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import tracing
 from tests.serving import served
 from tests.test_gate import PICTURE
 
@@ -41,3 +42,12 @@ def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: 
     spans = b"".join(bodies)
     for text in (b"POST /detect", b"http.route", b"fcos.inference_ms", b"fcos.queue_ms", b"fcos-detect"):
         assert text in spans
+
+
+def test_an_endpoint_without_the_extra_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    tracing.configure()
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but nothing is traced" in caplog.text
