@@ -186,7 +186,8 @@ class Settings:
 def _input(size: int, backbone: str) -> InputConfig:
     """Canvases for a longest side: 4:3 both ways, and square. Normalisation as EfficientNet-Lite's, else ImageNet's."""
     short = math.ceil(size * 3 / 4 / 32) * 32
-    config = InputConfig(short=size, long=size, canvases=((short, size), (size, short), (size, size)))
+    canvases = tuple(dict.fromkeys(((short, size), (size, short), (size, size))))  # a small size leaves one
+    config = InputConfig(short=size, long=size, canvases=canvases)
     if "efficientnet_lite" in backbone:
         return config
     return dataclasses.replace(config, mean=IMAGENET_MEAN, std=IMAGENET_STD)
