@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
 _PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
+_PACE_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
 
 
 class Engine:
@@ -204,6 +205,8 @@ class Engine:
     def _keep_pace(self, seconds: float, pictures: int) -> None:
         self._metrics.batch_size.observe(pictures)
         self._metrics.pictures.inc(pictures)
+        if self._batch_s:
+            seconds = min(seconds, _PACE_OUTLIER * self._batch_s)
         per_picture = seconds / pictures / self._session_count
         weight = _PACE_WEIGHT if self._batch_s else 1
         self._batch_s += weight * (seconds - self._batch_s)

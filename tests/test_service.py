@@ -269,6 +269,16 @@ def test_one_batch_that_took_longer_than_the_deadline_stops_nothing(model_file: 
     asyncio.run(run())
 
 
+def test_a_pause_of_the_machine_does_not_close_the_service(model_file: Path) -> None:
+    async def run() -> None:
+        async with served(model_file, deadline_s=5) as service:
+            await service.detect(PICTURE, DEFAULTS)
+            service._engine._keep_pace(3600, 1)
+            assert all(await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(8))))
+
+    asyncio.run(run())
+
+
 @pytest.mark.usefixtures("session_thread")
 @pytest.mark.parametrize("how", ["cancelled", "gone"])
 def test_two_hundred_that_left_cost_at_most_one_batch(
