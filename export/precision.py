@@ -29,6 +29,7 @@ from app.postprocess import Detections, Parameters
 from app.session import INPUT, OnnxRunner
 
 CALIBRATION_PICTURES = 128
+"""From which int8 takes its ranges; as many others judge it."""
 MAX_PIXELS = 100_000_000
 AGREEMENT = {"fp16": 0.98, "int8": 0.80}
 """Least share of fp32's detections that a precision must give again. AP is measured by model/evaluate.py."""
@@ -38,7 +39,7 @@ _QUANTIZED = ("Conv", "Add", "Clip", "Relu", "Resize", "MaxPool")
 """What lies between two convolutions is quantised as well, or every edge pays for a conversion."""
 
 
-def load_pictures(folder: Path, count: int = CALIBRATION_PICTURES) -> list[Image.Image]:
+def load_pictures(folder: Path, count: int = 2 * CALIBRATION_PICTURES) -> list[Image.Image]:
     """Evenly chosen pictures of a folder.
 
     Raises:
@@ -144,18 +145,24 @@ def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[s
 def agreement(
     reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Image.Image], precision: str
 ) -> tuple[float, int]:
-    """Share of the reference's detections, at the default threshold, that the other gives too, and their number."""
+    """How far two files detect the same at the default threshold.
+
+    Returns:
+        Share of the reference's detections that the other gives too, or of the other's that the reference gives,
+        whichever is less; and the number of the reference's.
+    """
     detector, lower = Detector(reference.metadata, reference), Detector(other.metadata, other)
     parameters = detector.parameters()
     # A detection just above the threshold may fall just below it: that is no disagreement.
     margin = max(0.0, parameters.score_threshold - AGREEMENT_SCORE[precision])
     with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
-    found = wanted = 0
+    found, wanted = np.zeros(2, int), np.zeros(2, int)
     for picture in pictures:
-        expected = detector.detect(picture, parameters)
-        found += _matched(expected, lower.detect(picture, with_margin), precision)
-        wanted += len(expected)
-    return found / max(wanted, 1), wanted
+        for way, (one, two) in enumerate(((detector, lower), (lower, detector))):
+            expected = one.detect(picture, parameters)
+            found[way] += _matched(expected, two.detect(picture, with_margin), precision)
+            wanted[way] += len(expected)
+    return float((found / np.maximum(wanted, 1)).min()), int(wanted[0])
 
 
 def _matched(expected: Detections, got: Detections, precision: str) -> int:

@@ -12,6 +12,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.errors import first_line
+
 _LITE = "tf_efficientnet_lite"
 
 
@@ -44,6 +46,25 @@ class Backbone(nn.Module):
         self.body = timm.create_model(name, features_only=True, out_indices=indices)
         self.channels: list[int] = self.body.feature_info.channels()
         _make_padding_static(self.body)
+        self._try_out(name)
+
+    def _try_out(self, name: str) -> None:
+        """Raises: ValueError: not every picture size is taken, or the features are not [N, channels, H, W]."""
+        height, width = 64, 96
+        expected = [
+            (1, count, height // stride, width // stride)
+            for count, stride in zip(self.channels, (8, 16, 32), strict=True)
+        ]
+        was_training = self.training
+        try:
+            with torch.no_grad():
+                found = [tuple(feature.shape) for feature in self.eval()(torch.zeros(1, 3, height, width))]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"'{name}' does not take pictures of {width} x {height}: {first_line(error)}") from None
+        finally:
+            self.train(was_training)
+        if found != expected:
+            raise ValueError(f"'{name}' gives features of shape {found}, where {expected} are needed: choose another")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: float [N, 3, H, W], normalised; H and W multiples of 32."""

@@ -30,10 +30,12 @@ ADVICE = {
     "box outside": "COCO's bbox is [x, y, width, height], not [x1, y1, x2, y2]; with VOC and YOLO, see that the box "
     "belongs to this picture, upright",
     "duplicate box": "nothing to do: one of them is kept",
+    "box under 1 px": "nothing to do, but it is not learnt",
+    "fractions": "a bbox is in pixels of the upright picture, not in fractions of it",
     "class without boxes": "nothing to do, but the class will not be learnt",
     "unknown class": "train and val need the same class names",
 }
-WARNINGS = {"duplicate box", "class without boxes"}
+WARNINGS = {"duplicate box", "box under 1 px", "class without boxes"}
 
 
 @dataclasses.dataclass
@@ -169,6 +171,7 @@ def _sound(
     listed = {one.get("id") for one in document["images"] if isinstance(one, dict) and isinstance(one.get("id"), int)}
     sound: list[dict[str, Any]] = []
     seen: set[tuple[Hashable, ...]] = set()
+    tiny = 0
     for position, entry in enumerate(entries):
         kind, where, box = None, "", None
         if isinstance(entry, dict):
@@ -206,6 +209,9 @@ def _sound(
             problems.add("duplicate box", f"{where}: {box}")
             continue
         seen.add(key)
+        if min(width, height) < 1:
+            tiny += 1
+            problems.add("box under 1 px", f"{where}: {box}")
         area = entry.get("area")
         area = float(area) if isinstance(area, (int, float)) and area > 0 else width * height
         sound.append(
@@ -218,6 +224,9 @@ def _sound(
                 "iscrowd": crowd,
             }
         )
+    if sound and tiny == len(sound):
+        problems.add("fractions", f"all {tiny} boxes are under 1 px")
+        return []
     return sound
 
 

@@ -288,12 +288,11 @@ def repeat_factors(annotations: Annotations, threshold: float) -> NDArray[np.flo
 class CanvasBatches(Sampler[list[Draw]]):
     """Batches of pictures that share a canvas; every picture once an epoch, or as often as it is repeated.
 
-    What does not fill a batch on its own canvas rides on the largest one, which holds every picture; only what does not
-    fill a last batch there is left out, other pictures every epoch. An epoch is a function of the seed and its number.
+    What does not fill a batch on its own canvas shares one that holds them all; only what does not fill a last batch is
+    left out, other pictures every epoch. An epoch is a function of the seed and its number.
 
     Args:
         canvas: [N], each picture's canvas, an index into `canvases`.
-        canvases: of which the largest holds every picture.
         batch_size: of all processes together.
         seed: of the run.
         rank: this process.
@@ -325,7 +324,6 @@ class CanvasBatches(Sampler[list[Draw]]):
         self.rank, self.processes = rank, processes
         self.zooms, self.plain_from = tuple(zooms), plain_from
         self.repeats = np.ones(len(canvas)) if repeats is None else repeats
-        self.largest = max(range(len(canvases)), key=lambda i: canvases[i].height * canvases[i].width)
         self.epoch = 0
         self.skip = 0
         self.pictures = round(float(self.repeats.sum()))
@@ -347,25 +345,31 @@ class CanvasBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         drawn = self._draw_pictures(rng)
-        full: list[tuple[int, NDArray[np.int64]]] = []
+        full: list[tuple[Size, NDArray[np.int64]]] = []
         rest: list[NDArray[np.int64]] = []
         for canvas in np.unique(self.canvas).tolist():
             members = rng.permutation(drawn[self.canvas[drawn] == canvas])
             count = len(members) // self.batch_size
-            full += [(canvas, part) for part in members[: count * self.batch_size].reshape(-1, self.batch_size)]
+            parts = members[: count * self.batch_size].reshape(-1, self.batch_size)
+            full += [(self.canvases[canvas], part) for part in parts]
             rest.append(members[count * self.batch_size :])
         leftover = rng.permutation(np.concatenate(rest))
-        count = len(leftover) // self.batch_size
-        full += [(self.largest, part) for part in leftover[: count * self.batch_size].reshape(-1, self.batch_size)]
+        leftover = leftover[: len(leftover) // self.batch_size * self.batch_size]
+        leftover = leftover[np.argsort(self.canvas[leftover], kind="stable")]  # canvases alike are neighbours
+        full += [(self._canvas_of_all(part), part) for part in leftover.reshape(-1, self.batch_size)]
         seeds = rng.integers(2**62, size=(len(full), self.batch_size))
         zooms = rng.choice(self.zooms, size=len(full))
         plain = self.plain_from is not None and self.epoch >= self.plain_from
         mine = slice(self.rank, None, self.processes)
         for position in rng.permutation(len(full))[self.skip : self.count].tolist():
-            index, members = full[position]
-            canvas, zoom = _zoomed(self.canvases[index], 1.0 if plain else float(zooms[position]))
+            whole, members = full[position]
+            canvas, zoom = _zoomed(whole, 1.0 if plain else float(zooms[position]))
             for_me = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
             yield [Draw(picture, canvas, zoom, plain, seed) for picture, seed in for_me]
+
+    def _canvas_of_all(self, members: NDArray[np.int64]) -> Size:
+        canvases = [self.canvases[index] for index in self.canvas[members].tolist()]
+        return Size(max(canvas.height for canvas in canvases), max(canvas.width for canvas in canvases))
 
     def _draw_pictures(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Every picture as often as it is repeated, fractions by systematic sampling: always as many in all."""

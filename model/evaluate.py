@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from app.artifact import Metadata
+from app.artifact import Metadata, Size
 from app.canvas import Placement
 from app.detector import Detector
 from app.errors import StartError
@@ -68,11 +68,12 @@ def detect(
     """Detections on a document's pictures; of several processes each takes its share of them.
 
     Raises:
-        ValueError: a picture cannot be opened.
+        ValueError: a picture cannot be opened, or is not of the size that the document says.
     """
     detector, parameters = Detector(metadata, runner), parameters_for(metadata)
     positions = range(rank, len(document["images"]), processes)
-    names = [document["images"][position]["file_name"] for position in positions]
+    entries = [document["images"][position] for position in positions]
+    sizes = [Size(int(entry["height"]), int(entry["width"])) for entry in entries]
     waiting: dict[tuple[int, int], list[Prepared]] = {}
     found: list[Found] = []
 
@@ -83,9 +84,9 @@ def detect(
             pictures = np.full(len(one), position, dtype=np.int64)
             found.append(Found(pictures, one.boxes, one.scores, one.class_ids.astype(np.int64)))
 
-    prepared = _prepared(detector, positions, [images / name for name in names])
+    prepared = _prepared(detector, positions, [images / entry["file_name"] for entry in entries], sizes)
     quiet = rank > 0 or not console.is_terminal
-    for one in track(prepared, "evaluating", len(names), console=console, transient=True, disable=quiet):
+    for one in track(prepared, "evaluating", len(entries), console=console, transient=True, disable=quiet):
         group = waiting.setdefault(one[2].canvas, [])
         group.append(one)
         if len(group) == BATCH:
@@ -101,13 +102,23 @@ def parameters_for(metadata: Metadata) -> Parameters:
     return Parameters(score_threshold=0.01, iou_threshold=metadata.defaults.iou_threshold, max_detections=100)
 
 
-def _prepared(detector: Detector, positions: Sequence[int], paths: Sequence[Path]) -> Iterator[Prepared]:
-    def prepare(position: int, path: Path) -> Prepared:
-        return position, *detector.fit(open_as_served(path, detector.metadata))
+def _prepared(
+    detector: Detector, positions: Sequence[int], paths: Sequence[Path], sizes: Sequence[Size]
+) -> Iterator[Prepared]:
+    def prepare(position: int, path: Path, size: Size) -> Prepared:
+        canvas, placement = detector.fit(open_as_served(path, detector.metadata))
+        if placement.picture != size:
+            found = placement.picture
+            raise ValueError(
+                f"{path} is {found.width} x {found.height} upright, but its annotations say {size.width} x "
+                f"{size.height}: their boxes would be scored in the wrong place"
+            )
+        return position, canvas, placement
 
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(paths), AHEAD):
-            yield from pool.map(prepare, positions[first : first + AHEAD], paths[first : first + AHEAD])
+            part = slice(first, first + AHEAD)
+            yield from pool.map(prepare, positions[part], paths[part], sizes[part])
 
 
 def torch_runner(model: Any, device: Any) -> Runner:

@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from app.errors import first_line
+
 Document = dict[str, Any]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -76,7 +78,10 @@ def _read_json(path: Path) -> Document:
 
 
 def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
-    """Pascal VOC: pixels count from 1 and boxes include their last one; `difficult` objects become COCO's crowds."""
+    """Pascal VOC: pixels count from 1 and boxes include their last one; `difficult` objects become COCO's crowds.
+
+    Many programs that write its xml count from 0: where a box of the folder begins there, all are taken so.
+    """
     by_stem = _pictures(images)
     pictures: list[dict[str, Any]] = []
     objects: list[tuple[int, str, dict[str, Any]]] = []
@@ -96,10 +101,15 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             x1, y1, x2, y2 = (_number(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
             bbox = None
             if x1 is not None and y1 is not None and x2 is not None and y2 is not None:
-                bbox = [x1 - 1, y1 - 1, x2 - (x1 - 1), y2 - (y1 - 1)]
+                bbox = [x1, y1, x2, y2]
             crowd = int((found.findtext("difficult") or "0").strip() == "1")
             label = (found.findtext("name") or "").strip()
             objects.append((number, label, {"bbox": bbox, "iscrowd": crowd}))
+    boxes = [box for _, _, box in objects if box["bbox"] is not None]
+    first = 0 if any(min(box["bbox"][:2]) == 0 for box in boxes) else 1
+    for box in boxes:
+        x1, y1, x2, y2 = box["bbox"]
+        box["bbox"] = [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]
     names = list(classes) or sorted({label for _, label, _ in objects})
     # An unknown name keeps itself as its id, so that the check can say it.
     ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
@@ -118,7 +128,7 @@ def _read_yolo(path: Path, images: Path) -> Document:
         width, height = _size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
         file = path / f"{stem}.txt"
-        for line in file.read_text().splitlines() if file.is_file() else ():
+        for line in _lines(file) if file.is_file() else ():
             if words := line.split():
                 annotations.append({"image_id": number} | _yolo_box(words, width or 0, height or 0))
     return _document(pictures, annotations, {name: position for position, name in enumerate(names)})
@@ -138,20 +148,38 @@ def _yolo_names(path: Path) -> list[str]:
     whole = path.absolute()
     for folder in (whole, *whole.parents[:2]):
         if (plain := folder / "classes.txt").is_file():
-            return [line.strip() for line in plain.read_text().splitlines() if line.strip()]
+            return [line.strip() for line in _lines(plain) if line.strip()]
         for file in (folder / "data.yaml", folder / "dataset.yaml"):
             if file.is_file():
                 import yaml  # type: ignore[import-untyped]
 
                 try:
-                    names = yaml.safe_load(file.read_text())["names"]
-                    return [str(name) for _, name in sorted(names.items())] if isinstance(names, dict) else list(names)
+                    return _names_in_order(yaml.safe_load("\n".join(_lines(file)))["names"])
                 except (yaml.YAMLError, KeyError, TypeError) as error:
-                    raise ValueError(f"{file} has no readable list `names` ({type(error).__name__})") from None
+                    raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
     raise ValueError(
         f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with one name a line, in it or "
         "in one of the two folders above"
     )
+
+
+def _names_in_order(names: Any) -> list[str]:
+    """Raises: TypeError: they are no list, and no mapping from 0, 1, 2, ... on."""
+    if isinstance(names, dict):
+        by_number = {int(str(number)): name for number, name in names.items() if str(number).isdecimal()}
+        if sorted(by_number) != list(range(len(names))):
+            raise TypeError("a mapping must have the keys 0, 1, 2 and so on")
+        names = [by_number[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise TypeError("it is no list")
+    return [str(name) for name in names]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
 
 
 def _pictures(folder: Path) -> dict[str, str]:

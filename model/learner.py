@@ -38,7 +38,8 @@ class Learner:
         self.optimizer = make_optimizer(model, settings)
         self.precision = _precision(settings, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_gamma=20.0)
+        # The window grows with the run, to about a tenth of it: runs are too short for a constant one.
+        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75)
         if settings.compile:
             model.compile(dynamic=False)
         self._losses: nn.Module = _Losses(model, Objective(quality=settings.quality, assignment=settings.assignment))

@@ -21,7 +21,11 @@ def freeze(model: FCOS, settings: Settings) -> None:
     elif settings.freeze == "c3":
         c3 = model.backbone.body.feature_info.module_name()[0]
         prefixes = (f"{c3}.", f"{c3.replace('.', '_')}.")
-        count = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes))
+        count = 1 + max((i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes)), default=-1)
+        if not count:
+            raise ValueError(
+                f"--freeze c3: no parameter of {settings.backbone or 'the backbone'} lies up to C3; leave it out"
+            )
     for _, parameter in parameters[:count]:
         parameter.requires_grad_(False)
 

@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "freeze": "c3",
         "backbone_norm": "frozen",
         "augmentation": Augmentation(scale=(0.7, 2.0)),
-        "evaluate_every": 8,
+        "evaluate_every": 24,  # once, as above
         "workers": 1,
     },
 }

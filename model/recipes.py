@@ -21,7 +21,7 @@ import json
 import multiprocessing
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +135,20 @@ def compare(options: argparse.Namespace, until: float, console: Console) -> None
     paths = split(options.data, options.output / "split", console)
     rows: list[dict[str, Any]] = []
 
-    def one(recipe: str) -> None:
+    def one(recipe: str) -> dict[str, Any]:
         if time.monotonic() > until:
-            return
+            return {}
         folder = options.output / recipe
         epochs = options.epochs or SHORT_EPOCHS
         settings = settings_of(recipe, epochs, **paths, output=folder, resume=_begun(folder), **options.more)
-        rows.append({"recipe": recipe} | run(settings, until))
-        write_json(options.output / "recipes.json", rows)
-        console.print("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+        return {"recipe": recipe} | run(settings, until)
 
     with ThreadPoolExecutor(options.at_once) as pool:
-        list(pool.map(one, options.only))
+        for done in as_completed([pool.submit(one, recipe) for recipe in options.only]):
+            if row := done.result():
+                rows.append(row)
+                write_json(options.output / "recipes.json", rows)
+                console.print("  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 def finish(options: argparse.Namespace, until: float, console: Console) -> None:

@@ -18,7 +18,7 @@ NOMINAL_BATCH = 16
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 NOT_OF_THE_RESULT = (
-    "train_annotations", "train_images", "val_annotations", "val_images", "output", "resume", "name",
+    "train_annotations", "train_images", "val_annotations", "val_images", "output", "resume", "from_", "name",
     "iou_threshold", "workers", "compile", "device", "evaluate_every", "save_every",
 )  # fmt: skip
 """Options that a resumed run may change: what is learnt does not depend on them (the data are compared as such)."""
@@ -90,7 +90,8 @@ class Settings:
     backbone_norm: Literal["frozen", "trained"] = "trained"
     """Statistics of the backbone's BatchNorm."""
     ema_decay: float = 0.9998
-    """Of the averaged weights, which are evaluated and saved; rises to this from 0; 0 for none."""
+    """Of the averaged weights, which are evaluated and saved. After t iterations 1 - (t + 1)^-0.75, or this where it is
+    less; 0 for none."""
 
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     plain_epochs: int = 2
@@ -138,8 +139,6 @@ class Settings:
             raise ValueError(f"--iou-threshold must be between 0 and 1, but got {self.iou_threshold}")
         if not self.zooms or not all(0.25 <= zoom <= 4 for zoom in self.zooms):
             raise ValueError(f"--zooms must be factors between 0.25 and 4, such as 0.75 1 1.25, but got {self.zooms}")
-        if self.resume and self.from_ is not None:
-            raise ValueError("--resume goes on with a run's own weights: leave --from out")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be divided into --accumulate {self.accumulate} parts"

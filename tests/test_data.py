@@ -29,6 +29,7 @@ from model.data import (
     read_checked,
     repeat_factors,
 )
+from model.formats import read_document
 from model.layout import Augmentation
 from tests.toy import IDS, write_coco, write_pictures
 
@@ -135,6 +136,71 @@ def test_a_polygon_is_named_with_its_file(tmp_path: Path) -> None:
     _, problems = read_checked(tmp_path / "yolo", tmp_path / "pictures")
     assert problems.errors == [("polygon", "annotation at position 0 of image 1 (picture-0.png)")]
     assert "only boxes" in problems.describe(problems.errors)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (
+            "names: {'0': a, '1': b, '10': k, '2': c, '3': d, '4': e, '5': f, '6': g, '7': h, '8': i, '9': j}",
+            "abcdefghijk",
+        ),
+        ("names: [0, 1, 2]", "012"),
+    ],
+)
+def test_yolos_class_names_keep_their_order(tmp_path: Path, names: str, found: str) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "data.yaml").write_text(names)
+    document = read_document(tmp_path / "yolo", tmp_path / "pictures")
+    assert "".join(category["name"] for category in document["categories"]) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [("names: {1: a, 2: b}", "keys 0, 1, 2"), ("names: cat", "no list"), ("nc: 3", "no readable list `names`")],
+)
+def test_class_names_without_a_sure_order_are_refused(tmp_path: Path, names: str, says: str) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "data.yaml").write_text(names)
+    with pytest.raises(ValueError, match=says):
+        read_document(tmp_path / "yolo", tmp_path / "pictures")
+
+
+def test_a_text_file_of_yolo_may_begin_with_a_mark_and_must_be_utf8(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
+    file = tmp_path / "yolo" / "picture-0.txt"
+    file.write_bytes(b"\xef\xbb\xbf0 .5 .5 .2 .2")
+    assert len(read_annotations(tmp_path / "yolo", tmp_path / "pictures").boxes) == 1
+    file.write_bytes(b"0 .5 .5 .2 .2 \xe9")
+    with pytest.raises(ValueError, match=r"picture-0\.txt cannot be read as UTF-8"):
+        read_annotations(tmp_path / "yolo", tmp_path / "pictures")
+
+
+def test_voc_boxes_that_count_from_0_are_taken_so(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path / "pictures", 1)
+    document["annotations"][0]["bbox"] = [0, 5, 30, 40]
+    write_voc(tmp_path / "voc", document)
+    (file,) = (tmp_path / "voc").iterdir()
+    tree = ElementTree.parse(file)
+    for key in ("xmin", "ymin"):
+        for number in tree.iter(key):
+            number.text = str(float(number.text or "") - 1)
+    tree.write(file)
+    first = read_annotations(tmp_path / "voc", tmp_path / "pictures").boxes[0]
+    assert first.tolist() == [0, 5, 30, 45]
+
+
+def test_boxes_in_fractions_are_an_error_and_one_tiny_box_a_warning(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 2)
+    document["annotations"][0]["bbox"] = [3, 3, 0.5, 9]
+    _, problems = check(document, "it", tmp_path)
+    assert not problems.errors
+    assert [kind for kind, _ in problems.warnings if kind != "class without boxes"] == ["box under 1 px"]
+    for annotation in document["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.5, 0.01 * annotation["id"]]
+    _, problems = check(document, "it", tmp_path)
+    assert problems.errors == [("fractions", "all 4 boxes are under 1 px")]
 
 
 def test_difficult_objects_of_voc_are_neither_learnt_nor_errors(tmp_path: Path) -> None:
@@ -305,6 +371,17 @@ def test_a_missing_or_broken_picture_is_named(tmp_path: Path) -> None:
 def drawn(batches: CanvasBatches, epoch: int = 0, skip: int = 0) -> list[list[Draw]]:
     batches.start(epoch, skip)
     return list(batches)
+
+
+def test_every_leftover_batch_has_a_canvas_that_holds_its_pictures() -> None:
+    """Also where no canvas holds all others, as torchvision's 83."""
+    canvases = (Size(64, 128), Size(128, 64), Size(96, 96))
+    canvas = np.random.default_rng(0).integers(0, 3, 20)
+    for batch in drawn(CanvasBatches(canvas, canvases, 4, 0)):
+        for draw in batch:
+            own = canvases[canvas[draw.picture]]
+            assert draw.canvas.height >= own.height
+            assert draw.canvas.width >= own.width
 
 
 canvas_lists = st.lists(st.integers(0, 2), min_size=8, max_size=60).map(lambda values: np.array(values, dtype=np.int64))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from app.service import Service
 from app.settings import Settings
@@ -78,11 +79,21 @@ def test_batching_does_not_change_what_is_found(model_file: Path, toy: tuple[Pat
         assert np.allclose(a, b, atol=1e-4)
 
 
+def test_a_picture_of_another_size_than_annotated_is_refused(model_file: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # annotated as it is stored, but shown upright
+    rectangle_picture().save(tmp_path / "turned.jpg", exif=exif)
+    document = {"images": [{"file_name": "turned.jpg", "width": 160, "height": 120}]}
+    runner, metadata = evaluate.open_model(model_file, "cpu")
+    with pytest.raises(ValueError, match=r"turned\.jpg is 120 x 160 upright, but its annotations say 160 x 120"):
+        evaluate.detect(runner, metadata, document, tmp_path, QUIET)
+
+
 def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Path) -> None:
     # The service decodes it smaller than it is; so must what says how good the service is.
     picture = rectangle_picture().resize((2000, 1500))
     picture.save(tmp_path / "large.jpg", quality=90)
-    document = {"images": [{"file_name": "large.jpg"}]}
+    document = {"images": [{"file_name": "large.jpg", "width": 2000, "height": 1500}]}
     runner, metadata = evaluate.open_model(model_file, "cpu")
     found = evaluate.detect(runner, metadata, document, tmp_path, QUIET)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.artifact import Metadata
 from app.detector import Detector
-from app.postprocess import Parameters
+from app.postprocess import Detections, Parameters
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
@@ -243,6 +243,21 @@ def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder
     share, count = agreement(reference, OnnxRunner.load(file), pictures_, "int8")
     assert count > 20
     assert share < 0.2
+
+
+def test_detections_that_fp32_does_not_have_are_disagreement_too(
+    exported: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect = Detector.detect
+    few, many = OnnxRunner.load(exported), OnnxRunner.load(exported)
+
+    def some(detector: Detector, picture: Image.Image, parameters: Parameters) -> Detections:
+        found = detect(detector, picture, parameters)
+        return found.take(np.arange(len(found)) < 1) if detector.run is few else found
+
+    monkeypatch.setattr(Detector, "detect", some)
+    share, _ = agreement(few, many, load_pictures(picture_folder), "int8")
+    assert share < 0.5
 
 
 def test_a_precision_that_answers_otherwise_is_not_written(

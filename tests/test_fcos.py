@@ -1,5 +1,7 @@
 """The network as a whole: shapes, initial state, gradients, and independence of what stands beside a picture."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -139,16 +141,17 @@ def test_packaged_imagenet_weights_are_loaded_whole(name: str) -> None:
     assert all(v is not None and not torch.equal(v, torch.ones_like(v)) for v in variances)
 
 
-def test_resnet_weights_of_torchvision_fit_by_name() -> None:
+def test_resnet_weights_of_torchvision_are_loaded_from_their_file(tmp_path: Path) -> None:
     from torchvision.models import resnet18
 
     torch.manual_seed(3)
-    theirs = resnet18(weights=None)
-    path_state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    theirs = resnet18(weights=None).state_dict()
+    torch.save(theirs, tmp_path / "resnet18.pth")
     backbone = Backbone("resnet18")
-    missing, unexpected = backbone.body.load_state_dict(path_state, strict=False)
-    assert missing == []
-    assert all(key.startswith("layer") is False for key in unexpected)
+    load_imagenet_weights(backbone, "resnet18", str(tmp_path / "resnet18.pth"))
+    ours = backbone.body.state_dict()
+    assert {key for key in theirs if key in ours} == {key for key in theirs if not key.startswith("fc.")}
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,7 @@ def test_resnet_weights_of_torchvision_fit_by_name() -> None:
     [
         ({"backbone": "resnet999"}, "timm knows no model 'resnet999'"),
         ({"backbone": "vit_tiny_patch16_224"}, "no features at strides 8, 16 and 32"),
+        ({"backbone": "swin_tiny_patch4_window7_224"}, "'swin_tiny_patch4_window7_224'"),
         ({"channels": 80, "norm_groups": 32}, "multiple of norm_groups"),
         ({"classes": ("cat", "cat")}, "unique"),
         ({"classes": ()}, "at least one"),

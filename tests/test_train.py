@@ -45,6 +45,7 @@ EVERYTHING: dict[str, Any] = {
     "epochs": 3,
     "plain_epochs": 1,
     "iou_threshold": 0.4,
+    "norm": "bn",
 }
 
 
@@ -100,6 +101,35 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one(
         assert difference(one, other) == 0
         assert (one.metrics, one.score_threshold) == (other.metrics, other.score_threshold)
     assert rows(tmp_path / "run") == rows(uninterrupted)
+
+
+def test_a_fine_tuned_run_is_resumed_by_its_own_command(
+    data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(data, tmp_path / "run", from_=uninterrupted / "best.pt", epochs=2)
+    assert train(dataclasses.replace(options, output=tmp_path / "whole"), ALONE, QUIET)
+    step = Learner.step
+
+    def step_and_signal(learner: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        if iteration == 1 and not options.output.joinpath("last.pt").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(learner, parts, iteration)
+
+    monkeypatch.setattr(Learner, "step", step_and_signal)
+    assert not train(options, ALONE, QUIET)
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    one, other = (checkpoints.load(tmp_path / run / "last.pt") for run in ("run", "whole"))
+    assert difference(one, other) == 0
+    assert one.training["start"] == other.training["start"]
+
+
+def test_the_averaged_weights_are_those_of_about_the_last_tenth(data: Data, tmp_path: Path) -> None:
+    """The window of the average, in iterations, grows with the run."""
+    options = settings(data, tmp_path)
+    learner = Learner(FCOS(*options.network(("a",), None)), options, ALONE, 10_000)
+    for iterations in (1_000, 10_000):
+        window = 1 / (1 - learner.ema.get_decay(iterations))
+        assert 0.05 < window / iterations < 0.25
 
 
 def test_a_signal_to_every_process_saves_the_run_as_well(
