@@ -4,8 +4,8 @@ For each line of its input, a number of seconds, it prints the pictures per seco
 """
 
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import Pipeline, options
 
@@ -22,20 +22,18 @@ def main() -> None:
 
 def _rate(pipeline: Pipeline, data: bytes, threads: int, seconds: float) -> float:
     """Returns: Pictures per second of some threads together."""
-    counts = [0] * threads
     began = time.perf_counter()
 
-    def work(number: int) -> None:
+    def work(_: int) -> int:
+        count = 0
         while time.perf_counter() < began + seconds:
             pipeline(data)
-            counts[number] += 1
+            count += 1
+        return count
 
-    running = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - began)
+    with ThreadPoolExecutor(threads) as pool:
+        count = sum(pool.map(work, range(threads)))
+    return count / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

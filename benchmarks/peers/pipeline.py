@@ -35,10 +35,9 @@ class Pipeline:
     def after(self, heads: Any, placement: Any, parameters: Parameters | None = None) -> bytes:
         found = self._detector.finish(heads, placement, parameters or self._detector.parameters())
         timing_ms = {"decode": 0.0, "queue": 0.0, "inference": 0.0, "postprocess": 0.0}
-        outcome = Outcome(
-            b"", MAX_PIXELS, placement.picture, found, self.runner.metadata.classes, self._model, timing_ms
-        )
-        return outcome.to_json()
+        return Outcome(
+            placement.picture, found, self.runner.metadata.classes, self._model, timing_ms
+        ).to_json()  # fmt: skip
 
     def __call__(self, data: bytes) -> bytes:
         canvas, placement = self.before(data)
