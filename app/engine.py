@@ -240,9 +240,11 @@ class Engine:
     def _drawn(self, job: Job, media_type: str, outcome: Outcome) -> bytes:
         """Decodes the picture once more, in full size, as the pipeline keeps no pixels. Raises: Refusal."""
         job.release()
-        size = outcome.size
-        # One more for the copy that is drawn on.
-        reserve = lambda pixels: self._reserve(job, pixels + size.height * size.width)  # noqa: E731
+        copy = outcome.size.height * outcome.size.width  # that is drawn on
+
+        def reserve(pixels: int) -> None:
+            self._reserve(job, pixels + copy)
+
         picture = decode(job.data, self._max_pixels, reserve=reserve).picture
         return drawing(picture, outcome.answer.detections, media_type)
 
