@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from time import perf_counter
 
 from app.artifact import Metadata
 from app.errors import ClientGone, Refusal
@@ -53,7 +52,6 @@ async def _detect_all(
     deadline: float | None,
 ) -> BatchAnswer:
     free = asyncio.Semaphore(min(AT_ONCE, service.settings.max_queue))
-    deadline = perf_counter() + service.settings.deadline_s if deadline is None else deadline
 
     async def detect(data: bytes) -> Answer | Refused:
         async with free:

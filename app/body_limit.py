@@ -5,6 +5,7 @@ Starlette's own `max_body_size` does the same, but answers in plain text; here a
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.budget import Budget, Share
 from app.errors import Refusal
 from app.problems import counted_response
 from app.telemetry import header
@@ -23,49 +24,49 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, max_bytes: int, max_held: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
-        self._max_held = max_held
-        self._held = 0
+        self._held = Budget(max_held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = header(scope, b"content-length")
-        size = int(declared) if declared.isdecimal() else 0
+        share = Share(self._held)
         try:
-            self._require_room(size, self._held)
+            self._take(share, 0, int(declared) if declared.isdecimal() else 0)
         except Refusal as refusal:
             await counted_response(scope["app"], refusal)(scope, receive, send)
             return
 
+        share.shrink(0)  # what has arrived is held, not what is announced
         received = 0
 
         async def limited() -> Message:
             nonlocal received
             message = await receive()
             count = len(message.get("body", b""))
+            self._take(share, received, count)
             received += count
-            self._held += count
-            self._require_room(received, self._held - received)
             return message
 
         try:
             await self._app(scope, limited, send)
         finally:
-            self._held -= received
+            share.shrink(0)
 
-    def _require_room(self, size: int, others: int) -> None:
+    def _take(self, share: Share, received: int, count: int) -> None:
         """Raises: Refusal: The rest of the body is not read."""
-        if size > self._max_bytes:
+        if received + count > self._max_bytes:
             raise Refusal(
                 "body_too_large",
                 f"The request's body is larger than the {self._max_bytes} bytes that are taken. Send a smaller "
                 "picture.",
                 headers={"Connection": "close"},
             )
-        if others and others + size > self._max_held:
+        if not share.grow(count):
             raise Refusal(
                 "overloaded",
-                f"Requests of {others} bytes are being answered, and {self._max_held} may be. Try again later.",
+                f"Requests of {self._held.used} bytes are being answered, and {self._held.limit} may be. Try again "
+                "later.",
                 headers={"Connection": "close", "Retry-After": "1"},
             )

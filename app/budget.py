@@ -20,26 +20,33 @@ class Budget:
 
     def take(self, amount: int) -> "Share | None":
         """Returns: The share; None where the budget has not that much left."""
-        with self._lock:
-            if self._used and self._used + amount > self.limit:
-                return None
-            self._used += amount
-        return Share(self, amount)
+        share = Share(self)
+        return share if share.grow(amount) else None
 
-    def _give_back(self, amount: int) -> None:
+    def _add(self, own: int, amount: int) -> bool:
         with self._lock:
-            self._used -= amount
+            others = self._used - own
+            if amount > 0 and others and self._used + amount > self.limit:
+                return False
+            self._used += amount
+        return True
 
 
 class Share:
     """A part of a budget. One thread at a time holds it."""
 
-    def __init__(self, budget: Budget, amount: int) -> None:
+    def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._amount = amount
+        self._amount = 0
+
+    def grow(self, amount: int) -> bool:
+        """Returns: Whether the budget had that much more; else the share stays as it is."""
+        fits = self._budget._add(self._amount, amount)
+        self._amount += amount if fits else 0
+        return fits
 
     def shrink(self, amount: int) -> None:
         """Keeps at most `amount`."""
         if amount < self._amount:
-            self._budget._give_back(self._amount - amount)
+            self._budget._add(self._amount, amount - self._amount)
             self._amount = amount

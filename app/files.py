@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -23,7 +22,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  
 COCO_SCORE_THRESHOLD = 0.01  # AP is the whole curve's
 AHEAD = 8  # pictures being worked on: some decode while others are in the model
 
-DEFAULTS = DetectQuery()  # the model's
 Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
 
 
@@ -46,9 +44,7 @@ class Outputs:
     drawings: Path | None = None
 
 
-async def detect_files(
-    settings: Settings, paths: Sequence[Path], outputs: Outputs, query: DetectQuery = DEFAULTS
-) -> int:
+async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outputs, query: DetectQuery) -> int:
     """Detects objects in files. Returns: 1 where a picture failed, else 0. Raises: StartError."""
     files = pictures_in(paths)
     for path in (outputs.json, outputs.coco):
@@ -236,8 +232,11 @@ def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
         raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
     drawings: dict[Path, None] = {}
     for file in files:
-        names = (directory / f"{file.stem}{number}.png" for number in chain([""], (f"-{n}" for n in count(2))))
-        drawings[next(name for name in names if name not in drawings)] = None
+        drawing, number = directory / f"{file.stem}.png", 1
+        while drawing in drawings:
+            number += 1
+            drawing = directory / f"{file.stem}-{number}.png"
+        drawings[drawing] = None
     return list(drawings)
 
 

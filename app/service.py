@@ -163,7 +163,7 @@ class Service:
         """
         self.require_ready()
         now = perf_counter()
-        deadline = now + self.settings.deadline_s if deadline is None else deadline
+        deadline = self._deadline(deadline)
         self.require_room(deadline)
         engine = self._engine
         if callable(parameters):
@@ -192,10 +192,11 @@ class Service:
         data: bytes,
         parameters: Parameters | Callable[[Metadata], Parameters],
         *,
-        deadline: float,
+        deadline: float | None = None,
         draw: str | None = None,
     ) -> Outcome:
         """As `detect`, but where there is no room, waits for some until the deadline."""
+        deadline = self._deadline(deadline)
         while True:
             try:
                 return await self.detect(data, parameters, deadline=deadline, draw=draw)
@@ -203,6 +204,9 @@ class Service:
                 if refusal.code != "overloaded" or perf_counter() + LOOK_FOR_ROOM_S > deadline:
                     raise
             await asyncio.sleep(LOOK_FOR_ROOM_S)
+
+    def _deadline(self, deadline: float | None) -> float:
+        return perf_counter() + self.settings.deadline_s if deadline is None else deadline
 
     async def reload(self, *, wait: bool = False) -> ModelInfo:
         """Puts the model file as it is now in the place of the served one, without a gap.

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -104,7 +105,7 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
     try:
         return await _files_of(await parser.parse(), field)
     except MultiPartException as error:
-        raise Refusal("malformed_request", f"{error.message.rstrip('.')}. /docs shows a right request.") from None
+        raise HTTPException(400, error.message) from None  # as Starlette's own `form` does; `problems` words it
     finally:
         parser.close()
 

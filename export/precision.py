@@ -158,10 +158,13 @@ def agreement(
     with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
     found, wanted = np.zeros(2, int), np.zeros(2, int)
     for picture in pictures:
-        for way, (one, two) in enumerate(((detector, lower), (lower, detector))):
-            expected = one.detect(picture, parameters)
-            found[way] += _matched(expected, two.detect(picture, with_margin), precision)
-            wanted[way] += len(expected)
+        canvas, placement = detector.fit(picture)
+        heads = [(one, one.run(canvas[None]).of(0)) for one in (detector, lower)]
+        sure = [one.finish(head, placement, parameters) for one, head in heads]
+        likely = [one.finish(head, placement, with_margin) for one, head in heads]
+        for way in (0, 1):
+            found[way] += _matched(sure[way], likely[1 - way], precision)
+            wanted[way] += len(sure[way])
     return float((found / np.maximum(wanted, 1)).min()), int(wanted[0])
 
 

@@ -55,14 +55,13 @@ class Backbone(nn.Module):
             (1, count, height // stride, width // stride)
             for count, stride in zip(self.channels, (8, 16, 32), strict=True)
         ]
-        was_training = self.training
         try:
             with torch.no_grad():
                 found = [tuple(feature.shape) for feature in self.eval()(torch.zeros(1, 3, height, width))]
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"'{name}' does not take pictures of {width} x {height}: {first_line(error)}") from None
         finally:
-            self.train(was_training)
+            self.train()
         if found != expected:
             raise ValueError(f"'{name}' gives features of shape {found}, where {expected} are needed: choose another")
 

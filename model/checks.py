@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from model.formats import Document, upright_size
+from model.formats import POLYGON, Document, upright_size
 
 SHOWN = 10
 OVERHANG_PX = 2.0
@@ -171,14 +171,13 @@ def _sound(
     listed = {one.get("id") for one in document["images"] if isinstance(one, dict) and isinstance(one.get("id"), int)}
     sound: list[dict[str, Any]] = []
     seen: set[tuple[Hashable, ...]] = set()
-    tiny = 0
     for position, entry in enumerate(entries):
         kind, where, box = None, "", None
         if isinstance(entry, dict):
             where = f"annotation {entry.get('id', f'at position {position}')} of {_picture(entry, pictures)}"
             box = _numbers(entry.get("bbox"))
         if not isinstance(entry, dict) or "image_id" not in entry or "category_id" not in entry or box is None:
-            polygon = isinstance(entry, dict) and entry.get("bbox") == "a polygon"
+            polygon = isinstance(entry, dict) and entry.get("bbox") == POLYGON
             kind = "polygon" if polygon else "unreadable entry"
             where = where or f"annotation at position {position}"
         elif not _in(entry["image_id"], listed):
@@ -210,7 +209,6 @@ def _sound(
             continue
         seen.add(key)
         if min(width, height) < 1:
-            tiny += 1
             problems.add("box under 1 px", f"{where}: {box}")
         area = entry.get("area")
         area = float(area) if isinstance(area, (int, float)) and area > 0 else width * height
@@ -224,8 +222,8 @@ def _sound(
                 "iscrowd": crowd,
             }
         )
-    if sound and tiny == len(sound):
-        problems.add("fractions", f"all {tiny} boxes are under 1 px")
+    if sound and all(min(one["bbox"][2:]) < 1 for one in sound):
+        problems.add("fractions", f"all {len(sound)} boxes are under 1 px")
         return []
     return sound
 

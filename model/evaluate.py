@@ -31,6 +31,7 @@ from app.artifact import Metadata, Size
 from app.canvas import Placement
 from app.detector import Detector
 from app.errors import StartError
+from app.files import COCO_SCORE_THRESHOLD
 from app.postprocess import Heads, Parameters
 from model.data import open_as_served, read_usable
 from model.formats import Document
@@ -73,7 +74,6 @@ def detect(
     detector, parameters = Detector(metadata, runner), parameters_for(metadata)
     positions = range(rank, len(document["images"]), processes)
     entries = [document["images"][position] for position in positions]
-    sizes = [Size(int(entry["height"]), int(entry["width"])) for entry in entries]
     waiting: dict[tuple[int, int], list[Prepared]] = {}
     found: list[Found] = []
 
@@ -84,7 +84,7 @@ def detect(
             pictures = np.full(len(one), position, dtype=np.int64)
             found.append(Found(pictures, one.boxes, one.scores, one.class_ids.astype(np.int64)))
 
-    prepared = _prepared(detector, positions, [images / entry["file_name"] for entry in entries], sizes)
+    prepared = _prepared(detector, positions, entries, images)
     quiet = rank > 0 or not console.is_terminal
     for one in track(prepared, "evaluating", len(entries), console=console, transient=True, disable=quiet):
         group = waiting.setdefault(one[2].canvas, [])
@@ -99,13 +99,16 @@ def detect(
 def parameters_for(metadata: Metadata) -> Parameters:
     """COCO's protocol: AP wants the whole precision-recall curve, so almost no threshold, and 100 boxes. Non-maximum
     suppression is the model's own, as it is served."""
-    return Parameters(score_threshold=0.01, iou_threshold=metadata.defaults.iou_threshold, max_detections=100)
+    return Parameters(
+        score_threshold=COCO_SCORE_THRESHOLD, iou_threshold=metadata.defaults.iou_threshold, max_detections=100
+    )
 
 
 def _prepared(
-    detector: Detector, positions: Sequence[int], paths: Sequence[Path], sizes: Sequence[Size]
+    detector: Detector, positions: Sequence[int], entries: Sequence[dict[str, Any]], images: Path
 ) -> Iterator[Prepared]:
-    def prepare(position: int, path: Path, size: Size) -> Prepared:
+    def prepare(position: int, entry: dict[str, Any]) -> Prepared:
+        path, size = images / entry["file_name"], Size(int(entry["height"]), int(entry["width"]))
         canvas, placement = detector.fit(open_as_served(path, detector.metadata))
         if placement.picture != size:
             found = placement.picture
@@ -116,9 +119,8 @@ def _prepared(
         return position, canvas, placement
 
     with ThreadPoolExecutor(4) as pool:
-        for first in range(0, len(paths), AHEAD):
-            part = slice(first, first + AHEAD)
-            yield from pool.map(prepare, positions[part], paths[part], sizes[part])
+        for first in range(0, len(entries), AHEAD):
+            yield from pool.map(prepare, positions[first : first + AHEAD], entries[first : first + AHEAD])
 
 
 def torch_runner(model: Any, device: Any) -> Runner:

@@ -18,6 +18,7 @@ from app.errors import first_line
 
 Document = dict[str, Any]
 
+POLYGON = "a polygon"  # in the place of a bbox
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
@@ -128,7 +129,7 @@ def _read_yolo(path: Path, images: Path) -> Document:
         width, height = _size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
         file = path / f"{stem}.txt"
-        for line in _lines(file) if file.is_file() else ():
+        for line in _text(file).splitlines() if file.is_file() else ():
             if words := line.split():
                 annotations.append({"image_id": number} | _yolo_box(words, width or 0, height or 0))
     return _document(pictures, annotations, {name: position for position, name in enumerate(names)})
@@ -140,7 +141,7 @@ def _yolo_box(words: list[str], width: float, height: float) -> dict[str, Any]:
     except ValueError:
         return {"category_id": words[0], "bbox": None}
     if len(words) > 5:  # as YOLO's segmentation files have
-        return {"category_id": label, "bbox": "a polygon"}
+        return {"category_id": label, "bbox": POLYGON}
     return {"category_id": label, "bbox": [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]}
 
 
@@ -148,13 +149,13 @@ def _yolo_names(path: Path) -> list[str]:
     whole = path.absolute()
     for folder in (whole, *whole.parents[:2]):
         if (plain := folder / "classes.txt").is_file():
-            return [line.strip() for line in _lines(plain) if line.strip()]
+            return [line.strip() for line in _text(plain).splitlines() if line.strip()]
         for file in (folder / "data.yaml", folder / "dataset.yaml"):
             if file.is_file():
                 import yaml  # type: ignore[import-untyped]
 
                 try:
-                    return _names_in_order(yaml.safe_load("\n".join(_lines(file)))["names"])
+                    return _names_in_order(yaml.safe_load(_text(file))["names"])
                 except (yaml.YAMLError, KeyError, TypeError) as error:
                     raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
     raise ValueError(
@@ -175,9 +176,9 @@ def _names_in_order(names: Any) -> list[str]:
     return [str(name) for name in names]
 
 
-def _lines(file: Path) -> list[str]:
+def _text(file: Path) -> str:
     try:
-        return file.read_text("utf-8-sig").splitlines()
+        return file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
 

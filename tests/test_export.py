@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from app.artifact import Metadata
+from app.canvas import Placement
 from app.detector import Detector
-from app.postprocess import Detections, Parameters
+from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
@@ -248,14 +249,14 @@ def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder
 def test_detections_that_fp32_does_not_have_are_disagreement_too(
     exported: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detect = Detector.detect
+    finish = Detector.finish
     few, many = OnnxRunner.load(exported), OnnxRunner.load(exported)
 
-    def some(detector: Detector, picture: Image.Image, parameters: Parameters) -> Detections:
-        found = detect(detector, picture, parameters)
+    def some(detector: Detector, heads: PictureHeads, placement: Placement, parameters: Parameters) -> Detections:
+        found = finish(detector, heads, placement, parameters)
         return found.take(np.arange(len(found)) < 1) if detector.run is few else found
 
-    monkeypatch.setattr(Detector, "detect", some)
+    monkeypatch.setattr(Detector, "finish", some)
     share, _ = agreement(few, many, load_pictures(picture_folder), "int8")
     assert share < 0.5
 

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 
 from app.errors import SettingsError
+from app.session import BATCH_SIZES
 from app.settings import Settings, load_settings
 
 
@@ -21,6 +24,10 @@ def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, 
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=message):
         load_settings()
+
+
+def test_the_largest_batch_is_one_that_is_warmed() -> None:
+    assert get_args(Settings.model_fields["max_batch"].annotation) == (0, *BATCH_SIZES)
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
