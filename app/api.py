@@ -76,7 +76,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.add_middleware(Detect)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes, max_held=settings.max_queue_bytes)
     app.add_middleware(Gate, settings=settings)
-    app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
+    app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s, routes=KEY_PATHS)
     problems.install(app)
 
     @app.post(

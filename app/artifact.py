@@ -5,7 +5,6 @@ It is written by the exporter to `metadata_props["fcos"]`. Sizes are (height, wi
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -167,7 +166,6 @@ def first_fault(error: ValidationError) -> str:
     return f"`{where}` has value {value} ({message})"
 
 
-def file_version(path: Path) -> str:
+def file_version(file: bytes) -> str:
     """Returns: The first 8 hexadecimal digits of the file's sha256, by which a served model is told from another."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    return hashlib.sha256(file).hexdigest()[:8]

@@ -1,13 +1,16 @@
 """Several pictures in one request."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from app.artifact import Metadata
-from app.errors import ClientGone, Refusal
+from app.errors import ClientGone, Refusal, failed
 from app.postprocess import Parameters
 from app.schemas import Answer, BatchAnswer, Problem, Refused
 from app.service import Service
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # enough to fill the model's largest batch, and few enough to leave room for other requests
 
@@ -57,10 +60,14 @@ async def _detect_all(
         async with free:
             try:
                 return (await service.detect_in_time(data, parameters, deadline=deadline)).answer
-            except Refusal as refusal:
-                service.metrics.refuse(refusal)
-                return Refused(problem=Problem.model_validate(refusal.problem()))
+            except Refusal as expected:
+                refusal = expected
+            except Exception:
+                log.exception("The service failed on a picture of a batch.")
+                refusal = failed("picture")
+            service.metrics.refuse(refusal)
+            return Refused(problem=Problem.model_validate(refusal.problem()))
 
-    async with asyncio.TaskGroup() as group:  # where one fails for a reason of ours, the others are not computed
+    async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(detect(data)) for data in pictures]
     return BatchAnswer(results=[task.result() for task in tasks])

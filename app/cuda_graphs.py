@@ -4,6 +4,8 @@ A recording reads and writes fixed addresses, so each shape keeps its own buffer
 (microsoft/onnxruntime#19636). Recordings belong to the thread that made them: warm-up and requests must share one.
 """
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,34 +16,48 @@ _RECORDING_RUNS = (
     3  # ONNX Runtime allocates in the first, may still choose in the second, and has recorded by the third
 )
 
+# While one session records, what another does on the GPU from its own thread may end that: ONNX Runtime records
+# in CUDA's global mode. That is when a model is reloaded under load.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 class CudaGraphs:
     """Runs a session of the CUDA provider whose option `enable_cuda_graph` is set.
 
     Args:
+        outputs: Names, in the order in which they are wanted.
         device_id: The GPU of the session.
     """
 
-    def __init__(self, session: ort.InferenceSession, device_id: int) -> None:
+    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str], device_id: int) -> None:
         self._session = session
+        self._outputs = outputs
         self._device_id = device_id
         self._recorded: dict[tuple[int, ...], _Recording] = {}
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Returns: The outputs for uint8 [N, H, W, 3], in the session's order, as copies of their own."""
-        recording = self._recorded.get(images.shape)
-        if recording is None:
-            recording = _Recording(self._session, self._device_id, images, len(self._recorded) + 1)
-            for _ in range(_RECORDING_RUNS):
-                recording.run(images)
-            self._recorded[images.shape] = recording
-        return recording.run(images)
+        """Returns: The outputs for uint8 [N, H, W, 3], as copies of their own."""
+        with _ONE_AT_A_TIME:
+            recording = self._recorded.get(images.shape)
+            if recording is None:
+                recording = _Recording(self._session, self._outputs, self._device_id, images, len(self._recorded) + 1)
+                for _ in range(_RECORDING_RUNS):
+                    recording.run(images)
+                self._recorded[images.shape] = recording
+            return recording.run(images)
 
 
 class _Recording:
     """One shape's buffers and graph id."""
 
-    def __init__(self, session: ort.InferenceSession, device_id: int, images: NDArray[np.uint8], number: int) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        names: Sequence[str],
+        device_id: int,
+        images: NDArray[np.uint8],
+        number: int,
+    ) -> None:
         self._session = session
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
@@ -49,8 +65,7 @@ class _Recording:
         plain = ort.RunOptions()
         plain.add_run_config_entry("gpu_graph_id", "-1")
         (name,) = (one.name for one in session.get_inputs())
-        names = [one.name for one in session.get_outputs()]
-        shapes = [output.shape for output in session.run(names, {name: images}, plain)]
+        shapes = [output.shape for output in session.run(list(names), {name: images}, plain)]
 
         self._input: Any = ort.OrtValue.ortvalue_from_numpy(images, "cuda", device_id)
         self._outputs: list[Any] = [

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import problems, tracing
+from app import problems
 from app.errors import Refusal
 from app.negotiation import JSON
 from app.schemas import PictureQuery
@@ -84,7 +84,6 @@ async def _detect(request: Request) -> Response:
         draw=None if media_type == JSON else media_type,
     )
     record.timing_ms |= outcome.timing_ms
-    tracing.note("POST", PATH, record.timing_ms)
     content = outcome.to_json() if outcome.drawn is None else outcome.drawn
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 

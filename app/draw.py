@@ -12,6 +12,8 @@ from app.schemas import Box, Detection
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # xyxy
 
+MOST_JPEG_PIXELS = 65_535  # of one side
+
 _GOLDEN_RATIO = 0.618033988749895  # steps of it around the colour circle never come back to the same hue
 
 

@@ -10,7 +10,7 @@ finishes it, as long as a session is free. Every further thread, and every hand-
 
 import asyncio
 import logging
-import os
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -23,12 +23,14 @@ import numpy as np
 from app.batcher import Batch, Batcher
 from app.budget import Budget
 from app.canvas import resized_size
+from app.cores import core_count
 from app.detector import Detector
-from app.draw import drawing
-from app.errors import Refusal
+from app.draw import MOST_JPEG_PIXELS, drawing
+from app.errors import Refusal, first_line
 from app.images import decode
 from app.job import Job
 from app.metrics import Metrics
+from app.negotiation import JPEG
 from app.outcome import Outcome
 from app.postprocess import PictureHeads
 from app.providers import CUDA
@@ -40,6 +42,7 @@ from app.workers import Workers
 log = logging.getLogger(__name__)
 
 OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
+MOST_BATCH_S = 30.0  # or the deadline, where that is longer
 _PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
 _PACE_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
 
@@ -64,6 +67,8 @@ class Engine:
         self.failing = False
         self.seconds_per_picture = 0.0
         self._batch_s = 0.0
+        self._running: dict[int, float] = {}  # thread → when its batch began
+        self._hanging_s = max(MOST_BATCH_S, settings.deadline_s)
         self._max_pixels = settings.max_pixels
         self._workers = workers
         self._pixels = pixels
@@ -78,6 +83,11 @@ class Engine:
     @property
     def queued(self) -> int:
         return len(self._batcher)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a batch has been running for longer than any should: a GPU may never come back."""
+        return min(list(self._running.values()), default=math.inf) < perf_counter() - self._hanging_s
 
     async def warm_up(self) -> None:
         """Runs the canary picture in every shape, where requests will be run. Raises: What the session raised."""
@@ -177,18 +187,25 @@ class Engine:
             job.fail(Refusal("deadline_exceeded", "The picture waited too long for the model. Try again later."))
             self._metrics.dropped.inc()
         if batch.items:
-            self._run(batch.items)
+            thread = threading.get_ident()
+            self._running[thread] = perf_counter()
+            try:
+                self._run(batch.items)
+            finally:
+                del self._running[thread]
 
     def _run(self, jobs: Sequence[Job]) -> None:
         begun = perf_counter()
         try:
             heads = self.runner.run_batch([job.canvas for job in jobs if job.canvas is not None])
         except Exception as error:
+            self._metrics.failed_batches.inc()
             if len(jobs) == 1:
                 self.failing = True
                 log.exception("The model failed on a picture.")
                 jobs[0].fail(error)
                 return
+            log.warning("A batch of %d failed, and is run one by one: %s", len(jobs), first_line(error))
             for job in jobs:  # one of them may be the reason, and is no reason for the others
                 self._run([job])
             return
@@ -227,19 +244,43 @@ class Engine:
                 self._metrics.stages[stage].observe(milliseconds / 1000)
             self.failing = False
             outcome = Outcome(job.placement.picture, found, self.metadata.classes, self.model, timing_ms)
-            if job.draw is not None and not job.abandoned:
-                outcome = replace(outcome, drawn=self._drawn(job, job.draw, outcome))
-            job.finish(outcome)
-        except Refusal as refusal:
-            job.fail(refusal)
         except Exception as error:
             self.failing = True
             log.exception("Post-processing failed.")
             job.fail(error)
+            return
+        if job.draw is None:
+            job.finish(outcome)
+        else:  # on the CPU, a session is not kept waiting for it
+            self._workers.submit(partial(self._draw, job, job.draw, outcome), urgent=True)
+
+    def _draw(self, job: Job, media_type: str, outcome: Outcome) -> None:
+        """Answers with the picture, whose pixels the pipeline does not keep: it is decoded once more, in full size."""
+        job.release()
+        if job.abandoned:
+            return
+        begun = perf_counter()
+        try:
+            drawn = self._drawn(job, media_type, outcome)
+        except Refusal as refusal:
+            job.fail(refusal)
+        except Exception as error:
+            log.exception("Drawing failed.")
+            job.fail(error)
+        else:
+            seconds = perf_counter() - begun
+            self._metrics.stages["draw"].observe(seconds)
+            timing_ms = outcome.timing_ms | {"draw": round(seconds * 1000, 3)}
+            job.finish(replace(outcome, drawn=drawn, timing_ms=timing_ms))
 
     def _drawn(self, job: Job, media_type: str, outcome: Outcome) -> bytes:
-        """Decodes the picture once more, in full size, as the pipeline keeps no pixels. Raises: Refusal."""
-        job.release()
+        """Raises: Refusal."""
+        if media_type == JPEG and max(outcome.size) > MOST_JPEG_PIXELS:
+            raise Refusal(
+                "picture_too_large",
+                f"A JPEG's sides have at most {MOST_JPEG_PIXELS} pixels, but the picture is {outcome.size.width} x "
+                f"{outcome.size.height}. Ask for PNG.",
+            )
         copy = outcome.size.height * outcome.size.width  # that is drawn on
 
         def reserve(pixels: int) -> None:
@@ -260,10 +301,10 @@ def session_count(settings: Settings, provider: str) -> int:
     On the CPU one for each core: pictures side by side waste less than one picture's operators shared out over cores,
     of which each waits for the slowest. FCOS_SESSIONS=1 turns that round: alone, a picture then takes the least time.
     """
-    return 1 if provider == CUDA else settings.sessions or os.cpu_count() or 1
+    return 1 if provider == CUDA else settings.sessions or core_count()
 
 
 def session_threads(settings: Settings) -> int:
     """Returns: How many threads one batch has on the CPU."""
-    cores = os.cpu_count() or 1
+    cores = core_count()
     return settings.threads or max(1, cores // (settings.sessions or cores))

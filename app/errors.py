@@ -95,6 +95,11 @@ class Refusal(Exception):
         }
 
 
+def failed(what: str) -> Refusal:
+    """Returns: What is said of a request or a picture where the service itself failed."""
+    return Refusal("internal_error", f"The service failed on this {what}; its log says how.")
+
+
 def first_line(error: Exception) -> str:
     """Returns: The first line of what a library's exception says; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from PIL import GifImagePlugin as _gif  # noqa: F401
 from PIL import Image, UnidentifiedImageError
 from PIL import JpegImagePlugin as _jpeg  # noqa: F401
 from PIL import PngImagePlugin as _png  # noqa: F401
-from PIL import TiffImagePlugin as _tiff  # noqa: F401
+from PIL import TiffImagePlugin as _tiff
 from PIL import WebPImagePlugin as _webp  # noqa: F401
 
 from app.artifact import Size
@@ -33,6 +33,9 @@ DRAFT_SCALES = (8, 4, 2)  # what a JPEG's 8 x 8 blocks can be decoded to
 # A progressive JPEG has about ten scans. One costs a sender some bytes, and its reader a pass over all pixels.
 MOST_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
+
+# A tile of a TIFF is decoded whole, however little of it the picture shows.
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 _JPEGS = {"JPEG", "MPO"}  # an MPO is a JPEG with further ones behind it
 _ORIENTATION_TAG = 0x0112
@@ -116,6 +119,9 @@ def decode(
         if picture.width * picture.height > max_pixels:
             raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
         try:
+            tile = _tile_pixels(picture)
+            if tile > max_pixels:
+                raise _too_large(f"in one tile {tile}", max_pixels)
             size, scale = Size(picture.height, picture.width), 1
             if picture.format in _JPEGS:
                 if data.count(_START_OF_SCAN) > MOST_SCANS:
@@ -125,7 +131,7 @@ def decode(
                     scale = _draft(picture, resized(size))
             # A progressive JPEG's decoder holds the whole picture's coefficients, however small it decodes it.
             held = size if picture.info.get("progressive") else Size(picture.height, picture.width)
-            reserve(held.height * held.width * _copies(picture))
+            reserve(held.height * held.width * _copies(picture) + tile)
             picture.load()
             if scale == 1:
                 size = Size(picture.height, picture.width)  # loading turns a TIFF
@@ -151,6 +157,14 @@ def _draft(picture: Image.Image, resized: Size) -> int:
             picture.draft(None, size)  # None keeps the mode
             return scale
     return 1
+
+
+def _tile_pixels(picture: Image.Image) -> int:
+    """Returns: Of a tile, where the picture is a TIFF that has such; else 0."""
+    if not isinstance(picture, _tiff.TiffImageFile):
+        return 0
+    tags = picture.tag_v2
+    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
 
 
 def _copies(picture: Image.Image) -> int:

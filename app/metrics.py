@@ -9,7 +9,7 @@ from app.errors import KINDS, Refusal
 from app.session import BATCH_SIZES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STAGES = ("read", "decode", "queue", "inference", "postprocess", "total")
+STAGES = ("read", "decode", "queue", "inference", "postprocess", "draw", "total")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -21,7 +21,7 @@ class Metrics:
         stages = Histogram(
             "fcos_stage_seconds",
             "Time of an answered picture in each stage: reading its request, decoding it, waiting for a thread or the "
-            "session, the batch it was in, post-processing; and the whole request.",
+            "session, the batch it was in, post-processing, drawing where that was wanted; and the whole request.",
             ["stage"],
             registry=registry,
             buckets=SECONDS,
@@ -31,6 +31,10 @@ class Metrics:
             "fcos_batch_size", "Pictures in a batch that the session ran.", registry=registry, buckets=BATCH_SIZES
         )
         self.pictures = Counter("fcos_pictures_inferred", "Pictures that the session ran.", registry=registry)
+        self.failed_batches = Counter(
+            "fcos_batches_failed", "Batches on which the session failed; of several pictures, each is run once more.",
+            registry=registry,
+        )  # fmt: skip
         self.dropped = Counter(
             "fcos_pictures_dropped", "Pictures that nobody waited for any more, dropped before the session.",
             registry=registry,

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Scope
 
-from app.errors import KINDS, ClientGone, Refusal
+from app.errors import KINDS, ClientGone, Refusal, failed
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -62,8 +62,7 @@ def response_of(scope: Scope, error: Exception) -> Response:
 
 def internal_error(scope: Scope) -> Response:
     """Returns: The answer where the service itself failed, counted."""
-    refusal = Refusal("internal_error", "The service failed on this request; its log says how.")
-    return counted_response(scope["app"], refusal)
+    return counted_response(scope["app"], failed("request"))
 
 
 async def _expected(request: Request, error: Exception) -> Response:

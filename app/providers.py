@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, InvalidProtobuf, NoModel
 
 ProviderChoice = Literal["auto", "cuda", "cpu"]
 ConvSearch = Literal["heuristic", "exhaustive", "default"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# ONNX Runtime's errors that a file is the reason of; it has many others for what is wrong with a device.
+BAD_MODEL = (InvalidProtobuf, InvalidGraph, NoModel)
 _ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised, in words that name the file
 
 
@@ -50,7 +53,7 @@ class CudaOptions:
         return options
 
 
-def open_session(path: Path, provider: str, threads: int, cuda: CudaOptions) -> ort.InferenceSession:
+def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) -> ort.InferenceSession:
     """Opens a model file on one provider and no other.
 
     Args:
@@ -67,7 +70,7 @@ def open_session(path: Path, provider: str, threads: int, cuda: CudaOptions) -> 
     providers: list[str | tuple[str, dict[str, str]]] = (
         [(CUDA, cuda.provider_options())] if provider == CUDA else [provider]
     )
-    return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    return ort.InferenceSession(file, options, providers=providers, enable_fallback=0)
 
 
 def why_no_cuda() -> str | None:

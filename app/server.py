@@ -18,6 +18,7 @@ import uvicorn
 
 from app import tracing
 from app.api import create_app
+from app.connection import Connection
 from app.errors import Refusal, StartError
 from app.memory import keep_freed_memory
 from app.service import Service
@@ -54,6 +55,8 @@ def serve(settings: Settings) -> int:
             log_level="warning",
             access_log=False,
             lifespan="on",
+            http=Connection,
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=max(FINISH_S, int(settings.deadline_s) + 1),
         )
         with contextlib.suppress(KeyboardInterrupt):

@@ -7,7 +7,6 @@ import asyncio
 import io
 import logging
 import math
-import os
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from time import perf_counter
@@ -17,6 +16,7 @@ from PIL import Image
 
 from app.artifact import Metadata
 from app.budget import Budget
+from app.cores import core_count
 from app.engine import Engine, session_threads
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
 from app.job import Job
@@ -24,6 +24,7 @@ from app.memory import forget_garbage
 from app.metrics import Metrics
 from app.outcome import Outcome
 from app.postprocess import Parameters
+from app.providers import CUDA
 from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
@@ -54,7 +55,7 @@ class Service:
         self._in_flight = 0
         self.timers = Timers()
         self._pixels = Budget(settings.max_queue_pixels)
-        self._workers = Workers(settings.decode_threads or os.cpu_count() or 1, "picture")
+        self._workers = Workers(settings.decode_threads or max(core_count(), settings.sessions), "picture")
         self._engine = self._new_engine(runner)
         self._reloading = asyncio.Lock()
         self._idle = asyncio.Event()
@@ -62,7 +63,7 @@ class Service:
             lambda: self._engine.queued,
             lambda: self._in_flight,
             lambda: self._pixels.used,
-            lambda: self.not_ready is None and not self.draining and not self._engine.failing,
+            lambda: not (self.not_ready or self.draining or self._engine.failing or self._engine.hangs),
         )
 
     @classmethod
@@ -112,8 +113,10 @@ class Service:
     async def require_working(self) -> None:
         """Where the model failed last, tries it on a picture that is surely good.
 
-        Raises: Refusal: `not_ready`: It fails on that one, too.
+        Raises: Refusal: `not_ready`: It fails on that one, too, or does not come back from a batch.
         """
+        if self._engine.hangs:
+            raise Refusal("not_ready", "The model does not come back from a batch. Restart the service.")
         if not self._engine.failing:
             return
         try:
@@ -126,11 +129,14 @@ class Service:
             ) from None
 
     def require_room(self, deadline: float, requests: int = 0) -> None:
-        """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline.
+        """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline;
+        `deadline_exceeded`: it has passed.
 
         Args:
             requests: How many are being answered, where that is known: of some the pictures are still to come.
         """
+        if perf_counter() >= deadline:
+            raise _late()
         waiting = max(self._in_flight, requests)
         expected_s = waiting * self._engine.seconds_per_picture
         if waiting >= self.settings.max_queue or perf_counter() + expected_s > deadline:
@@ -231,7 +237,8 @@ class Service:
                 raise Refusal("model_refused", f"{error} Version {self.model.version} is still served.") from None
 
     async def _reload(self) -> ModelInfo:
-        engine = self._new_engine(await asyncio.to_thread(open_runner, self.settings))
+        runner = await asyncio.to_thread(open_runner, self.settings, on_cuda=self.runner.provider == CUDA)
+        engine = self._new_engine(runner)
         try:
             await engine.warm_up()
         except StartError:
@@ -284,16 +291,19 @@ def _grey_picture() -> bytes:
     return out.getvalue()
 
 
-def open_runner(settings: Settings) -> OnnxRunner:
-    """Opens the model file as the settings say. Raises: StartError."""
-    return OnnxRunner.load(settings.model, settings.provider, session_threads(settings), settings.cuda_options())
+def open_runner(settings: Settings, *, on_cuda: bool = False) -> OnnxRunner:
+    """Opens the model file as the settings say; on CUDA and nowhere else where that is wanted. Raises: StartError."""
+    provider = "cuda" if on_cuda else settings.provider
+    return OnnxRunner.load(settings.model, provider, session_threads(settings), settings.cuda_options())
 
 
 def _expire(job: Job) -> None:
     if not job.answered.done():
-        job.answered.set_exception(
-            Refusal("deadline_exceeded", "The picture could not be answered in time. Try again later.")
-        )
+        job.answered.set_exception(_late())
+
+
+def _late() -> Refusal:
+    return Refusal("deadline_exceeded", "The picture could not be answered in time. Try again later.")
 
 
 class _Watch:

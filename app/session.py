@@ -18,7 +18,7 @@ from app.artifact import Metadata, Size, grids
 from app.cuda_graphs import CudaGraphs
 from app.errors import ArtifactError, ProviderError, first_line
 from app.postprocess import Heads
-from app.providers import CPU, CUDA, CudaOptions, ProviderChoice, open_session, why_no_cuda
+from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, why_no_cuda
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,14 @@ class OnnxRunner:
     def _open(cls, path: Path, provider: str, threads: int, cuda: CudaOptions | None, fallback: str | None) -> Self:
         cuda = cuda or CudaOptions()
         try:
-            session = open_session(path, provider, threads, cuda)
+            file = path.read_bytes()  # once: what is served is what its version says, whoever replaces it meanwhile
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+        try:
+            session = open_session(file, provider, threads, cuda)
         except Exception as error:
             reason = first_line(error)
-            if provider == CUDA and "CUDA" in reason:
+            if provider == CUDA and not isinstance(error, BAD_MODEL):
                 raise ProviderError(reason) from None
             raise ArtifactError(
                 f"{path} is not an ONNX model that can be read ({reason}): write one with `python -m export`."
@@ -97,8 +101,8 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        graphs = CudaGraphs(session, cuda.device_id) if provider == CUDA and cuda.graphs else None
-        runner = cls(session, metadata, artifact.file_version(path), provider, fallback, graphs)
+        graphs = CudaGraphs(session, Heads._fields, cuda.device_id) if provider == CUDA and cuda.graphs else None
+        runner = cls(session, metadata, artifact.file_version(file), provider, fallback, graphs)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.height * canvas.width))

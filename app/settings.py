@@ -39,9 +39,9 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of one batch. 0: the cores, shared out among the sessions."""
     sessions: Annotated[int, Field(ge=0, le=64)] = 0
-    """Batches at a time on the CPU. 0: one per core. CUDA always has one."""
+    """Batches at a time on the CPU. 0: one per core that the process may use. CUDA always has one."""
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Threads that decode and post-process. 0: one per core."""
+    """Threads that decode, post-process and, on the CPU, run the batches. 0: one per core, and per batch at a time."""
     max_batch: Annotated[Literal[0, 1, 2, 4, 8, 16], BeforeValidator(_number)] = 0
     """Largest batch. 0: 16 on CUDA; 1 on the CPU, where larger ones gain nothing."""
 
@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Request bodies held together, as they came. Above it: 503."""
     max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000
     """Decoded pixels held together, 4 bytes each; those of pictures to turn or convert count 2 to 4 times."""
+    keep_alive_s: Annotated[int, Field(ge=1, le=3600)] = 75
+    """Seconds that an idle connection is kept: more than a load balancer in front does, 60 mostly."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10
     """Seconds within which a request is answered or refused. Its header `X-Deadline-Ms` may ask for less."""
 
@@ -84,6 +86,11 @@ class Settings(BaseSettings):
     """json: one object a line."""
     access_log: bool = False
     """A line for each request."""
+
+    @field_validator("admin_key", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: object) -> object:
+        return value or None
 
     @field_validator("api_keys", mode="before")
     @classmethod

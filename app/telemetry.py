@@ -10,6 +10,7 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.metrics import Metrics
 from app.problems import internal_error
 
@@ -52,10 +53,15 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 class Telemetry:
-    """ASGI middleware, the outermost: it sees every response."""
+    """ASGI middleware, the outermost: it sees every response.
 
-    def __init__(self, app: ASGIApp, access_log: bool, deadline_s: float) -> None:
+    Args:
+        routes: Addresses that middleware may answer, before FastAPI has put them on the request's span.
+    """
+
+    def __init__(self, app: ASGIApp, access_log: bool, deadline_s: float, routes: frozenset[str]) -> None:
         self._app = app
+        self._routes = routes
         self._access_log = access_log
         self._deadline_s = deadline_s
 
@@ -71,6 +77,10 @@ class Telemetry:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 record.timing_ms["total"] = round((perf_counter() - begun) * 1000, 3)
+                route = scope["path"] if scope["path"] in self._routes else None
+                tracing.note(
+                    scope["method"], route, record.request_id, record.timing_ms
+                )  # the body's end ends the span
                 timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
                 message["headers"] = [
                     *message["headers"],
@@ -81,11 +91,12 @@ class Telemetry:
 
         try:
             await self._app(scope, receive, sending)
-        except Exception:
+        except Exception as error:
             if record.status:  # the answer has begun: the server ends the connection, and logs the error
                 raise
             identity = {"request_id": record.request_id}
             log.exception("The service failed on the request %s.", record.request_id, extra=identity)
+            tracing.note_exception(error)
             await internal_error(scope)(scope, receive, sending)
         finally:
             self._note(scope, record)
@@ -101,7 +112,8 @@ class Telemetry:
         if self._access_log:
             path = scope["raw_path"].decode("latin-1")  # with its escapes: none can begin a line of its own
             access.info(
-                "%s %s %d", scope["method"], path, status,
+                "%s %s %d in %s ms, request %s", scope["method"], path, status, record.timing_ms.get("total"),
+                record.request_id,
                 extra={
                     "method": scope["method"], "path": path, "status": status,
                     "request_id": record.request_id, "timing_ms": record.timing_ms,

@@ -41,9 +41,18 @@ def configure() -> None:
     trace.set_tracer_provider(provider)
 
 
-def note(method: str, route: str, timing_ms: Mapping[str, float]) -> None:
-    """Puts a request's address and the times of its stages on its span, where there is one."""
+def note(method: str, route: str | None, request_id: str, timing_ms: Mapping[str, float]) -> None:
+    """Puts a request's id, its address and the times of its stages on its span, where there is one."""
     span = trace.get_current_span()
-    if span.is_recording():
+    if not span.is_recording():
+        return
+    span.set_attribute("fcos.request_id", request_id)
+    span.set_attributes({f"fcos.{stage}_ms": value for stage, value in timing_ms.items()})
+    if route is not None:
         span.update_name(f"{method} {route}")
-        span.set_attributes({"http.route": route, **{f"fcos.{stage}_ms": value for stage, value in timing_ms.items()}})
+        span.set_attribute("http.route", route)
+
+
+def note_exception(error: Exception) -> None:
+    """Puts what the service failed with on the request's span."""
+    trace.get_current_span().record_exception(error)

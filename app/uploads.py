@@ -16,12 +16,13 @@ FIELDS = "images"  # of POST /detect/batch; repeated
 MOST_PICTURES = 32  # of one POST /detect/batch
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+_NOTHING_ELSE = {"additionalProperties": False}
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
 
 def body_docs(description: str, field: str, schema: Mapping[str, object], **content: object) -> dict[str, object]:
     """Returns: OpenAPI's `requestBody` of a form with one field, and of further kinds of content."""
-    form = {"schema": {"type": "object", "properties": {field: schema}, "required": [field]}}
+    form = {"schema": {"type": "object", "properties": {field: schema}, "required": [field]} | _NOTHING_ELSE}
     return {
         "requestBody": {
             "required": True,
@@ -106,6 +107,8 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
         return await _files_of(await parser.parse(), field)
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None  # as Starlette's own `form` does; `problems` words it
+    except UnicodeError:
+        raise HTTPException(400, "The form's charset cannot be read: leave it out") from None
     finally:
         parser.close()
 

@@ -63,7 +63,7 @@ def test_an_answer_is_what_the_design_says(client: TestClient, model_file: Path)
     assert set(answer) == {"detections", "image", "model", "timing_ms"}
     assert answer["image"] == {"width": 160, "height": 120}
     assert answer["model"] == {
-        "name": "colours", "version": file_version(model_file), "provider": "CPUExecutionProvider"
+        "name": "colours", "version": file_version(model_file.read_bytes()), "provider": "CPUExecutionProvider"
     }  # fmt: skip
     assert set(answer["timing_ms"]) == {"decode", "queue", "inference", "postprocess"}
     assert all(value >= 0 for value in answer["timing_ms"].values())
@@ -130,6 +130,15 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
         ({"files": {"picture": ("a.png", PICTURE)}}, 400, "malformed_request", "'picture'"),
         ({"files": [("image", PICTURE), ("image", PICTURE)]}, 400, "malformed_request", "Too many files"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "malformed_request", "boundary"),
+        (
+            {
+                "content": b'--B\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--B--\r\n',
+                "headers": {"Content-Type": "multipart/form-data; boundary=B; charset=undefined"},
+            },
+            400,
+            "malformed_request",
+            "charset",
+        ),
         ({"content": PICTURE, "headers": {"Accept": "text/html"}}, 406, "not_acceptable", "application/json"),
         ({"content": encoded(Image.new("L", (1001, 1000)))}, 413, "picture_too_large", "1001 x 1000"),
         ({"content": bytes(200_001)}, 413, "body_too_large", "200000"),
@@ -202,7 +211,7 @@ def test_a_query_asks_for_the_drawing_too(client: TestClient) -> None:
 def test_the_model_describes_itself(client: TestClient, model_file: Path) -> None:
     model = client.get("/model").json()
     assert model["classes"] == ["red", "green", "blue"]
-    assert model["version"] == file_version(model_file)
+    assert model["version"] == file_version(model_file.read_bytes())
     assert model["provider"] == "CPUExecutionProvider"
     assert model["canvases"] == [[128, 160], [160, 128], [160, 160]]
     assert model["metrics"] == {"AP": 0.5}

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from app.api import create_app
 from app.batch import detect_each
+from app.detector import Detector
 from app.errors import ClientGone
 from app.postprocess import Parameters
 from app.settings import Settings
@@ -56,6 +58,19 @@ def test_one_pictures_fault_is_its_own(client: TestClient) -> None:
     assert [result.get("problem", {}).get("code") for result in results] == [None, "not_a_picture", "empty_body", None]
     assert results[0]["detections"] == results[3]["detections"]
     assert set(results[1]) == {"problem"}
+
+
+def test_a_failure_of_ours_is_one_pictures_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish, calls = Detector.finish, itertools.count()
+
+    def fail_once(*arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise FloatingPointError("the model gave values that are not finite")
+        return finish(*arguments)
+
+    monkeypatch.setattr(Detector, "finish", fail_once)
+    results = client.post("/detect/batch", files=form(*[encoded(rectangle_picture())] * 3)).json()["results"]
+    assert sorted(result.get("problem", {}).get("code", "") for result in results) == ["", "", "internal_error"]
 
 
 @pytest.mark.parametrize(

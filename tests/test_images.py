@@ -244,3 +244,24 @@ def test_what_takes_more_memory_reserves_more(mode: str, format: str, options: d
     reserved: list[int] = []
     decode(encoded(Image.new(mode, (30, 20)), format, **options), MAX_PIXELS, reserve=reserved.append)
     assert reserved == [30 * 20 * copies]
+
+
+def tiff_of_one_tile(width: int, length: int) -> bytes:
+    """16 x 16 pixels, in a tile of any size."""
+    pixels = zlib.compress(bytes(width * length * 3))
+    tags = {
+        256: 16, 257: 16, 259: 8, 262: 2, 277: 3, 284: 1, 322: width, 323: length, 325: len(pixels), 339: 1
+    }  # fmt: skip
+    after = 8 + 2 + 12 * (len(tags) + 2) + 4
+    entries = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()}
+    entries[258] = struct.pack("<HHII", 258, 3, 3, after)
+    entries[324] = struct.pack("<HHII", 324, 4, 1, after + 6)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 8, 8, 8) + pixels
+
+
+def test_a_tiffs_tile_counts_in_full() -> None:
+    reserved: list[int] = []
+    assert decode(tiff_of_one_tile(512, 256), MAX_PIXELS, reserve=reserved.append).size == Size(16, 16)
+    assert reserved == [2 * 16 * 16 + 512 * 256]
+    assert refused(tiff_of_one_tile(2048, 512)) == "picture_too_large"

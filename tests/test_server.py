@@ -134,3 +134,13 @@ def test_the_log_is_json_where_asked_for(model_file: Path) -> None:
     assert first["level"] == "info"
     assert "colours" in first["message"]
     assert all(json.loads(line)["time"].endswith("Z") for line in rest.splitlines())
+
+
+def test_warnings_are_log_lines_and_pillows_are_none() -> None:
+    script = (
+        "import warnings; from app.logs import configure; configure('info', 'json'); warnings.warn('odd')\n"
+        "warnings.warn_explicit('Corrupt EXIF data', UserWarning, 'TiffImagePlugin.py', 1, 'PIL.TiffImagePlugin')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "odd" in json.loads(line)["message"]

@@ -4,9 +4,12 @@ import asyncio
 import io
 import math
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,10 @@ from PIL import Image
 
 from app.draw import drawing
 from app.errors import ClientGone, Refusal
-from app.negotiation import PNG
+from app.negotiation import JPEG, PNG
 from app.outcome import Outcome
 from app.postprocess import Heads
-from app.providers import CPU
+from app.providers import CPU, CUDA
 from app.schemas import Answer, DetectQuery
 from app.service import Service
 from app.session import OnnxRunner
@@ -41,7 +44,7 @@ PICTURE = encoded(rectangle_picture())
 @asynccontextmanager
 async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
     service = Service.load(
-        Settings(model=model, provider="cpu", **{"threads": 1, "sessions": 1, "decode_threads": 2, **settings})
+        Settings(model=model, **{"provider": "cpu", "threads": 1, "sessions": 1, "decode_threads": 2, **settings})
     )
     try:
         await service.warm_up()
@@ -109,8 +112,44 @@ def test_a_drawn_picture_counts_into_the_pixels_until_it_is_drawn(
     assert held == [2 * size[0] * size[1]]
 
 
+def test_drawing_keeps_no_session_busy(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing_begun, may_draw = threading.Event(), threading.Event()
+
+    def wait(*arguments: Any) -> bytes:
+        drawing_begun.set()
+        may_draw.wait(20)
+        return drawing(*arguments)
+
+    async def run() -> None:
+        monkeypatch.setattr("app.engine.drawing", wait)
+        async with served(model_file) as service:
+            drawn = asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG))
+            await asyncio.to_thread(drawing_begun.wait, 20)
+            await service.detect(PICTURE, DEFAULTS)
+            assert not drawn.done()
+            may_draw.set()
+            assert "draw" in (await drawn).timing_ms
+
+    asyncio.run(run())
+
+
+def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(model_file: Path) -> None:
+    wide = encoded(Image.new("RGB", (70_000, 10)))
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            with pytest.raises(Refusal, match="Ask for PNG"):
+                await service.detect(wide, DEFAULTS, draw=JPEG)
+            assert (await service.detect(wide, DEFAULTS, draw=PNG)).drawn
+            assert metric(service, "fcos_ready") == 1
+
+    asyncio.run(run())
+
+
 @pytest.mark.usefixtures("session_thread")
-def test_one_pictures_fault_is_its_own(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pictures_fault_is_its_own(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Seven good pictures and a corrupt one; then seven good ones and one on which the model fails."""
     poison = encoded(rectangle_picture(colour="blue"))
     run_session = OnnxRunner.__call__
@@ -139,8 +178,10 @@ def test_one_pictures_fault_is_its_own(model_file: Path, held: Held, monkeypatch
                 results = await asyncio.gather(first, *tasks, return_exceptions=True)
                 assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
                 assert held.batches[1] == waiting
+            assert metric(service, "fcos_batches_failed_total") == 2, "the shared one, and that of the picture alone"
 
     asyncio.run(run())
+    assert "A batch of 8 failed, and is run one by one: this picture is too much" in caplog.text
 
 
 @pytest.mark.usefixtures("session_thread")
@@ -418,3 +459,49 @@ def test_a_model_that_goes_wrong_says_so(
 
     asyncio.run(run())
     assert "not finite" in caplog.text
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_session_that_does_not_come_back_is_noticed(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.MOST_BATCH_S", 0.0)
+
+    async def run() -> None:
+        async with served(model_file, deadline_s=0.1) as service:
+            held.install(monkeypatch)
+            with pytest.raises(Refusal, match="in time"):
+                await service.detect(PICTURE, DEFAULTS)
+            await until(lambda: metric(service, "fcos_ready") == 0)
+            with pytest.raises(Refusal, match="does not come back"):
+                await service.require_working()
+            held.open.set()
+            await until(lambda: metric(service, "fcos_ready") == 1)
+            await service.require_working()
+
+    asyncio.run(run())
+
+
+def test_what_comes_after_its_deadline_is_late_not_too_much(model_file: Path) -> None:
+    async def run() -> None:
+        async with served(model_file) as service:
+            with pytest.raises(Refusal) as caught:
+                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter())
+            assert caught.value.code == "deadline_exceeded"
+
+    asyncio.run(run())
+
+
+def test_a_reload_does_not_leave_the_gpu(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `auto` found CUDA, a reload that finds none leaves the old model where it is."""
+    monkeypatch.setattr("app.session.why_no_cuda", lambda: "its memory is full")
+
+    async def run() -> None:
+        async with served(model_file, provider="auto") as service:
+            assert (await service.reload()).provider == CPU
+            service._engine.runner = replace(service.runner, provider=CUDA)
+            with pytest.raises(Refusal, match="its memory is full"):
+                await service.reload()
+            assert service.runner.provider == CUDA
+
+    asyncio.run(run())

@@ -1,19 +1,22 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from app.artifact import file_version, grids
 from app.errors import ArtifactError, ProviderError
-from app.providers import CPU, why_no_cuda
+from app.providers import CPU, CUDA, open_session, why_no_cuda
 from app.session import BATCH_SIZES, OnnxRunner
 from tests.support import METADATA, metadata, write_model
 
 
 def test_heads_have_the_contracts_shapes(model_file: Path) -> None:
     runner = OnnxRunner.load(model_file)
-    assert runner.version == file_version(model_file)
+    assert runner.version == file_version(model_file.read_bytes())
     for canvas in runner.metadata.canvases:
         points = sum(grid.height * grid.width for grid in grids(runner.metadata.strides, canvas))
         heads = runner(np.zeros((2, *canvas, 3), np.uint8))
@@ -98,3 +101,21 @@ def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatc
     monkeypatch.setattr(OnnxRunner, "__call__", watched)
     runner.warm_up(8)
     assert shapes == {(size, *canvas, 3) for size in (1, 2, 4, 8) for canvas in runner.metadata.canvases}
+
+
+def test_a_gpu_without_room_is_not_the_files_fault(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = "Available memory of 0 is smaller than requested bytes of 9437184"
+
+    def open_session_(file: bytes, provider: str, *rest: Any) -> ort.InferenceSession:
+        if provider == CUDA:
+            raise RuntimeException(full)
+        return open_session(file, provider, *rest)
+
+    monkeypatch.setattr("app.session.why_no_cuda", lambda: None)
+    monkeypatch.setattr("app.session.open_session", open_session_)
+    runner = OnnxRunner.load(model_file, "auto")
+    assert (runner.provider, runner.fallback) == (CPU, full)
+    with pytest.raises(ProviderError, match=full):
+        OnnxRunner.load(model_file, "cuda")

@@ -37,3 +37,8 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_PORT", "9000")
     monkeypatch.setenv("FCOS_MAX_BATCH", "8")
     assert (load_settings().port, load_settings().max_batch) == (9000, 8)
+
+
+def test_an_empty_admin_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCOS_ADMIN_KEY", "")  # as compose and Kubernetes hand on what is not set
+    assert load_settings().admin_key is None

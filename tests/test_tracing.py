@@ -1,6 +1,7 @@
 """Spans reach a collector, with the stages' times on them."""
 
 import threading
+import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -36,11 +37,27 @@ def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: 
                 request = urllib.request.Request(f"{service.address}/detect", PICTURE, headers)
                 with urllib.request.urlopen(request) as response:
                     assert response.status == 200
+                with pytest.raises(urllib.error.HTTPError, match="415"):
+                    urllib.request.urlopen(
+                        urllib.request.Request(
+                            f"{service.address}/detect",
+                            PICTURE,
+                            {"Content-Type": "text/plain", "X-Request-Id": "the-refused-one"},
+                        )
+                    )
         finally:
             collector.shutdown()
             thread.join()
     spans = b"".join(bodies)
-    for text in (b"POST /detect", b"http.route", b"fcos.inference_ms", b"fcos.queue_ms", b"fcos-detect"):
+    assert spans.count(b"POST /detect") == 2
+    for text in (
+        b"the-refused-one",
+        b"POST /detect",
+        b"http.route",
+        b"fcos.inference_ms",
+        b"fcos.queue_ms",
+        b"fcos-detect",
+    ):
         assert text in spans
 
 

@@ -29,6 +29,8 @@ def main() -> int:
     chosen = {name[5:].lower(): value for name, value in os.environ.items() if name.startswith("FCOS_")}
     chosen = {"provider": settings.provider} | chosen | {"model": settings.model, "host": "127.0.0.1"}
     chosen.pop("port", None)
+    if settings.api_keys:
+        os.environ.setdefault("API_KEY", min(settings.api_keys))  # the locustfile's
     with served(**chosen) as service:
         command = [
             sys.executable, "-m", "locust", "--locustfile", LOCUSTFILE, "--headless", "--host", service.address,

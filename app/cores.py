@@ -1,0 +1,29 @@
+"""How many cores this process may use, which in a container are often few of the machine's."""
+
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def core_count(cgroup: Path = CGROUP) -> int:
+    """Returns: The cores that the process may run on, no more than its control group's quota pays for; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(allowed, _quota(cgroup)))
+
+
+def _quota(cgroup: Path) -> float:
+    """Returns: In cores; infinite where there is none. Docker and Kubernetes show a process its own group's files."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    try:
+        cores = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max"
+        return math.inf
+    return cores if cores > 0 else math.inf  # version 1 says -1

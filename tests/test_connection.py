@@ -1,0 +1,77 @@
+"""What a connection costs that sends no request."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from app.connection import HEAD_BYTES, Connection
+
+REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 200000\r\n\r\n" + bytes(200_000)
+PIECE = b"a" * 20_000
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the request and says how large it was."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    body = b"%d" % size
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def client() -> Iterator[socket.socket]:
+    server = uvicorn.Server(uvicorn.Config(answer, port=0, http=Connection, lifespan="off", log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=20) as connection:
+        yield connection
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_requests_pass_on_one_connection_pipelined_or_not(client: socket.socket) -> None:
+    client.sendall(REQUEST * 2)
+    received = b""
+    while received.count(b"200000") < 2:
+        received += client.recv(65536)
+    client.sendall(REQUEST)
+    assert b"200000" in client.recv(65536)
+
+
+@pytest.mark.parametrize("between", [b"", b"\r\nx: "], ids=["one header", "many"])
+def test_a_head_without_end_is_cut_off(client: socket.socket, between: bytes) -> None:
+    client.sendall(b"GET / HTTP/1.1\r\nx: ")
+    sent = 0
+    with pytest.raises(OSError):
+        while sent < 100 * HEAD_BYTES:
+            client.sendall(PIECE + between)
+            sent += len(PIECE)
+            time.sleep(0.001)
+    assert sent < 100 * HEAD_BYTES
+
+
+def test_it_says_why(client: socket.socket) -> None:
+    client.sendall(b"GET / HTTP/1.1\r\nx: ")
+    time.sleep(0.1)
+    client.sendall(b"a" * (HEAD_BYTES + 1))
+    assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: he"], ids=["nothing", "half a head"])
+def test_a_head_that_does_not_come_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, sent: bytes
+) -> None:
+    monkeypatch.setattr("app.connection.HEAD_S", 0.2)
+    client: socket.socket = request.getfixturevalue("client")
+    client.sendall(sent)
+    assert client.recv(1) == b""
