@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from app import pages, problems, tracing
@@ -22,7 +23,7 @@ from app.problems import problem_docs
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import Telemetry, record_of
+from app.telemetry import REQUEST_ID_HEADER, Telemetry, record_of
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 
 _DETECT_PROBLEMS = problem_docs(
@@ -76,6 +77,14 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.add_middleware(Detect)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes, max_held=settings.max_queue_bytes)
     app.add_middleware(Gate, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", DEADLINE_HEADER.decode(), REQUEST_ID_HEADER.decode()],
+            expose_headers=[REQUEST_ID_HEADER.decode(), "Server-Timing", "Retry-After"],
+        )
     app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s, routes=KEY_PATHS)
     problems.install(app)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -67,6 +68,9 @@ class Settings(BaseSettings):
     max_per_key: Annotated[int, Field(ge=0)] = 0
     """Requests of one key at a time. 0: no bound."""
 
+    cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()
+    """Origins, separated by commas, whose pages a browser lets ask, https://shop.example say. *: any."""
+
     device_id: Annotated[int, Field(ge=0)] = 0
     """Which GPU."""
     gpu_memory_limit_bytes: Annotated[int, Field(ge=0)] = 0
@@ -97,15 +101,30 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys = {key.strip() for key in value.split(",")} - {""}
+        keys = _parts(value)
         if value.strip() and not keys:
             raise ValueError("there are commas, but no key: leave it empty if everybody may ask")
         if any(len(key) < MIN_KEY_LENGTH for key in keys):
             raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters")
-        return frozenset(keys)
+        return keys
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = _parts(value)
+        for origin in origins - {"*"}:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin: https://shop.example is one, without a path")
+        return origins
 
     def cuda_options(self) -> CudaOptions:
         return CudaOptions(self.device_id, self.gpu_memory_limit_bytes, self.conv_search, self.tf32, self.cuda_graphs)
+
+
+def _parts(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",")) - {""}
 
 
 def load_settings() -> Settings:

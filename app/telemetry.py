@@ -17,6 +17,7 @@ from app.problems import internal_error
 log = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
 
+REQUEST_ID_HEADER = b"x-request-id"
 _KEY = "fcos.record"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # A new id is this process's prefix and a count: random bytes for each would be a call of the system.
@@ -84,7 +85,7 @@ class Telemetry:
                 timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
                 message["headers"] = [
                     *message["headers"],
-                    (b"x-request-id", record.request_id.encode()),
+                    (REQUEST_ID_HEADER, record.request_id.encode()),
                     (b"server-timing", timing.encode()),
                 ]
             await send(message)
@@ -127,5 +128,5 @@ _CLASSES = range(100, 600)
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:
     """Returns: The client's own id, where it is one that can stand in a log; else a new one."""
-    given = headers.get(b"x-request-id", b"")
+    given = headers.get(REQUEST_ID_HEADER, b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_PREFIX}-{next(_numbers):x}"

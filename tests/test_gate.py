@@ -244,3 +244,19 @@ def wait_for(condition: Any) -> None:
             return
         pause.wait(0.001)
     raise AssertionError("it did not come about")
+
+
+def test_pages_of_the_origins_that_are_set_may_ask(model_file: Path) -> None:
+    page, other = {"Origin": "https://shop.example"}, {"Origin": "https://other.example"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    with client_of(model_file, api_keys=KEY, cors_origins="https://shop.example, http://localhost:3000") as client:
+        assert client.options("/detect", headers=page | asked).status_code == 200
+        assert client.options("/detect", headers=other | asked).status_code == 400
+        answer = client.post("/detect", content=PICTURE, headers=page | {"Authorization": f"Bearer {KEY}"})
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+        refusal = client.post("/detect", content=PICTURE, headers=page)
+        assert refusal.status_code == 401
+        assert refusal.headers["Access-Control-Allow-Origin"] == "https://shop.example", "else its reason is not shown"
+        assert "Access-Control-Allow-Origin" not in client.get("/model", headers=other).headers
+    with client_of(model_file) as client:
+        assert "Access-Control-Allow-Origin" not in client.get("/model", headers=page).headers

@@ -42,3 +42,9 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_admin_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_ADMIN_KEY", "")  # as compose and Kubernetes hand on what is not set
     assert load_settings().admin_key is None
+
+
+def test_an_origin_has_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCOS_CORS_ORIGINS", "https://shop.example/")
+    with pytest.raises(SettingsError, match=r"FCOS_CORS_ORIGINS.*without a path"):
+        load_settings()
