@@ -116,8 +116,8 @@ def main() -> int:
                 for system in systems:
                     if system != "bare" and (options.levels or options.open):
                         _serve(results, system, name, model, picture, number, options)
+                        _write(results, options.output)  # so that nothing is lost where there is no more time
     if results:
-        _write(results, options.output)
         _print_table(results, options.deadline_s * 1000)
     return 0
 

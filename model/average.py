@@ -82,6 +82,8 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console) -
     Raises:
         ValueError: a checkpoint cannot be read or is of another network, or something is wrong with the data.
     """
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write to")
     parts = [checkpoints.load(file) for file in files]
     checkpoint = dataclasses.replace(
         parts[-1], weights=mean_weights(parts), training={"mean_of": [part.training for part in parts]}, resume=None
@@ -115,6 +117,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"average: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.artifact import Defaults, Metadata, Points, Resize, Size
+from app.errors import first_line
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 
@@ -96,6 +97,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; a run that dies meanwhile leaves the old file whole.
 
     Raises:
+        OSError: it cannot be written there.
         TypeError: `training` or `metrics` hold something that JSON does not know, which no one could read again.
     """
     document = {
@@ -114,6 +116,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     try:
         torch.save(document, temporary)
         temporary.replace(path)
+    except RuntimeError as error:  # torch's own for a full disk, or a folder that is not there
+        raise OSError(f"{path} could not be written ({first_line(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
 

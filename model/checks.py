@@ -99,19 +99,18 @@ def check_classes(train: Iterable[str], val: Iterable[str], problems: Problems) 
 
 
 def _is_category(one: Any) -> bool:
-    return (
-        isinstance(one, dict)
-        and isinstance(one.get("id"), int)
-        and isinstance(one.get("name"), str)
-        and one["name"] != ""
-    )
+    return isinstance(one, dict) and _is_id(one.get("id")) and isinstance(one.get("name"), str) and one["name"] != ""
 
 
 def _is_image(one: Any) -> bool:
     sides = isinstance(one, dict) and all(
         isinstance(one.get(key), (int, float)) and one[key] >= 1 for key in ("width", "height")
     )
-    return sides and isinstance(one.get("id"), int) and isinstance(one.get("file_name"), str)
+    return sides and _is_id(one.get("id")) and isinstance(one.get("file_name"), str)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Problems) -> dict[int, dict[str, Any]]:
@@ -121,7 +120,7 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
     for position, entry in enumerate(entries):
         if not is_sound(entry):
             if (
-                isinstance(entry, dict) and entry.get("width", 0) is None
+                isinstance(entry, dict) and {"id", "file_name"} <= set(entry) and entry.get("width", 0) is None
             ):  # VOC and YOLO: only the picture knows its size
                 problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
             else:

@@ -23,12 +23,9 @@ from app.artifact import CANVAS_MULTIPLE, Metadata, Size
 from app.canvas import place, resized_size
 from app.errors import Refusal
 from model.checks import Problems, check
-from model.formats import Document, read_document
+from model.formats import MAX_PIXELS, Document, read_document
 from model.layout import Augmentation, Content, Layout, lay_out
 from model.transforms import mix, paint
-
-MAX_PIXELS = 500_000_000
-"""Of a training picture: one's own pictures are trusted more than a request's."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,9 +186,13 @@ def main() -> int:
             options.annotations, options.images, metadata.classes,
             lambda text: print(f"evaluate: {text}", file=sys.stderr),
         )  # fmt: skip
+        if options.json and not options.json.parent.is_dir():
+            raise ValueError(f"there is no folder {options.json.parent} to write to")
         found = evaluate(runner, metadata, document, options.images, console)
         if options.json:
             options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, StartError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

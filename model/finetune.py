@@ -49,7 +49,7 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
         other = checkpoint.weights.get(key)
         if other is not None and key in PER_CLASS and other.shape[1:] == value.shape[1:] and common:
             value = value.clone()
-            value[[row for row, _ in common]] = other[[row for _, row in common]].to(value.device)
+            value[[row for row, _ in common]] = other[[row for _, row in common]].to(value)
             kept.append(key)
         elif other is not None and key not in PER_CLASS and other.shape == value.shape:
             value = other

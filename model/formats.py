@@ -20,6 +20,8 @@ Document = dict[str, Any]
 
 POLYGON = "a polygon"  # in the place of a bbox
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 178_956_970
+"""Of a training picture; Pillow refuses more."""
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
@@ -61,6 +63,8 @@ def upright_size(path: Path) -> tuple[int, int]:
             tagged = picture.format != "PNG" or "exif" in picture.info
             turned = tagged and picture.getexif().get(0x0112) in _SWAPPED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except Image.DecompressionBombError:
+        raise OSError(f"more than {MAX_PIXELS} pixels") from None
     except (SyntaxError, ValueError) as error:  # a broken header, to some of Pillow's parsers
         raise OSError(str(error)) from None
 

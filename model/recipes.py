@@ -103,7 +103,9 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
     lines = _lines(settings.output / "metrics.csv")
     if lines:
         row["epochs"] = int(lines[-1]["epoch"])
-        row["pictures_per_s"] = round(float(np.median([float(line["pictures_per_s"]) for line in lines])), 1)
+        # An epoch that was resumed for its evaluation alone has no speed.
+        speeds = [float(line["pictures_per_s"]) for line in lines if line["pictures_per_s"]]
+        row["pictures_per_s"] = round(float(np.median(speeds)), 1) if speeds else None
     if state == "finished":
         row |= {key: round(float(lines[-1][key]), 4) for key in ("AP", "AP50")}
     return row
@@ -189,6 +191,8 @@ def main() -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"recipes: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -147,6 +147,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
 
     log = None
     with contextlib.ExitStack() as stack:
+        stack.callback(_end_workers, loader)
         stop = stack.enter_context(_stop_on_signals(processes))
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,6 +232,7 @@ def make_loader(
     Raises:
         ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
     """
+    _allow_many_files()  # a worker hands over every tensor of a batch as one
     plans = data.Plans(annotations, metadata, settings.augmentation)
     resident = settings.loader == "resident"
     loader: DataLoader[Any] = DataLoader(
@@ -249,9 +251,26 @@ def make_loader(
     return ResidentBatches(loader, pictures)
 
 
+def _allow_many_files() -> None:
+    """Opens as many files as the process may: 1,024, the usual number until it asks for more, are soon in use."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Some send SIGTERM to every process of a group; a worker that obeyed would take its parent along, unsaved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Both may be sent to every process of a group; a worker that obeyed would take its parent along, unsaved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(loader: Iterable[Batch]) -> None:
+    """Lets the workers end. Left to Python's own exit, they would be sent SIGTERM, and waited for, for ever."""
+    workers = getattr(loader.packs if isinstance(loader, ResidentBatches) else loader, "_iterator", None)
+    if workers is not None:
+        workers._shutdown_workers()
 
 
 def load_start(path: Path) -> Checkpoint:
@@ -420,6 +439,12 @@ def main() -> int:
                 return 130
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            "train: the device's memory is full: --accumulate 2, or more, takes a batch in parts",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("train: stopped; --resume goes on from the last save, if there was one", file=sys.stderr)

@@ -117,3 +117,8 @@ def test_a_missing_checkpoint_is_one_sentence(
     monkeypatch.setattr(sys, "argv", ["average", missing, "--data", str(data), "--output", str(tmp_path / "o.pt")])
     assert script.main() == 2
     assert capsys.readouterr().err == f"average: no checkpoint at {missing}\n"
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_done(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder"):
+        average([tmp_path / "none.pt"], data, tmp_path / "nowhere" / "mean.pt", QUIET)

@@ -1,5 +1,6 @@
 """A checkpoint gives back the detector that was saved, and never half of one."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,16 @@ def test_fine_tuning_a_larger_head_says_what_is_new(tmp_path: Path) -> None:
 def test_fine_tuning_another_backbone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leave --backbone out"):
         adopt(FCOS(config("red", backbone="test_resnet"), INPUT), saved(tmp_path / "a.pt"))
+
+
+def test_weights_in_half_precision_are_a_start_too(tmp_path: Path) -> None:
+    start = saved(tmp_path / "a.pt")
+    half = {key: value.half() if value.is_floating_point() else value for key, value in start.weights.items()}
+    model = FCOS(config("green", "blue"), INPUT)
+    assert adopt(model, dataclasses.replace(start, weights=half)).classes_kept == ("green",)
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+def test_where_nothing_can_be_written_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"nowhere/b\.pt could not be written"):
+        checkpoints.save(tmp_path / "nowhere" / "b.pt", saved(tmp_path / "a.pt"))

@@ -29,7 +29,7 @@ from model.data import (
     read_checked,
     repeat_factors,
 )
-from model.formats import read_document
+from model.formats import read_document, upright_size
 from model.layout import Augmentation
 from tests.toy import IDS, write_coco, write_pictures
 
@@ -472,3 +472,16 @@ def test_what_becomes_of_a_picture_depends_on_its_draw_alone(toy: tuple[Path, Pa
     back = [pictures[draw] for draw in reversed(draws)][::-1]
     for one, other in zip(there, back, strict=True):
         assert one.image.equal(other.image) and one.boxes.equal(other.boxes) and one.labels.equal(other.labels)
+
+
+def test_more_pixels_than_pillow_reads_are_a_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (400, 400)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70_000)  # it warns of more, and refuses twice as much
+    with pytest.raises(OSError, match="more than"):
+        upright_size(tmp_path / "a.png")
+
+
+def test_ids_that_are_no_ids_are_unreadable(tmp_path: Path) -> None:
+    images = [{"width": None}, {"id": 2**64, "file_name": "a.png", "width": 10, "height": 10}]
+    _, problems = check({"images": images, "annotations": [], "categories": []}, "here", None)
+    assert [kind for kind, _ in problems.errors] == ["unreadable entry"] * 2

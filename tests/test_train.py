@@ -448,6 +448,22 @@ def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(data
     assert "\n" not in str(error.value)
 
 
+def test_after_an_error_the_workers_end(data: Data, tmp_path: Path) -> None:
+    mine = write_coco(tmp_path, 8)
+    file = mine[1] / "picture-3.png"
+    file.write_bytes(file.read_bytes()[:100])
+    options = {
+        "train-annotations": mine[0], "train-images": mine[1], "val-annotations": mine[0], "val-images": mine[1],
+        "output": tmp_path / "run", "backbone": "test_efficientnet", "weights": "none", "size": 96, "epochs": 1,
+        "batch-size": 4, "workers": 2, "device": "cpu",
+    }  # fmt: skip
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "model/train.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "picture-3.png" in done.stderr
+
+
 def test_settings_name_their_options_as_the_command_line_does(data: Data, tmp_path: Path) -> None:
     values = settings(data, tmp_path).to_dict()
     assert {"train-annotations", "from", "batch-size", "ema-decay"} <= set(values)

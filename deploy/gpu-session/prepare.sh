@@ -8,7 +8,9 @@
 set -euo pipefail
 data=$(realpath "${1:?usage: deploy/gpu-session/prepare.sh DATA}")
 cd "$(dirname "$0")/../.."
-part_mib=44 python=3.12
+python=3.12
+# What 64 MiB leave beside the repository, with some room.
+part_mib=$(git ls-tree -r --format='%(objectsize)' HEAD | awk '{ sum += $1 } END { print int(61 - sum / 2^20) }')
 
 # What the machine's torch, torchvision, timm, numpy and rich leave out; the versions are this repository's own.
 train=(tyro docstring-parser typeguard pydantic pydantic-core pydantic-settings annotated-types typing-inspection

@@ -49,6 +49,9 @@ recipes)
 benchmark)
   unpack train
   unpack serve
+  # ONNX Runtime looks for CUDA's libraries beside itself; the machine's are beside its torch.
+  nvidia=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
+  [ -z "$nvidia" ] || [ "$nvidia" -ef "$store/site/nvidia" ] || ln -sfn "$nvidia" "$store/site/nvidia"
   "$python" benchmarks/serving.py --provider cuda --output "$out/serving.csv" "${@:2}"
   ;;
 *)
