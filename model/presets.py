@@ -23,7 +23,7 @@ from model.settings import Settings
 EVERYDAY: dict[str, Any] = {
     "name": "fcos-everyday",
     "backbone": "tf_efficientnet_lite2",
-    "size": 480,
+    "size": 512,  # which makes 4:3 canvases of 512 x 384: nothing is padding
     "iou_threshold": 0.55,
     "norm": "bn",
     "assignment": "atss",

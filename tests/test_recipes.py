@@ -33,7 +33,7 @@ def test_the_cpu_preset_is_its_command_line() -> None:
     words = (
         "--epochs 24 --plain-epochs 4 --zooms 0.75 --augmentation.scale 0.7 2.0 --repeat-thin 0.05 --norm bn "
         "--freeze c3 --backbone-norm frozen --assignment atss --quality iou --evaluate-every 24 --workers 1 "
-        "--backbone tf_efficientnet_lite2 --size 480 --iou-threshold 0.55 --name fcos-everyday --data data --output run"
+        "--backbone tf_efficientnet_lite2 --size 512 --iou-threshold 0.55 --name fcos-everyday --data data --output run"
     )
     by_hand = read_options(words.split(), None)
     assert by_hand == read_options(["--preset", "everyday-cpu", "--data", "data", "--output", "run"], None)
