@@ -21,6 +21,7 @@ from PIL import WebPImagePlugin as _webp  # noqa: F401
 from app.artifact import Size
 from app.errors import Refusal
 
+MOST_PIXELS = 178_956_970  # Pillow refuses more
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP and TIFF"
 BACKGROUND = (255, 255, 255)  # what transparent pixels show

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.artifact import first_fault
 from app.errors import SettingsError
+from app.images import MOST_PIXELS
 from app.providers import CudaOptions, ProviderChoice
 
 PREFIX = "FCOS_"
@@ -21,6 +22,18 @@ MIN_KEY_LENGTH = 8
 
 def _number(text: object) -> object:
     return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+def _split(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    parts = frozenset(part.strip() for part in text.split(",")) - {""}
+    if text.strip() and not parts:
+        raise ValueError("there are commas, but no key or origin: leave it empty if none is meant")
+    return parts
+
+
+CommaSeparated = Annotated[frozenset[str], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -48,7 +61,7 @@ class Settings(BaseSettings):
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     """Largest request body."""
-    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 50_000_000
     """Largest picture, width times height. The file's header is enough to refuse a larger one."""
     max_queue: Annotated[int, Field(ge=1)] = 64
     """Pictures that are accepted and not answered. Above it: 503 at once, with Retry-After."""
@@ -61,14 +74,14 @@ class Settings(BaseSettings):
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10
     """Seconds within which a request is answered or refused. Its header `X-Deadline-Ms` may ask for less."""
 
-    api_keys: Annotated[frozenset[str], NoDecode] = frozenset()
+    api_keys: CommaSeparated = frozenset()
     """Keys, separated by commas, one of which a request must bring. None: everybody may ask."""
     admin_key: Annotated[str | None, Field(min_length=MIN_KEY_LENGTH)] = None
     """The key that POST /admin/reload wants. None: any of FCOS_API_KEYS."""
     max_per_key: Annotated[int, Field(ge=0)] = 0
     """Requests of one key at a time. 0: no bound."""
 
-    cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()
+    cors_origins: CommaSeparated = frozenset()
     """Origins, separated by commas, whose pages a browser lets ask, https://shop.example say. *: any."""
 
     device_id: Annotated[int, Field(ge=0)] = 0
@@ -96,24 +109,16 @@ class Settings(BaseSettings):
     def _none_if_empty(cls, value: object) -> object:
         return value or None
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys")
     @classmethod
-    def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        keys = _parts(value)
-        if value.strip() and not keys:
-            raise ValueError("there are commas, but no key: leave it empty if everybody may ask")
+    def _long_enough(cls, keys: frozenset[str]) -> frozenset[str]:
         if any(len(key) < MIN_KEY_LENGTH for key in keys):
             raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters")
         return keys
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        origins = _parts(value)
+    def _origins(cls, origins: frozenset[str]) -> frozenset[str]:
         for origin in origins - {"*"}:
             if not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise ValueError(f"{origin!r} is no origin: https://shop.example is one, without a path")
@@ -121,10 +126,6 @@ class Settings(BaseSettings):
 
     def cuda_options(self) -> CudaOptions:
         return CudaOptions(self.device_id, self.gpu_memory_limit_bytes, self.conv_search, self.tf32, self.cuda_graphs)
-
-
-def _parts(text: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in text.split(",")) - {""}
 
 
 def load_settings() -> Settings:

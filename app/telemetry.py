@@ -79,9 +79,8 @@ class Telemetry:
                 record.status = message["status"]
                 record.timing_ms["total"] = round((perf_counter() - begun) * 1000, 3)
                 route = scope["path"] if scope["path"] in self._routes else None
-                tracing.note(
-                    scope["method"], route, record.request_id, record.timing_ms
-                )  # the body's end ends the span
+                # Here, as the end of the answer's body ends the span.
+                tracing.note(scope["method"], route, record.request_id, record.timing_ms)
                 timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
                 message["headers"] = [
                     *message["headers"],

@@ -16,13 +16,16 @@ FIELDS = "images"  # of POST /detect/batch; repeated
 MOST_PICTURES = 32  # of one POST /detect/batch
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-_NOTHING_ELSE = {"additionalProperties": False}
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
 
 def body_docs(description: str, field: str, schema: Mapping[str, object], **content: object) -> dict[str, object]:
     """Returns: OpenAPI's `requestBody` of a form with one field, and of further kinds of content."""
-    form = {"schema": {"type": "object", "properties": {field: schema}, "required": [field]} | _NOTHING_ELSE}
+    form = {
+        "schema": {
+            "type": "object", "properties": {field: schema}, "required": [field], "additionalProperties": False
+        }
+    }  # fmt: skip
     return {
         "requestBody": {
             "required": True,

@@ -40,6 +40,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
+from app.cores import core_count
 from app.settings import DEFAULT_MODEL
 from benchmarks.tiny_model import write_tiny_model
 
@@ -125,7 +126,7 @@ def main() -> int:
 def _windows(systems: list[str], model: Path, picture: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns: Pictures per second of each system in each of its windows. The bare pipeline is several systems: one
     for each way to share the cores out, as threads x threads of the session."""
-    cores = os.cpu_count() or 1
+    cores = core_count()
     rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
         run: dict[str, Callable[[], float]] = {}

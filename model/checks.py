@@ -119,9 +119,8 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
     names: set[str] = set()
     for position, entry in enumerate(entries):
         if not is_sound(entry):
-            if (
-                isinstance(entry, dict) and {"id", "file_name"} <= set(entry) and entry.get("width", 0) is None
-            ):  # VOC and YOLO: only the picture knows its size
+            # VOC and YOLO: only the picture knows its size
+            if isinstance(entry, dict) and {"id", "file_name"} <= set(entry) and entry.get("width", 0) is None:
                 problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
             else:
                 problems.add("unreadable entry", f"{what} at position {position}")

@@ -23,7 +23,7 @@ from app.artifact import CANVAS_MULTIPLE, Metadata, Size
 from app.canvas import place, resized_size
 from app.errors import Refusal
 from model.checks import Problems, check
-from model.formats import MAX_PIXELS, Document, read_document
+from model.formats import Document, read_document
 from model.layout import Augmentation, Content, Layout, lay_out
 from model.transforms import mix, paint
 
@@ -251,7 +251,7 @@ def decode(path: Path, resized: Callable[[Size], Size] | None) -> service_images
         ValueError: as `open_picture`.
     """
     try:
-        return service_images.decode(path.read_bytes(), MAX_PIXELS, resized=resized)
+        return service_images.decode(path.read_bytes(), service_images.MOST_PIXELS, resized=resized)
     except OSError as error:
         raise ValueError(f"no picture at {path} ({error.strerror})") from None
     except Refusal as refusal:

@@ -15,13 +15,12 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from app.errors import first_line
+from app.images import MOST_PIXELS
 
 Document = dict[str, Any]
 
 POLYGON = "a polygon"  # in the place of a bbox
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MAX_PIXELS = 178_956_970
-"""Of a training picture; Pillow refuses more."""
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
@@ -64,7 +63,7 @@ def upright_size(path: Path) -> tuple[int, int]:
             turned = tagged and picture.getexif().get(0x0112) in _SWAPPED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
     except Image.DecompressionBombError:
-        raise OSError(f"more than {MAX_PIXELS} pixels") from None
+        raise OSError(f"more than {MOST_PIXELS} pixels") from None
     except (SyntaxError, ValueError) as error:  # a broken header, to some of Pillow's parsers
         raise OSError(str(error)) from None
 

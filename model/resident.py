@@ -13,7 +13,6 @@ N pictures of a batch, M canvases (more than N with mixup), L layers (more than 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from app.artifact import Metadata, Resize, Size
 from app.canvas import REDUCING_GAP, resized_size
+from app.cores import core_count
 from model.data import Annotations, Batch, Plan, decode
 from model.layout import Augmentation, Light
 
@@ -115,7 +115,7 @@ class ResidentPictures:
             pixels = torch.from_numpy(np.array(picture)).permute(0, 2, 1)
             self.pixels[index, :height, :, :width] = pixels.to(device)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(core_count()) as pool:
             for _ in pool.map(load, range(len(annotations))):
                 pass
 

@@ -441,10 +441,7 @@ def main() -> int:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
-        print(
-            "train: the device's memory is full: --accumulate 2, or more, takes a batch in parts",
-            file=sys.stderr,
-        )
+        print("train: the device's memory is full: --accumulate 2, or more, takes a batch in parts", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train: stopped; --resume goes on from the last save, if there was one", file=sys.stderr)

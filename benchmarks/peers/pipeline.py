@@ -1,13 +1,13 @@
 """What every peer runs: this project's own code, from a picture file's bytes to the answer's."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from app.canvas import resized_size
+from app.cores import core_count
 from app.detector import Detector
 from app.images import decode
 from app.outcome import Outcome
@@ -50,7 +50,7 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="pictures at a time")
+    parser.add_argument("--threads", type=int, default=core_count(), help="pictures at a time")
     parser.add_argument("--session-threads", type=int, default=1, help="of one picture in the model")
     parser.add_argument("--picture", type=Path, help="for bare.py")
     return parser.parse_args()

@@ -17,13 +17,14 @@ train --output "$runs/2" --from "$runs/1/best.pt" --size 416 --epochs 15 --plain
 
 # Larger, and down to nothing, at last on pictures as they are served.
 # shellcheck disable=SC2086
-train --output "$runs/3" --from "$runs/2/last.pt" --size 480 --epochs 3 --plain-epochs 1 --lr 5e-4 --warmup-iterations 50 \
-    --augmentation.mosaic 0.3 $strong
+train --output "$runs/3" --from "$runs/2/last.pt" --size 480 --epochs 3 --plain-epochs 1 --lr 5e-4 \
+    --warmup-iterations 50 --augmentation.mosaic 0.3 $strong
 
 # Once more, with the preset's little augmentation.
-train --output "$runs/4" --from "$runs/3/best.pt" --size 480 --epochs 2 --plain-epochs 1 --lr 5e-4 --warmup-iterations 50
+train --output "$runs/4" --from "$runs/3/best.pt" --size 480 --epochs 2 --plain-epochs 1 --lr 5e-4 \
+    --warmup-iterations 50
 
-# Up and down again: no better on val, but elsewhere, and the mean of the three is a start that fits none of them too well.
+# Up and down again: no better on val, but elsewhere, and the mean of the three is a start.
 # shellcheck disable=SC2086
 train --output "$runs/5" --from "$runs/4/best.pt" --size 480 --epochs 11 --plain-epochs 0 --lr 1e-3 --seed 5 \
     --final-lr-factor 1 --zooms 0.5 0.75 --evaluate-every 11 --augmentation.mosaic 0.5 $strong
