@@ -72,8 +72,8 @@ class OnnxRunner:
                 reason = str(error)
         if provider == "cuda":
             raise ProviderError(
-                f"FCOS_PROVIDER=cuda, but CUDA cannot be used ({reason}): install the extra `gpu` and a driver that "
-                "fits it, or set FCOS_PROVIDER to auto or cpu."
+                f"CUDA is wanted, but cannot be used ({reason}): install the extra `gpu` and a driver that fits it, or "
+                "set FCOS_PROVIDER to auto or cpu."
             )
         if reason is not None:
             log.warning("CUDA cannot be used (%s): the model runs on the CPU.", reason)

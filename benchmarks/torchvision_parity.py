@@ -6,6 +6,7 @@ Exports torchvision's FCOS through `python -m export`'s own functions and detect
 pre- and post-processing. Two comparisons for each picture: torchvision given our resized pixels, and torchvision given
 the picture, which it resizes without antialiasing. A detection of torchvision's (score > 0.2) counts as matched where
 ours has one of the same label with IoU > 0.99 and a score within 1e-3. Without --images: photographs of scikit-image.
+Ends with 1 where less than 99 % match on the same pixels.
 """
 
 from __future__ import annotations
@@ -129,15 +130,18 @@ def main() -> int:
             }
         )
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    share: dict[str, float] = {}
     for key in ("same pixels", "own resizing"):
         pairs = [str(row[key]).split("/") for row in rows]
-        print(f"{key}: {sum(int(a) for a, _ in pairs)} of {sum(int(b) for _, b in pairs)} matched")
+        found, count = sum(int(a) for a, _ in pairs), sum(int(b) for _, b in pairs)
+        share[key] = found / count if count else 0.0
+        print(f"{key}: {found} of {count} matched")
     if options.csv:
         with options.csv.open("w", newline="") as out:
             writer = csv.DictWriter(out, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-    return 0
+    return 0 if share["same pixels"] >= 0.99 else 1
 
 
 if __name__ == "__main__":

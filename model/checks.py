@@ -119,7 +119,7 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
     names: set[str] = set()
     for position, entry in enumerate(entries):
         if not is_sound(entry):
-            # VOC and YOLO: only the picture knows its size
+            # Only the picture would have known its size.
             if isinstance(entry, dict) and {"id", "file_name"} <= set(entry) and entry.get("width", 0) is None:
                 problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
             else:

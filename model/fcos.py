@@ -70,17 +70,27 @@ class FCOS(nn.Module):
         return x * ((pixels - filler).abs().amax(1, keepdim=True) > 0)
 
     def losses(
-        self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], objective: Objective = DEFAULT_OBJECTIVE
+        self,
+        images: Tensor,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        objective: Objective = DEFAULT_OBJECTIVE,
+        normalisers: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a batch; see `model.losses.fcos_losses`.
+        """The losses of a batch, or of a part of one; see `model.losses.fcos_losses`.
 
         Args:
             images: as for `forward`.
             boxes: N tensors [G, 4], canvas pixels; G may be 0.
             labels: N tensors [G], class ids.
             objective: the quality that the centerness output learns, and the assignment.
+            normalisers: those of the whole batch; by default of these pictures.
         """
         heads: Heads = self(images)
+        points, strides = self.points_of(images)
+        return fcos_losses(*heads, points, strides, boxes, labels, objective, normalisers)
+
+    def points_of(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The points [P, 2] of pictures [N, 3, H, W], and their strides [P]."""
         height, width = images.shape[-2:]
-        points, strides = canvas_points((height, width), self.config, images.device)
-        return fcos_losses(*heads, points, strides, boxes, labels, objective)
+        return canvas_points((height, width), self.config, images.device)

@@ -28,8 +28,8 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
     """Read annotations.
 
     Args:
-        path: a COCO json; a folder of VOC xml; or a folder of YOLO txt, whose class names stand in `classes.txt` or
-            `data.yaml` in the same folder or one of the two above.
+        path: a COCO json, in which sizes may be lacking; a folder of VOC xml; or a folder of YOLO txt, whose class
+            names stand in `classes.txt` or `data.yaml` in the same folder or one of the two above.
         images: the folder of the pictures. Without a txt file, a picture of YOLO's holds no object; without an xml
             file, one of VOC's is no part of the set.
         classes: for VOC, the classes in order; those found in the folder, sorted, where there are none.
@@ -38,7 +38,7 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         ValueError: the file or folder is missing, or is none of these.
     """
     if path.is_file():
-        return _read_json(path)
+        return _read_json(path, images)
     if not path.is_dir():
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
     if not images.is_dir():
@@ -68,7 +68,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise OSError(str(error)) from None
 
 
-def _read_json(path: Path) -> Document:
+def _read_json(path: Path, images: Path) -> Document:
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -78,6 +78,11 @@ def _read_json(path: Path) -> Document:
     if missing:
         raise ValueError(f"{path} is no COCO detection json: it has no list of {' and no list of '.join(missing)}")
     assert isinstance(document, dict)
+    for picture in document["images"]:
+        # Only where both are lacking: with one of them, something else is wrong.
+        if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
+            width, height = _size_or_none(images / str(picture.get("file_name")))
+            picture |= {"width": width, "height": height}
     return document
 
 
@@ -88,7 +93,7 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
     """
     by_stem = _pictures(images)
     pictures: list[dict[str, Any]] = []
-    objects: list[tuple[int, str, dict[str, Any]]] = []
+    objects: list[tuple[int, str, tuple[float, float, float, float] | None, int]] = []
     for number, file in enumerate(sorted(path.glob("*.xml")), 1):
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
@@ -103,21 +108,29 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
         for found in root.iter("object"):
             x1, y1, x2, y2 = (_number(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
-            bbox = None
+            corners = None
             if x1 is not None and y1 is not None and x2 is not None and y2 is not None:
-                bbox = [x1, y1, x2, y2]
+                corners = (x1, y1, x2, y2)
             crowd = int((found.findtext("difficult") or "0").strip() == "1")
             label = (found.findtext("name") or "").strip()
-            objects.append((number, label, {"bbox": bbox, "iscrowd": crowd}))
-    boxes = [box for _, _, box in objects if box["bbox"] is not None]
-    first = 0 if any(min(box["bbox"][:2]) == 0 for box in boxes) else 1
-    for box in boxes:
-        x1, y1, x2, y2 = box["bbox"]
-        box["bbox"] = [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]
-    names = list(classes) or sorted({label for _, label, _ in objects})
+            objects.append((number, label, corners, crowd))
+    first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
+    names = list(classes) or sorted({label for _, label, _, _ in objects})
     # An unknown name keeps itself as its id, so that the check can say it.
     ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
-    return _document(pictures, [{"image_id": i, "category_id": ids.get(n, n)} | box for i, n, box in objects], ids)
+    annotations = [
+        {"image_id": number, "category_id": ids.get(label, label), "bbox": _voc_box(corners, first), "iscrowd": crowd}
+        for number, label, corners, crowd in objects
+    ]
+    return _document(pictures, annotations, ids)
+
+
+def _voc_box(corners: tuple[float, float, float, float] | None, first: int) -> list[float] | None:
+    """COCO's bbox. `first` is the number of the first pixel, and what a side that includes its last one lacks."""
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
+    return [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]
 
 
 def _read_yolo(path: Path, images: Path) -> Document:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.data import Batch
 from model.distributed import Processes
 from model.fcos import FCOS
-from model.losses import Objective
+from model.losses import Objective, normalisers_of
 from model.optim import freeze, lr_factor, make_optimizer, set_lr, train_mode
 from model.settings import Settings
 
@@ -42,7 +42,8 @@ class Learner:
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75)
         if settings.compile:
             model.compile(dynamic=False)
-        self._losses: nn.Module = _Losses(model, Objective(quality=settings.quality, assignment=settings.assignment))
+        self._objective = Objective(quality=settings.quality, assignment=settings.assignment)
+        self._losses: nn.Module = _Losses(model, self._objective)
         if processes.count > 1:
             self._losses = DistributedDataParallel(
                 self._losses, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -52,7 +53,7 @@ class Learner:
         """One iteration: the gradient of a batch, which may come in parts, and a step along it.
 
         Returns:
-            The losses, averaged over the parts and the processes.
+            The losses, averaged over the processes.
 
         Raises:
             FloatingPointError: a loss is not finite, in any process; the weights are still those from before.
@@ -78,23 +79,27 @@ class Learner:
         return self.settings.base_lr * lr_factor(iteration, self.iterations, self.settings)
 
     def backward(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
-        """Set the gradient of a batch. Returns: The losses, averaged over the parts and the processes, on the CPU."""
+        """Set the gradient of a batch. Returns: The losses, averaged over the processes, on the CPU."""
         device = self.processes.device
         self.optimizer.zero_grad()
         total: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, 1):
-            batch = part.to(device)
+        moved = [part.to(device) for part in parts]
+        normalisers = None  # one part works its own out
+        if len(moved) > 1:
+            known = [(*self.model.points_of(part.images), part.boxes) for part in moved]
+            normalisers = normalisers_of(known, self._objective)
+        for number, batch in enumerate(moved, 1):
             images = batch.images.contiguous(memory_format=torch.channels_last)
             distributed = isinstance(self._losses, DistributedDataParallel)
             # Only the last part's backward pass exchanges gradients.
-            local = distributed and number < len(parts)
+            local = distributed and number < len(moved)
             with self._losses.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
-                    losses: dict[str, Tensor] = self._losses(images, batch.boxes, batch.labels)
-                loss = torch.stack(list(losses.values())).sum() / len(parts)
+                    losses: dict[str, Tensor] = self._losses(images, batch.boxes, batch.labels, normalisers)
+                loss = torch.stack(list(losses.values())).sum()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             for key, value in losses.items():
-                total[key] = total.get(key, torch.zeros((), device=device)) + value.detach() / len(parts)
+                total[key] = total.get(key, torch.zeros((), device=device)) + value.detach()
         values = self.processes.average(torch.stack(list(total.values()))).cpu()
         return dict(zip(total, values.unbind(), strict=True))
 
@@ -132,8 +137,10 @@ class _Losses(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
-        return self.model.losses(images, boxes, labels, self.objective)
+    def forward(
+        self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], normalisers: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self.model.losses(images, boxes, labels, self.objective, normalisers)
 
 
 def _precision(settings: Settings, device: torch.device) -> torch.dtype | None:

@@ -8,6 +8,7 @@ authors).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -42,8 +43,9 @@ def fcos_losses(
     boxes: list[Tensor],
     labels: list[Tensor],
     objective: Objective = DEFAULT_OBJECTIVE,
+    normalisers: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The three losses of a batch, each a scalar; their sum is minimised.
+    """The three losses of a batch, or of a part of one, each a scalar; their sum is minimised.
 
     Args:
         class_logits: [N, P, C].
@@ -54,14 +56,13 @@ def fcos_losses(
         boxes: N tensors [G, 4], canvas pixels; G may be 0.
         labels: N tensors [G], class ids.
         objective: the quality that the centerness output learns, and the assignment.
+        normalisers: `normalisers_of` the whole batch, whose parts' losses then add up to its own; the default is this
+            part's.
 
     Returns:
         `class`, `box` and `centerness`. Finite and differentiable also where no point is positive.
     """
-    matched = assign(points, strides, boxes, objective.assignment)  # [N, P]
-    positive = matched >= 0
-    picture, point = positive.nonzero(as_tuple=True)  # [K] each
-    learnt = matched[picture, point]
+    picture, point, learnt = _positives(points, strides, boxes, objective)  # [K] each
     target_boxes = torch.cat(boxes)[learnt]  # [K, 4]
     target_labels = torch.cat(labels)[learnt]  # [K]
 
@@ -71,15 +72,12 @@ def fcos_losses(
     unit = strides[point, None]
     predicted = decode(points[point] / unit, distances[picture, point].float() / unit)
     giou = generalized_box_iou_loss(predicted, target_boxes / unit, reduction="none")  # [K]
-    if objective.quality == "iou":
-        quality, weight = paired_iou(predicted.detach(), target_boxes / unit), torch.ones_like(giou)
-    else:
-        quality = weight = centerness_target(encode(points[point], target_boxes))
+    weight = _weights(points[point], target_boxes, objective)
+    quality = paired_iou(predicted.detach(), target_boxes / unit) if objective.quality == "iou" else weight
 
-    # Every process takes part in both sums, also one without a positive point, whose terms are 0 but keep their graph:
-    # every parameter gets a gradient, and none waits for ever.
-    positives = average_over_processes(positive.sum().float(), least=1.0)
-    weights = average_over_processes(weight.sum(), least=1e-6)
+    # A picture without a positive point has terms that are 0, but keep their graph: every parameter gets a gradient,
+    # and no process waits for ever.
+    positives, weights = average_over_processes(_sums(weight)) if normalisers is None else normalisers
     class_loss = sigmoid_focal_loss(class_logits.float(), one_hot, alpha=0.25, gamma=2.0, reduction="sum")
     quality_loss = F.binary_cross_entropy_with_logits(centerness[picture, point].float(), quality, reduction="sum")
     return {
@@ -87,6 +85,44 @@ def fcos_losses(
         "box": (giou * weight).sum() / weights,
         "centerness": quality_loss / positives,
     }
+
+
+def normalisers_of(
+    parts: Sequence[tuple[Tensor, Tensor, list[Tensor]]], objective: Objective = DEFAULT_OBJECTIVE
+) -> Tensor:
+    """What the losses of a batch are divided by, which is known before the network has seen it.
+
+    Args:
+        parts: of the batch; the points, the strides and the boxes of each, as in `fcos_losses`.
+
+    Returns:
+        [2], averaged over the processes: the number of positive points, and the sum of their weights in the box loss.
+    """
+    sums = []
+    for points, strides, boxes in parts:
+        _, point, learnt = _positives(points, strides, boxes, objective)
+        sums.append(_sums(_weights(points[point], torch.cat(boxes)[learnt], objective)))
+    return average_over_processes(torch.stack(sums).sum(0))
+
+
+def _positives(
+    points: Tensor, strides: Tensor, boxes: list[Tensor], objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Picture and point of each positive point, and its box among those of all pictures: [K] each."""
+    matched = assign(points, strides, boxes, objective.assignment)  # [N, P]
+    picture, point = (matched >= 0).nonzero(as_tuple=True)
+    return picture, point, matched[picture, point]
+
+
+def _weights(points: Tensor, boxes: Tensor, objective: Objective) -> Tensor:
+    """Of positive points [K, 2] in the box loss, [K]: their centerness, as in the paper, where it is what is learnt."""
+    if objective.quality == "iou":
+        return torch.ones_like(points[:, 0])
+    return centerness_target(encode(points, boxes))
+
+
+def _sums(weight: Tensor) -> Tensor:
+    return torch.stack((weight.new_tensor(len(weight)), weight.sum()))
 
 
 def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:
@@ -106,13 +142,15 @@ def centerness_target(distances: Tensor) -> Tensor:
     return ratio.sqrt()
 
 
-def average_over_processes(value: Tensor, least: float) -> Tensor:
-    """The sum over the processes of a distributed run, at least `least`, divided by their number.
+def average_over_processes(sums: Tensor) -> Tensor:
+    """The number of positive points and the sum of their weights [2], added up over the processes of a distributed run,
+    at least 1 and a little, divided by the number of processes.
 
     Gradients are averaged over the processes, so that this makes them what one process with the whole batch would get.
     """
+    least = sums.new_tensor((1.0, 1e-6))
     if not (dist.is_available() and dist.is_initialized()):
-        return value.clamp(min=least)
-    value = value.clone()
-    dist.all_reduce(value)
-    return value.clamp(min=least) / dist.get_world_size()
+        return sums.maximum(least)
+    sums = sums.clone()
+    dist.all_reduce(sums)
+    return sums.maximum(least) / dist.get_world_size()

@@ -69,8 +69,8 @@ class Settings:
     batch_size: int = 16
     """Pictures an iteration, of all processes together."""
     accumulate: int = 1
-    """Parts that a batch goes through the network in, for want of memory. Each part's losses are means over its own
-    objects, so that a part with few of them weighs as much as one with many."""
+    """Parts that a batch goes through the network in, for want of memory. The gradient is the whole batch's, but for
+    BatchNorm's statistics, which are each part's own."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | None = None
     """At a batch of 16; scaled with the batch; 0.001 for adamw, 0.01 for sgd."""

@@ -96,6 +96,11 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         config, input_config = stopped.config, stopped.input_config
     else:
         config, input_config = settings.network(annotations.classes, start)
+    if config.norm == "bn" and settings.batch_size == settings.accumulate * processes.count:
+        raise ValueError(
+            "--norm bn takes its statistics from the pictures that go through the network together, which is one: "
+            "choose --norm gn, a larger --batch-size or a smaller --accumulate"
+        )
     metadata = checkpoints.metadata_of(config, input_config, iou_threshold=settings.iou_threshold)
     batches = CanvasBatches(
         data.canvas_indices(annotations, metadata),

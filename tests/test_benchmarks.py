@@ -50,6 +50,14 @@ def test_postprocess_matches_torchvision_box_for_box(tmp_path: Path) -> None:
     assert int(row["matched"]) == int(row["torchvision_boxes"]) == int(row["ours_boxes"]) > 0
 
 
+def test_an_exported_torchvision_model_detects_what_torchvision_does(tmp_path: Path) -> None:
+    output = tmp_path / "parity.csv"
+    run("torchvision_parity", "--count", 1, "--csv", output)
+    (row,) = rows_of(output)
+    matched, count = map(int, row["same pixels"].split("/"))
+    assert matched >= 0.99 * count > 0
+
+
 def test_serving_compares_the_service_with_the_bare_pipeline_and_the_baseline(tmp_path: Path) -> None:
     output = tmp_path / "serving.csv"
     text = run(

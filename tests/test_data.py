@@ -259,6 +259,7 @@ SPOILT = [
     ("box outside", "annotation 3 of image 10", set_of("annotations", 2, bbox=[-20, 5, 30, 30])),
     ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, bbox=[1, 2, 3])),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("width"))),
+    ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("file_name"))),
     ("unreadable entry", "category at position 1", spoil(lambda document: document["categories"][1].pop("name"))),
     ("duplicate id", "image 10", set_of("images", 2, id=10)),
     ("duplicate id", "picture-1.png", set_of("images", 2, file_name="picture-1.png")),
@@ -326,6 +327,23 @@ def test_a_turned_picture_has_its_upright_size(tmp_path: Path) -> None:
     assert not check(document, "it", tmp_path)[1].errors
     document["images"][0] |= {"width": 40, "height": 30}
     assert [kind for kind, _ in check(document, "it", tmp_path)[1].errors] == ["wrong size"]
+
+
+def test_sizes_that_a_json_lacks_are_the_pictures_own(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 3)
+    sizes = [(image["width"], image["height"]) for image in document["images"]]
+    document["images"][0] |= {"width": None, "height": None}
+    document["images"][1] |= {"width": 0, "height": 0}
+    document["images"][2] = {key: document["images"][2][key] for key in ("id", "file_name")}
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(document))
+    found = read_document(file, tmp_path)
+    assert [(image["width"], image["height"]) for image in found["images"]] == sizes
+    assert not check(found, "it", tmp_path)[1].errors
+
+    (tmp_path / document["images"][0]["file_name"]).unlink()
+    problems = check(read_document(file, tmp_path), "it", tmp_path)[1]
+    assert [kind for kind, _ in problems.errors if kind != "unknown image id"] == ["missing picture"]
 
 
 # --- arrays

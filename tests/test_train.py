@@ -240,6 +240,11 @@ def test_a_run_is_not_overwritten(data: Data, uninterrupted: Path) -> None:
 # --- shared out
 
 
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(data: Data) -> None:
+    whole, in_parts = gradients(data, ALONE), gradients(data, ALONE, accumulate=4)
+    assert max(float((in_parts[key] - whole[key]).abs().max()) for key in whole) < 1e-5
+
+
 def test_two_processes_have_the_gradient_of_one(data: Data, tmp_path: Path) -> None:
     alone = gradients(data, ALONE)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -248,6 +253,11 @@ def test_two_processes_have_the_gradient_of_one(data: Data, tmp_path: Path) -> N
     shared = torch.load(tmp_path / "out.pt", weights_only=True)
     assert shared.keys() == alone.keys()
     assert max(float((shared[key] - alone[key]).abs().max()) for key in alone) < 1e-5
+
+
+def test_batch_norm_of_one_picture_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--norm bn takes its statistics"):
+        train(settings(data, tmp_path, norm="bn", batch_size=2, accumulate=2), ALONE, QUIET)
 
 
 # --- what is learnt

@@ -1,4 +1,4 @@
-"""The gradient of one batch, by one process or by its share of several: `torchrun tests/two_processes.py DATA OUT`.
+"""The gradient of one batch: whole, in parts, or shared out: `torchrun tests/two_processes.py DATA OUT`.
 
 DATA: the folder of toy data. OUT: where the first process saves the losses and gradients.
 """
@@ -40,7 +40,10 @@ def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1
     model = FCOS(config, input_config)
     learner = Learner(model, options, processes, 1)
     train_mode(model, options)
-    losses = learner.backward([collate([pictures[draw] for draw in next(iter(batches))])])
+    draws = list(next(iter(batches)))
+    size = len(draws) // accumulate
+    parts = [collate([pictures[draw] for draw in draws[first : first + size]]) for first in range(0, len(draws), size)]
+    losses = learner.backward(parts)
     found = {f"loss.{key}": value for key, value in losses.items()}
     return found | {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
@@ -48,7 +51,7 @@ def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     with started("cpu") as processes:
-        found = gradients((folder / "boxes.json", folder / "pictures"), processes)
+        found = gradients((folder / "boxes.json", folder / "pictures"), processes, accumulate=2)
         if processes.first:
             torch.save(found, out)
 
