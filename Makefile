@@ -11,6 +11,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# CUDA's libraries only where there is a driver for them.
+SERVE := requirements/$(if $(shell command -v nvidia-smi 2>/dev/null),gpu,serve).txt
 UV := $(shell command -v uv 2>/dev/null)
 # uv installs in a fraction of pip's time; without it pip does the same.
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
@@ -46,7 +48,7 @@ down:
 	@if docker compose version >/dev/null 2>&1; then docker compose --profile '*' down; \
 	else docker-compose down; fi
 
-loadtest: $(VENV)/.dev $(VENV)/.load
+loadtest: $(VENV)/.serve $(VENV)/.load
 	$(BIN)/python -m tests.load
 
 $(BIN)/python:
@@ -55,8 +57,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The development environment holds everything that serving needs: where it is there, nothing more is installed.
-$(VENV)/.serve: requirements/serve.txt | $(BIN)/python
-	@test $(VENV)/.dev -nt requirements/serve.txt || $(INSTALL) -r requirements/serve.txt
+$(VENV)/.serve: $(SERVE) | $(BIN)/python
+	@test $(VENV)/.dev -nt $(SERVE) || $(INSTALL) -r $(SERVE)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt | $(BIN)/python
@@ -67,15 +69,14 @@ $(VENV)/.load $(VENV)/.browser: $(VENV)/.%: requirements/%.txt | $(BIN)/python
 	$(INSTALL) -r $<
 	@touch $@
 
-# The pinned versions, anew from pyproject.toml. Needs uv.
+# The pinned versions for pyproject.toml as it is now; with UPGRADE=1 the newest. Needs uv.
+requirements: COMPILE = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(if $(UPGRADE),--upgrade)
 requirements:
 	for extra in serve dev gpu; do \
-		uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
-			$$([ $$extra = serve ] || echo --extra $$extra) pyproject.toml -o requirements/$$extra.txt || exit; \
+		$(COMPILE) $$([ $$extra = serve ] || echo --extra $$extra) pyproject.toml -o requirements/$$extra.txt || exit; \
 	done
 	for group in load browser; do \
-		uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
-			--group pyproject.toml:$$group -o requirements/$$group.txt || exit; \
+		$(COMPILE) --group pyproject.toml:$$group -o requirements/$$group.txt || exit; \
 	done
 
 clean:

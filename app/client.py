@@ -8,18 +8,20 @@ with Client("http://127.0.0.1:8000") as client:
 """
 
 import asyncio
+import math
 import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
 Picture = bytes | str | os.PathLike[str]  # a whole picture file's bytes, or its path
 Query = dict[str, Any]
+T = TypeVar("T")
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 LONGEST_WAIT_S = 30.0
@@ -61,17 +63,17 @@ class Answer:
     def of(cls, document: dict[str, Any]) -> Self:
         """Args: document: An answer of POST /detect. Members that are not known here are passed over."""
         detections = tuple(
-            Detection(one["label"], one["class_id"], one["score"], Box(**one["box"])) for one in document["detections"]
+            Detection(one["label"], one["class_id"], one["score"], _box(one["box"])) for one in document["detections"]
         )
         size = document["image"]
         return cls(detections, size["width"], size["height"], document["model"], document["timing_ms"])
 
 
 class ServiceProblem(Exception):
-    """The service's refusal of a request, or of one picture of a batch.
+    """The service's refusal of a request, or of one picture of a batch; or an answer that is not the service's own.
 
     Attributes:
-        code: Stable, for programs: `not_a_picture`, `unknown_class`, ...
+        code: Stable, for programs: `not_a_picture`, `unknown_class`, ...; `unknown` of what the service did not send.
         status: The HTTP status.
         detail: What is wrong and what to do, for people.
     """
@@ -89,7 +91,7 @@ class Client:
     Args:
         address: Where the service is.
         api_key: Where it asks for one.
-        timeout_s: Of one attempt.
+        timeout_s: To connect, and between any two pieces of what is sent or received.
         retries: Of an answer of 503 or 429 with Retry-After.
         transport: How httpx reaches the service, where that is not the network.
     """
@@ -135,7 +137,7 @@ class Client:
             OSError: The file cannot be read.
         """
         query = _query(score_threshold, iou_threshold, max_detections, classes, class_agnostic)
-        return Answer.of(self._send("POST", "/detect", params=query, content=_read(picture)).json())
+        return _parsed(self._send("POST", "/detect", params=query, content=_read(picture)), Answer.of)
 
     def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
         """Finds objects in several pictures in one request; `parameters` are those of `detect`.
@@ -143,7 +145,7 @@ class Client:
         Returns: In order, each picture's answer or, not raised, its problem.
         """
         response = self._send("POST", "/detect/batch", params=_query(**parameters), files=_form(pictures))
-        return _results(response)
+        return _parsed(response, _results)
 
     def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """Returns: The picture with its boxes, as the bytes of a file; `parameters` are those of `detect`."""
@@ -152,8 +154,7 @@ class Client:
 
     def model(self) -> dict[str, Any]:
         """Returns: What is served: class names, canvases, provider, version, AP, ..."""
-        document: dict[str, Any] = self._send("GET", "/model").json()
-        return document
+        return _parsed(self._send("GET", "/model"), dict)
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         for attempt in range(self._retries + 1):
@@ -166,7 +167,12 @@ class Client:
 
 
 class AsyncClient:
-    """`Client`, with coroutines."""
+    """`Client`, with coroutines.
+
+    Args:
+        at_once: How many requests there are at a time, however many coroutines ask: more than the service has places
+            for would be refused, and their pictures all be in memory.
+    """
 
     def __init__(
         self,
@@ -175,12 +181,14 @@ class AsyncClient:
         api_key: str | None = None,
         timeout_s: float = 60,
         retries: int = 3,
+        at_once: int = 16,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
             base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport
         )
         self._retries = retries
+        self._places = asyncio.Semaphore(at_once)
 
     async def __aenter__(self) -> Self:
         return self
@@ -203,32 +211,33 @@ class AsyncClient:
     ) -> Answer:
         """See `Client.detect`."""
         query = _query(score_threshold, iou_threshold, max_detections, classes, class_agnostic)
-        content = await asyncio.to_thread(_read, picture)
-        return Answer.of((await self._send("POST", "/detect", params=query, content=content)).json())
+        return _parsed(await self._send("POST", "/detect", query, lambda: {"content": _read(picture)}), Answer.of)
 
     async def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
         """See `Client.detect_batch`."""
-        form = await asyncio.to_thread(_form, pictures)
-        return _results(await self._send("POST", "/detect/batch", params=_query(**parameters), files=form))
+        query = _query(**parameters)
+        return _parsed(await self._send("POST", "/detect/batch", query, lambda: {"files": _form(pictures)}), _results)
 
     async def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """See `Client.draw`."""
         query = _query(**parameters) | {"draw": kind}
-        content = await asyncio.to_thread(_read, picture)
-        return (await self._send("POST", "/detect", params=query, content=content)).content
+        return (await self._send("POST", "/detect", query, lambda: {"content": _read(picture)})).content
 
     async def model(self) -> dict[str, Any]:
         """See `Client.model`."""
-        document: dict[str, Any] = (await self._send("GET", "/model")).json()
-        return document
+        return _parsed(await self._send("GET", "/model"), dict)
 
-    async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        for attempt in range(self._retries + 1):
-            response = await self._http.request(method, path, **request)
-            wait_s = _wait_s(response)
-            if wait_s is None or attempt == self._retries:
-                break
-            await asyncio.sleep(wait_s)
+    async def _send(
+        self, method: str, path: str, query: Query | None = None, read: Callable[[], dict[str, Any]] = dict
+    ) -> httpx.Response:
+        async with self._places:
+            body = await asyncio.to_thread(read)
+            for attempt in range(self._retries + 1):
+                response = await self._http.request(method, path, params=query, **body)
+                wait_s = _wait_s(response)
+                if wait_s is None or attempt == self._retries:
+                    break
+                await asyncio.sleep(wait_s)
         return _checked(response)
 
 
@@ -245,11 +254,14 @@ def _query(
 ) -> Query:
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, but is the string {classes!r}: write [{classes!r}]")
+    classes = None if classes is None else list(classes)
+    if classes == []:  # in a query it would be nothing, which means all of them
+        raise ValueError("classes is empty, which finds nothing: leave it out to find all")
     values = {
         "score_threshold": score_threshold,
         "iou_threshold": iou_threshold,
         "max_detections": max_detections,
-        "classes": None if classes is None else list(classes),
+        "classes": classes,
         "class_agnostic": class_agnostic or None,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -265,11 +277,23 @@ def _form(pictures: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
     return [("images", (f"{number}", _read(picture))) for number, picture in enumerate(pictures)]
 
 
-def _results(response: httpx.Response) -> list[Answer | ServiceProblem]:
+def _box(sides: dict[str, float]) -> Box:
+    return Box(sides["xmin"], sides["ymin"], sides["xmax"], sides["ymax"])
+
+
+def _results(document: dict[str, Any]) -> list[Answer | ServiceProblem]:
     return [
         ServiceProblem(result["problem"]) if "problem" in result else Answer.of(result)
-        for result in response.json()["results"]
+        for result in document["results"]
     ]
+
+
+def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) -> T:
+    """Raises: ServiceProblem: It is no answer of the service's: a login page, say."""
+    try:
+        return reading(response.json())
+    except (ValueError, LookupError, TypeError):
+        raise _not_the_services(response) from None
 
 
 def _wait_s(response: httpx.Response) -> float | None:
@@ -279,6 +303,8 @@ def _wait_s(response: httpx.Response) -> float | None:
     try:
         asked_s = float(response.headers["Retry-After"])
     except (KeyError, ValueError):  # an HTTP date is allowed too, but the service sends none
+        return None
+    if not 0 <= asked_s < math.inf:
         return None
     # Clients that were refused together must not come back together.
     return min(asked_s, LONGEST_WAIT_S) * random.uniform(1, 1.5)  # noqa: S311
@@ -292,5 +318,12 @@ def _checked(response: httpx.Response) -> httpx.Response:
     except ValueError:  # a proxy's page, say
         document = None
     if not isinstance(document, dict):
-        document = {"code": "unknown", "detail": f"The answer is no problem document: {response.text[:200]!r}"}
+        raise _not_the_services(response)
     raise ServiceProblem({**document, "status": response.status_code})
+
+
+def _not_the_services(response: httpx.Response) -> ServiceProblem:
+    detail = f"The answer is not the service's: {response.text[:200]!r}. See what stands between."
+    if response.has_redirect_location:
+        detail = f"Something answers that the service is at {response.headers['Location']}: give that address."
+    return ServiceProblem({"code": "unknown", "status": response.status_code, "detail": detail})

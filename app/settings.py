@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     """Seconds within which a request is answered or refused. Its header `X-Deadline-Ms` may ask for less."""
 
     api_keys: CommaSeparated = frozenset()
-    """Keys, separated by commas, one of which a request must bring. None: everybody may ask."""
-    admin_key: Annotated[str | None, Field(min_length=MIN_KEY_LENGTH)] = None
+    """Keys of 8 ASCII characters or more, separated by commas, of which a request must bring one. None: all may ask."""
+    admin_key: str | None = None
     """The key that POST /admin/reload wants. None: any of FCOS_API_KEYS."""
     max_per_key: Annotated[int, Field(ge=0)] = 0
     """Requests of one key at a time. 0: no bound."""
@@ -109,19 +109,20 @@ class Settings(BaseSettings):
     def _none_if_empty(cls, value: object) -> object:
         return value or None
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "admin_key")
     @classmethod
-    def _long_enough(cls, keys: frozenset[str]) -> frozenset[str]:
-        if any(len(key) < MIN_KEY_LENGTH for key in keys):
-            raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters")
-        return keys
+    def _can_be_sent(cls, given: frozenset[str] | str | None) -> frozenset[str] | str | None:
+        keys = {given} if isinstance(given, str) else given or ()
+        if any(len(key) < MIN_KEY_LENGTH or not key.isascii() for key in keys):
+            raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters, of ASCII")
+        return given
 
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, origins: frozenset[str]) -> frozenset[str]:
         for origin in origins - {"*"}:
-            if not re.fullmatch(r"https?://[^/\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin: https://shop.example is one, without a path")
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(f"{origin!r} is no origin: https://shop.example is one, without a path or a *")
         return origins
 
     def cuda_options(self) -> CudaOptions:

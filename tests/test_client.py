@@ -63,6 +63,8 @@ def test_parameters_reach_the_service(client: Client) -> None:
     assert len(client.detect(PICTURE, max_detections=1).detections) == 1
     with pytest.raises(ValueError, match=r"\['green'\]"):
         client.detect(PICTURE, classes="green")
+    with pytest.raises(ValueError, match="classes is empty"):
+        client.detect(PICTURE, classes=[])
 
 
 def test_a_batch_holds_answers_and_problems_in_order(client: Client) -> None:
@@ -132,7 +134,10 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize(("times", "headers"), [(4, {"Retry-After": "1"}), (1, {}), (1, {"Retry-After": "soon"})])
+@pytest.mark.parametrize(
+    ("times", "headers"),
+    [(4, {"Retry-After": "1"}), (1, {}), *((1, {"Retry-After": text}) for text in ("soon", "nan", "-1"))],
+)
 def test_a_service_that_stays_busy_is_a_problem(times: int, headers: dict[str, str]) -> None:
     with (
         Client(transport=busy(times, headers), sleep=lambda _: None) as client,
@@ -145,6 +150,52 @@ def test_an_answer_of_something_else_is_a_problem_too() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(502, text="<h1>Bad gateway</h1>"))
     with Client(transport=transport) as client, pytest.raises(ServiceProblem, match="Bad gateway"):
         client.model()
+
+
+@pytest.mark.parametrize("text", ["<h1>Log in</h1>", '{"hello": 1}', "[1]"])
+def test_a_page_in_the_place_of_an_answer_is_a_problem(text: str) -> None:
+    with Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text=text))) as client:
+        for ask in (lambda: client.detect(PICTURE), lambda: client.detect_batch([PICTURE])):
+            with pytest.raises(ServiceProblem) as caught:
+                ask()
+            assert (caught.value.code, caught.value.status) == ("unknown", 200)
+            assert text in caught.value.detail
+
+
+def test_a_redirect_is_named_with_its_target() -> None:
+    moved = httpx.Response(308, headers={"Location": "https://detector.example/detect"})
+    with (
+        Client(transport=httpx.MockTransport(lambda _: moved)) as client,
+        pytest.raises(ServiceProblem, match=r"https://detector\.example/detect"),
+    ):
+        client.detect(PICTURE)
+
+
+def test_members_that_are_new_are_passed_over() -> None:
+    box = {"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "angle": 3}
+    found = {"label": "cat", "class_id": 0, "score": 0.5, "box": box, "mask": None}
+    size = {"width": 1, "height": 1, "depth": 8}
+    answer = Answer.of({"detections": [found], "image": size, "model": {}, "timing_ms": {}, "more": 1})
+    assert answer.detections[0].box.xyxy == (0, 0, 1, 1)
+
+
+def test_the_asynchronous_client_has_few_requests_at_a_time() -> None:
+    running = most = 0
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return httpx.Response(200, json={})
+
+    async def ask() -> None:
+        async with AsyncClient(transport=httpx.MockTransport(answer), at_once=3) as client:
+            await asyncio.gather(*(client.model() for _ in range(12)))
+
+    asyncio.run(ask())
+    assert most == 3
 
 
 def test_both_clients_have_the_same_methods() -> None:

@@ -52,9 +52,9 @@ async function process(picture) {
     const query = { score_threshold: lowest, max_detections: MOST_DETECTIONS };
     const response = await detect(picture.file, query, (seconds) =>
       say(`The service is busy. Trying again in ${count(seconds, "second")}.`));
-    picture.answer = await response.json();
+    const answer = await response.json();
     if (!picture.bitmap && picture.undecodable) await loadFromService(picture);
-    [picture.state, picture.problem] = ["done", null];
+    [picture.state, picture.problem, picture.answer] = ["done", null, answer];
     if (served === null) void loadModel();
   } catch (error) {
     [picture.state, picture.problem] = ["failed", asProblem(error)];
@@ -108,7 +108,7 @@ const asProblem = (error) =>
 function show() {
   const answer = current?.answer ?? null;
   $("empty").hidden = current !== null;
-  $("shown").hidden = current === null || (!current.bitmap && answer === null);
+  $("shown").hidden = !current?.bitmap; // the canvas still has the one before
   $("strip").hidden = pictures.length < 2;
   $("clear").hidden = pictures.length === 0;
   $("save").hidden = $("copies").hidden = $("found").hidden = answer === null;
@@ -126,6 +126,7 @@ function showFiltered() {
   const detections = answer === null ? [] : visible(answer, filter);
   draw(detections);
   if (answer === null) {
+    $("canvas").setAttribute("aria-label", current === null ? "No picture" : `${current.name}: no answer`);
     say({ waiting: "Waiting.", detecting: `Detecting in ${current?.name}.`, failed: `${current?.name} has no answer.` }[
       current?.state] ?? "No picture yet.");
     return;
@@ -323,9 +324,15 @@ async function copy(source) {
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  apiKey.set($("key").value.trim());
+  const key = $("key").value.trim();
+  if (!/^[\x20-\x7e]*$/.test(key)) { // a header cannot hold it
+    askForKey();
+    return notify(new Problem(0, "No key", "A key has ASCII's letters, digits and signs alone."));
+  }
+  apiKey.set(key);
   $("key").removeAttribute("aria-invalid");
-  void loadModel();
+  notify(current?.problem ?? null);
+  void loadModel({ aloud: true });
   retry((picture) => picture.problem?.status === 401 || picture.problem?.status === 403);
 });
 
@@ -352,13 +359,15 @@ new ResizeObserver(() => current?.bitmap && draw(current.answer ? visible(curren
 
 // ---- start -----------------------------------------------------------------------------------------------------
 
-async function loadModel() {
+/** @param aloud whether somebody waits for the outcome, and is to be told of a problem */
+async function loadModel({ aloud = false } = {}) {
   try {
     served = await model();
   } catch (error) {
     const problem = asProblem(error);
     $("model").textContent = problem.status === 401 ? "The service wants an API key." : `${problem.title}.`;
     if (problem.status === 401 || problem.status === 403) askForKey();
+    if (aloud) notify(problem);
     return;
   }
   const ap = served.metrics.AP === undefined ? "" : `, AP ${served.metrics.AP.toFixed(3)}`;

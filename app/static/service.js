@@ -12,9 +12,25 @@ export class Problem extends Error {
   }
 }
 
+let heldKey = ""; // where the browser stores nothing, the key lasts as long as the page
+
 export const apiKey = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (key) => (key ? sessionStorage.setItem(KEY, key) : sessionStorage.removeItem(KEY)),
+  get() {
+    try {
+      return sessionStorage.getItem(KEY) ?? heldKey;
+    } catch {
+      return heldKey;
+    }
+  },
+  set(key) {
+    heldKey = key;
+    try {
+      if (key) sessionStorage.setItem(KEY, key);
+      else sessionStorage.removeItem(KEY);
+    } catch {
+      // held above
+    }
+  },
 };
 
 export const addressOf = (path) => new URL(path, document.baseURI);

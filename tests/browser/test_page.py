@@ -144,6 +144,30 @@ def test_a_picture_the_browser_cannot_decode_is_shown_through_the_service(page: 
     assert asked(page) == 2, "once for the boxes, once for the picture"
 
 
+def test_a_picture_that_nobody_can_show_is_not_shown_as_the_one_before(page: Page) -> None:
+    choose(page, file("red.png", RED))
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=504, json={"status": 504, "title": "Too late", "detail": "Try again.", "code": "late"})
+
+    page.route("**/detect?draw=png*", refuse)
+    choose(page, file("blue.tiff", encoded(TWO_COLOURS, "TIFF"), "image/tiff"))
+    expect(page.get_by_role("alert")).to_contain_text("Too late")
+    page.get_by_role("button", name="blue.tiff").click()
+    expect(page.locator("#canvas")).to_be_hidden()
+    expect(page.locator("#found")).to_be_hidden()
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", "blue.tiff: no answer")
+
+
+def test_without_storage_the_page_works(browser: Browser, service: Served) -> None:
+    page = browser.new_page()
+    page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('denied'); } })")
+    page.goto(service.address)
+    choose(page, file("red.png", RED))
+    expect(page.locator("#status")).to_contain_text("red.png")
+    page.close()
+
+
 def test_the_camera_takes_a_picture_and_is_let_go(page: Page) -> None:
     page.get_by_role("button", name="Camera").click()
     dialog = page.get_by_role("dialog", name="Camera")
@@ -190,6 +214,18 @@ def test_a_lost_service_says_so_and_the_picture_can_be_tried_again(page: Page) -
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#status")).to_contain_text("above")
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_key_that_cannot_be_right_is_told_before_any_picture(browser: Browser, model_file: Path) -> None:
+    with served(model=model_file, api_keys="right-key-1") as service:
+        page = browser.new_page()
+        page.goto(service.address)
+        key = page.get_by_label("Key", exact=True)
+        for text, says in (("schlüssel", "ASCII"), ("not-the-key", "not one of this service's")):
+            key.fill(text)
+            key.press("Enter")
+            expect(page.get_by_role("alert")).to_contain_text(says)
+        page.close()
 
 
 def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, model_file: Path) -> None:
