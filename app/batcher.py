@@ -107,9 +107,7 @@ class Batcher(Generic[Item]):
             if self._queues:
                 key = min(self._queues, key=lambda one: next(iter(self._queues[one])))
                 self._fill(items, late, key, latest_s, most=self._largest)
-            if self._queues:
-                self._changed.notify()  # there is work for another session
-            elif not items:
+            if not self._queues and not items:
                 last = max(late, key=lambda ticket: ticket.deadline_s)
                 if last.deadline_s >= now_s:
                     late.remove(last)

@@ -197,7 +197,7 @@ class Engine:
     def _run(self, jobs: Sequence[Job]) -> None:
         begun = perf_counter()
         try:
-            heads = self.runner.run_batch([job.canvas for job in jobs if job.canvas is not None])
+            heads = self.runner.run_batch([job.decoded for job in jobs])
         except Exception as error:
             self._metrics.failed_batches.inc()
             if len(jobs) == 1:
@@ -235,7 +235,7 @@ class Engine:
             return
         try:
             begun = perf_counter()
-            if not np.isfinite(heads.centerness).all():
+            if not _all_finite(heads):
                 raise FloatingPointError("the model gave values that are not finite")
             assert job.placement is not None
             found = self.detector.finish(heads, job.placement, job.parameters)
@@ -288,6 +288,12 @@ class Engine:
 
         picture = decode(job.data, self._max_pixels, reserve=reserve).picture
         return drawing(picture, outcome.answer.detections, media_type)
+
+
+def _all_finite(heads: PictureHeads) -> bool:
+    """Told from the sums, which one value that is not finite makes so: faster than looking at each."""
+    with np.errstate(invalid="ignore"):
+        return all(math.isfinite(head.sum()) for head in heads)
 
 
 def largest_batch(provider: str) -> int:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from app.errors import Refusal, StartError
+from app.images import SUFFIXES
 from app.negotiation import PNG
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # looked for in folders
 COCO_SCORE_THRESHOLD = 0.01  # AP is the whole curve's
 AHEAD = 8  # pictures being worked on: some decode while others are in the model
 
@@ -69,6 +69,8 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         progress = Progress(len(files), sys.stderr)
         stack.callback(progress.clear)
         await service.warm_up()
+        if service.not_ready is not None:
+            raise StartError(service.not_ready)
         async for result in _results(service, files, drawings, query):
             progress.clear()
             _print(result, shown_above)
@@ -185,7 +187,11 @@ class CocoIds:
             return cls()
         try:
             document = json.loads(path.read_bytes())
-            images = {Path(one["file_name"]).name: one["id"] for one in document["images"]}
+            images: dict[str, int | str] = {}
+            for one in document["images"]:
+                name = Path(one["file_name"]).name
+                if images.setdefault(name, one["id"]) != one["id"]:
+                    raise StartError(f"{path} has several images called {name}: give each file a name of its own.")
             return cls(images, {one["name"]: one["id"] for one in document["categories"]}, path)
         except OSError as error:
             raise StartError(f"{path} cannot be read: {error.strerror}.") from None

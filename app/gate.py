@@ -107,5 +107,8 @@ def _deadline_s(scope: Scope, longest_s: float) -> float:
 
 
 def _is_large(scope: Scope) -> bool:
+    """Whether the request's body is large, or may be: one that is sent in chunks does not say."""
     declared = header(scope, b"content-length")
+    if not declared:
+        return bool(header(scope, b"transfer-encoding"))
     return not declared.isdecimal() or int(declared) > LARGE_BODY_BYTES

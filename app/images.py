@@ -4,6 +4,7 @@ What a picture is, is read from its bytes alone; a file's name and a request's c
 """
 
 import io
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from app.errors import Refusal
 
 MOST_PIXELS = 178_956_970  # Pillow refuses more
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))  # looked for in folders
 FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP and TIFF"
 BACKGROUND = (255, 255, 255)  # what transparent pixels show
 
@@ -33,7 +35,9 @@ DRAFT_SCALES = (8, 4, 2)  # what a JPEG's 8 x 8 blocks can be decoded to
 
 # A progressive JPEG has about ten scans. One costs a sender some bytes, and its reader a pass over all pixels.
 MOST_SCANS = 100
-_START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # 00 and the restarts D0 to D7 stand among a scan's pixels
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
 
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -125,7 +129,7 @@ def decode(
                 raise _too_large(f"in one tile {tile}", max_pixels)
             size, scale = Size(picture.height, picture.width), 1
             if picture.format in _JPEGS:
-                if data.count(_START_OF_SCAN) > MOST_SCANS:
+                if _scans(data) > MOST_SCANS:
                     raise Refusal("corrupt_picture", f"The JPEG has more than {MOST_SCANS} scans. Save it anew.")
                 if resized is not None:
                     # As it lies in the file, perhaps on its side: both sides shrink alike.
@@ -148,6 +152,23 @@ def decode(
         left = upright.width - width if orientation in _REST_AT_LEFT else 0.0
         top = upright.height - height if orientation in _REST_AT_TOP else 0.0
         return Decoded(upright, size, (left, top, left + width, top + height))
+
+
+def _scans(jpeg: bytes) -> int:
+    """Returns: The number of a JPEG's scans, or one more than `MOST_SCANS` where there are as many.
+
+    Only up to its end: behind it a telephone may have put a film, whose bytes look like anything.
+    """
+    position, scans = 2, 0
+    while scans <= MOST_SCANS and (found := _MARKER.search(jpeg, position)):
+        marker = found[1][0]
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        position = found.end()
+        if marker in _WITH_LENGTH:  # what follows is skipped by libjpeg too, whatever it looks like
+            position += max(2, int.from_bytes(jpeg[position : position + 2], "big"))
+    return scans
 
 
 def _draft(picture: Image.Image, resized: Size) -> int:

@@ -43,6 +43,12 @@ class Job:
     run_begun: float = field(default=0, init=False)
     run_ended: float = field(default=0, init=False)
 
+    @property
+    def decoded(self) -> NDArray[np.uint8]:
+        """The canvas, which a job has from its decoding to its run."""
+        assert self.canvas is not None
+        return self.canvas
+
     def keep_pixels(self, count: int) -> None:
         if self.pixels is not None:
             self.pixels.shrink(count)

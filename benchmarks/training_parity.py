@@ -69,7 +69,10 @@ class Torchvision(nn.Module):
         distances = found["bbox_regression"].float() * strides
         return Heads(found["cls_logits"].float(), distances, found["bbox_ctrness"].float().flatten(1))
 
-    def losses(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], _: Objective) -> dict[str, Tensor]:
+    def losses(
+        self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], _: Objective, normalisers: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        assert normalisers is None, "torchvision's losses know only whole batches"
         features, found = self.heads(images)
         found = {key: value.float() for key, value in found.items()}
         sizes = [(images.shape[2], images.shape[3])] * len(images)

@@ -13,14 +13,12 @@ written.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from PIL import Image
 
 from app.artifact import Metadata
 from app.errors import StartError
@@ -30,6 +28,7 @@ from export.graph import add_metadata, to_onnx
 from export.verify import Difference, compare
 from model import checkpoint as checkpoints
 from model.fcos import FCOS
+from model.files import replaced
 from model.torchvision_weights import download, load_torchvision
 
 DOWNLOAD = Path()
@@ -52,18 +51,18 @@ def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
     return difference
 
 
-def lower_precision(fp32: Path, precision: str, pictures: Sequence[Image.Image], output: Path) -> tuple[float, int]:
+def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output: Path) -> tuple[float, int]:
     """Convert an exported fp32 file, compare detections on pictures, write.
 
     Args:
         precision: `fp16` or `int8`.
-        pictures: real ones; int8 takes its ranges from every other one, the rest judge.
+        pictures: files of real ones; int8 takes its ranges from every other one, the rest judge.
 
     Returns:
         The two files' agreement, and the number of fp32's detections: `precision.agreement`.
 
     Raises:
-        ValueError: they agree too little, fp32 finds nothing, or the file cannot be written.
+        ValueError: they agree too little, fp32 finds nothing, a picture cannot be read, or the file not be written.
     """
     reference = OnnxRunner.load(fp32)
     # What fp32 reaches, this does not.
@@ -112,14 +111,11 @@ def write(proto: onnx.ModelProto, output: Path) -> None:
     Raises:
         ValueError: the folder is missing or not writable.
     """
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(proto.SerializeToString())
-        temporary.replace(output)
+        with replaced(output) as temporary:
+            temporary.write_bytes(proto.SerializeToString())
     except OSError as error:
         raise ValueError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +163,7 @@ def _run(options: argparse.Namespace) -> str:
         raise ValueError(f"there is no folder {output.parent} to write to")
     if precision != "fp32" and options.calibration_images is None:
         raise ValueError(f"--precision {precision} is judged on real pictures: name a folder with --calibration-images")
-    pictures = [] if precision == "fp32" else precisions.load_pictures(options.calibration_images)
+    pictures = [] if precision == "fp32" else precisions.choose_pictures(options.calibration_images)
     checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
     name = options.name or str(checkpoint.training.get("name", output.stem))
     metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)

@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-from PIL import Image
 
 from app.artifact import Metadata
 from app.canvas import fit
 from app.detector import Detector
-from app.errors import Refusal
-from app.images import open_picture
+from app.images import SUFFIXES
 from app.postprocess import Detections, Parameters
 from app.session import INPUT, OnnxRunner
+from model.data import open_as_served
 
 CALIBRATION_PICTURES = 128
 """From which int8 takes its ranges; as many others judge it."""
-MAX_PIXELS = 100_000_000
 AGREEMENT = {"fp16": 0.98, "int8": 0.80}
 """Least share of fp32's detections that a precision must give again. AP is measured by model/evaluate.py."""
 AGREEMENT_IOU = {"fp16": 0.95, "int8": 0.75}
@@ -39,27 +37,16 @@ _QUANTIZED = ("Conv", "Add", "Clip", "Relu", "Resize", "MaxPool")
 """What lies between two convolutions is quantised as well, or every edge pays for a conversion."""
 
 
-def load_pictures(folder: Path, count: int = 2 * CALIBRATION_PICTURES) -> list[Image.Image]:
-    """Evenly chosen pictures of a folder.
+def choose_pictures(folder: Path, count: int = 2 * CALIBRATION_PICTURES) -> list[Path]:
+    """Evenly chosen picture files of a folder; they are opened one at a time, each when it is needed.
 
     Raises:
-        ValueError: the folder is missing, holds no pictures, or one of them cannot be read.
+        ValueError: the folder is missing, or holds no pictures.
     """
-    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in suffixes)
+    files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"--calibration-images: no .jpg, .png or .webp files in {folder}")
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
-    return [_open(file) for file in chosen]
-
-
-def _open(file: Path) -> Image.Image:
-    try:
-        return open_picture(file.read_bytes(), MAX_PIXELS)
-    except OSError as error:
-        raise ValueError(f"--calibration-images: {file} cannot be read: {error.strerror}") from None
-    except Refusal as refusal:
-        raise ValueError(f"--calibration-images: {file}: {refusal.message}") from None
+        raise ValueError(f"--calibration-images: no picture files in {folder}")
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
 
 
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -74,10 +61,13 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
-def to_int8(proto: onnx.ModelProto, pictures: Sequence[Image.Image], metadata: Metadata) -> onnx.ModelProto:
+def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata) -> onnx.ModelProto:
     """Static QDQ quantisation: weights int8 per channel, activations uint8 with ranges seen on the pictures.
 
     The last convolutions stay in float32: their outputs are logits and pixels.
+
+    Raises:
+        ValueError: one of the pictures cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder, _quietly():
         source, prepared, target = (Path(folder) / name for name in ("fp32.onnx", "prepared.onnx", "int8.onnx"))
@@ -142,14 +132,15 @@ def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[s
     return found
 
 
-def agreement(
-    reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Image.Image], precision: str
-) -> tuple[float, int]:
+def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path], precision: str) -> tuple[float, int]:
     """How far two files detect the same at the default threshold.
 
     Returns:
         Share of the reference's detections that the other gives too, or of the other's that the reference gives,
         whichever is less; and the number of the reference's.
+
+    Raises:
+        ValueError: one of the pictures cannot be read.
     """
     detector, lower = Detector(reference.metadata, reference), Detector(other.metadata, other)
     parameters = detector.parameters()
@@ -158,7 +149,7 @@ def agreement(
     with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
     found, wanted = np.zeros(2, int), np.zeros(2, int)
     for picture in pictures:
-        canvas, placement = detector.fit(picture)
+        canvas, placement = detector.fit(open_as_served(picture, reference.metadata))
         heads = [(one, one.run(canvas[None]).of(0)) for one in (detector, lower)]
         sure = [one.finish(head, placement, parameters) for one, head in heads]
         likely = [one.finish(head, placement, with_margin) for one, head in heads]
@@ -184,8 +175,10 @@ def _matched(expected: Detections, got: Detections, precision: str) -> int:
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     """The pictures as the service would show them to the graph, one at a time."""
 
-    def __init__(self, pictures: Sequence[Image.Image], metadata: Metadata) -> None:
-        self._canvases: Iterator[NDArray[np.uint8]] = (fit(picture, metadata)[0][None] for picture in pictures)
+    def __init__(self, pictures: Sequence[Path], metadata: Metadata) -> None:
+        self._canvases: Iterator[NDArray[np.uint8]] = (
+            fit(open_as_served(picture, metadata), metadata)[0][None] for picture in pictures
+        )
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         canvas = next(self._canvases, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from app.artifact import Defaults, Metadata, Points, Resize, Size
 from app.errors import first_line
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
+from model.files import replaced
 
 FORMAT_VERSION = 1
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.6
@@ -112,14 +112,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "iou_threshold": float(checkpoint.iou_threshold),
         "resume": checkpoint.resume,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.save(document, temporary)
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            torch.save(document, temporary)
     except RuntimeError as error:  # torch's own for a full disk, or a folder that is not there
         raise OSError(f"{path} could not be written ({first_line(error)})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:

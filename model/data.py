@@ -95,7 +95,8 @@ def read_checked(
 
 
 def read_usable(path: Path, images: Path, classes: Sequence[str], say: Callable[[str], object]) -> Document:
-    """Read annotations of any format; what is wrong with them is left out, and said. Pictures are not looked at.
+    """Read annotations of any format; what is wrong with them is left out, and said. Pictures are looked at
+    only where the annotations lack their sizes.
 
     Args:
         classes: in order, for VOC folders.
@@ -110,18 +111,6 @@ def read_usable(path: Path, images: Path, classes: Sequence[str], say: Callable[
     if not document["images"]:
         raise ValueError(f"{path} has no pictures")
     return document
-
-
-def read_annotations(path: Path, images: Path) -> Annotations:
-    """Read annotations in which nothing may be wrong.
-
-    Raises:
-        ValueError: something is; the message names it.
-    """
-    document, problems = read_checked(path, images)
-    if problems.errors:
-        raise ValueError(problems.describe(problems.errors))
-    return Annotations.from_document(document)
 
 
 class Draw(NamedTuple):

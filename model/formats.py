@@ -15,12 +15,11 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from app.errors import first_line
-from app.images import MOST_PIXELS
+from app.images import MOST_PIXELS, SUFFIXES
 
 Document = dict[str, Any]
 
 POLYGON = "a polygon"  # in the place of a bbox
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 

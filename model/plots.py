@@ -14,8 +14,8 @@ from PIL import Image
 from app.draw import draw
 from app.schemas import Box, Detection
 from model.data import Batch, open_picture
+from model.files import replaced
 from model.formats import Document
-from model.report import replaced
 from model.scoring import Evaluation, Found
 
 TILES = 16

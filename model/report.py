@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from model.files import replaced
 
 SAY_EVERY_S = 30.0
 """Between lines where there is no terminal to draw a bar on."""
@@ -93,14 +94,3 @@ def append_csv(path: Path, row: dict[str, Any]) -> None:
 def write_json(path: Path, document: Any) -> None:
     with replaced(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the path's place once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -139,7 +139,10 @@ def _coco(
         coco.summarize()
     metrics = {key: float(value) for key, value in zip(METRICS, coco.stats, strict=False)}
     precision = coco.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections], -1: no ground truth
-    curves = {name: precision[:, :, position, 0, -1] for position, name in enumerate(names)}
+    order = sorted(categories)  # of its classes, whatever order they were given in
+    curves = {
+        name: precision[:, :, order.index(category), 0, -1] for name, category in zip(names, categories, strict=True)
+    }
     per_class = {name: {"AP": _mean(curve), "AP50": _mean(curve[0])} for name, curve in curves.items()}
     return metrics, per_class, recalls, {name: curve[0] for name, curve in curves.items()}
 

@@ -25,13 +25,12 @@ from model.data import (
     TrainingPictures,
     canvas_indices,
     open_picture,
-    read_annotations,
     read_checked,
     repeat_factors,
 )
 from model.formats import read_document, upright_size
 from model.layout import Augmentation
-from tests.toy import IDS, write_coco, write_pictures
+from tests.toy import IDS, read_annotations, write_coco, write_pictures
 
 Document = dict[str, Any]
 CANVASES = (Size(64, 96), Size(96, 64), Size(96, 96))
@@ -490,6 +489,20 @@ def test_what_becomes_of_a_picture_depends_on_its_draw_alone(toy: tuple[Path, Pa
     back = [pictures[draw] for draw in reversed(draws)][::-1]
     for one, other in zip(there, back, strict=True):
         assert one.image.equal(other.image) and one.boxes.equal(other.boxes) and one.labels.equal(other.labels)
+
+
+def test_a_plain_draw_is_only_mirrored_and_a_zoom_reaches_its_picture(toy: tuple[Path, Path]) -> None:
+    strong = Augmentation(scale=(0.3, 0.5), mosaic=1.0, mixup=1.0, color=0.5, flip=0.0)
+    annotations = read_annotations(*toy)
+    metadata = metadata_of(
+        FCOSConfig(classes=annotations.classes), InputConfig(short=96, long=96, canvases=((96, 96),))
+    )
+    plans, still = (Plans(annotations, metadata, augmentation) for augmentation in (strong, strong.plain()))
+    canvas, index = metadata.canvases[-1], 0
+    plain, unplain = (plans[Draw(index, canvas, 1.0, flag, 1)] for flag in (True, False))
+    assert len(plain.layouts) == 1 and len(unplain.layouts) == 2
+    np.testing.assert_array_equal(plain.boxes, still[Draw(index, canvas, 1.0, False, 1)].boxes)
+    np.testing.assert_allclose(plans[Draw(index, canvas, 0.5, True, 1)].boxes, plain.boxes / 2, atol=1.5)
 
 
 def test_more_pixels_than_pillow_reads_are_a_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """What is measured is what the service finds; the numbers are COCO's."""
 
 import asyncio
+import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -167,6 +169,13 @@ def test_the_order_of_the_models_classes_does_not_matter(tmp_path: Path) -> None
     found = truth_as_found(document)
     turned = Found(found.pictures, found.boxes, found.scores, 2 - found.class_ids)
     assert score(turned, document, CLASSES[::-1]).metrics["AP"] == pytest.approx(1)
+    for order in itertools.permutations(range(3)):
+        classes = [CLASSES[position] for position in order]
+        known = dataclasses.replace(found, class_ids=np.array([order.index(one) for one in found.class_ids]))
+        evaluation = score(known.take(known.class_ids == classes.index("red")), document, classes)
+        for name in classes:
+            assert evaluation.per_class[name]["AP"] == pytest.approx(float(name == "red"), abs=1e-3)
+            assert evaluation.curves[name].mean() == pytest.approx(float(name == "red"), abs=1e-3)
 
 
 def test_classes_that_one_side_lacks_are_not_counted(tmp_path: Path) -> None:

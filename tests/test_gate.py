@@ -201,6 +201,24 @@ def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pyte
             assert (bad.status_code, bad.json()["code"]) == (422, "invalid_parameter")
 
 
+def test_a_client_cannot_ask_for_more_time_than_the_service_gives(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(model_file, deadline_s=0.2) as client:
+        held.install(monkeypatch)
+        late = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": "60000"})
+        held.open.set()
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_refused_client_keeps_its_connection_unless_it_is_sending_much(model_file: Path) -> None:
+    with client_of(model_file, api_keys=KEY) as client:
+        assert "connection" not in client.get("/model").headers
+        assert "connection" not in client.post("/detect", content=PICTURE).headers
+        assert client.post("/detect", content=b"x" * 2_000_000).headers["connection"] == "close"
+        assert client.post("/detect", content=iter([PICTURE])).headers["connection"] == "close"
+
+
 def test_every_response_has_an_id_and_its_time(model_file: Path) -> None:
     with client_of(model_file) as client:
         responses: list[httpx.Response] = [

@@ -220,6 +220,23 @@ def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded() -> None:
         open_picture(many, MAX_PIXELS)
 
 
+def test_what_lies_behind_a_jpeg_has_no_scans() -> None:
+    """As in a telephone's moving photographs."""
+    film = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes() + b"\xff\xda" * MOST_SCANS
+    for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"comment": b"\xff\xda" * 200}):
+        content = encoded(Image.linear_gradient("L"), "JPEG", **options)
+        assert open_picture(content + film, MAX_PIXELS).size == (256, 256)
+
+
+@pytest.mark.parametrize("hiding", [b"\xff\x02\xff\xff", b"\xff\xff", b"\xff\xd0", b"\xff\x00", b"\xff\x01\x7f\xff"])
+def test_scans_are_not_hidden_behind_what_libjpeg_passes_over(hiding: bytes) -> None:
+    content = encoded(Image.linear_gradient("L"), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    many = content[:last] + (hiding + content[last:-2]) * (MOST_SCANS + 1) + content[-2:]
+    with pytest.raises(Refusal, match="more than 100 scans"):
+        open_picture(many, MAX_PIXELS)
+
+
 def test_a_jpeg_with_further_pictures_behind_it_is_decoded_as_small_as_one_without() -> None:
     picture = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
     content = encoded(picture, "MPO", save_all=True, append_images=[picture])

@@ -109,6 +109,19 @@ def test_predicted_boxes_without_area_give_finite_gradients() -> None:
     assert distances.grad.isfinite().all()
 
 
+def test_the_box_loss_weighs_points_by_their_centerness() -> None:
+    class_logits, distances, centerness = perfect()
+    weights = []
+    for picture, boxes in enumerate(BOXES):
+        chosen = assign(POINTS, STRIDES, [boxes])[0] >= 0
+        weights.append(centerness_target(distances[picture, chosen]))
+    half = int((assign(POINTS, STRIDES, BOXES[:1])[0] >= 0).nonzero()[0])
+    share = weights[0][0] / torch.cat(weights).sum()
+    distances[0, half, 0::2] /= 2  # of this point alone: GIoU 0.5
+    assert 0.3 < weights[0][0] / torch.cat(weights).mean() < 0.9, "a mean without weights would be another number"
+    assert losses(class_logits, distances, centerness)["box"].item() == pytest.approx(0.5 * share.item(), rel=1e-4)
+
+
 def iou_losses(class_logits: Tensor, distances: Tensor, centerness: Tensor) -> dict[str, Tensor]:
     objective = Objective(quality="iou")
     return fcos_losses(class_logits, distances, centerness, POINTS, STRIDES, BOXES, LABELS, objective)

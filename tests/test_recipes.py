@@ -10,12 +10,11 @@ import pytest
 
 from model import recipes
 from model.checkpoint import load
-from model.data import read_annotations
 from model.layout import Augmentation
 from model.presets import PRESETS, read_options
 from model.recipes import RECIPES, settings_of, split
 from model.settings import Settings
-from tests.toy import QUIET, write_folder
+from tests.toy import QUIET, read_annotations, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {

@@ -18,11 +18,11 @@ from model import checkpoint as checkpoints
 from model import train as script
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_annotations
+from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate
 from model.layout import NO_AUGMENTATION, Augmentation
 from model.resident import ResidentPictures, largest_shown, pack, turn_hue
 from model.train import make_loader, train
-from tests.toy import ALONE, COLOURS, IDS, QUIET, settings, write_coco
+from tests.toy import ALONE, COLOURS, IDS, QUIET, read_annotations, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -110,6 +110,15 @@ def test_boxes_are_the_same_and_light_nearly_so_with_everything_on(
     assert_same_boxes(files, resident)
     # Pillow cuts off the fractions after each of three steps.
     assert differences(files, resident).max() <= 5
+
+
+def test_hue_is_turned_as_pillow_turns_it(annotations: Annotations, data: Any) -> None:
+    turned = Augmentation(color=0.0, flip=0.0, scale=(1.0, 1.0), hue=0.15)
+    files, resident = both(annotations, data[1], turned, draws_of(0, 9))
+    still, _ = both(annotations, data[1], dataclasses.replace(turned, hue=0.0), draws_of(0, 9))
+    # Pillow's hue has 256 steps, of up to six levels each.
+    assert differences(files, resident).float().mean() < 2
+    assert differences(files, still).float().mean() > 10
 
 
 @examples(max_examples=10)

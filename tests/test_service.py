@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import engine as engine_module
 from app.draw import drawing
 from app.errors import ClientGone, Refusal
 from app.negotiation import JPEG, PNG
@@ -348,6 +349,68 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
     asyncio.run(run())
 
 
+def test_a_picture_that_would_be_late_is_refused_at_once(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with served(model_file, deadline_s=60) as service:
+            service._engine._batch_s = 0
+            service._engine.seconds_per_picture = 0
+            service._engine._keep_pace(4, 2)
+            assert service._engine.seconds_per_picture == 2
+            held.install(monkeypatch)
+            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: len(held.batches) == 1)
+            with pytest.raises(Refusal) as caught:
+                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 1)
+            assert (caught.value.code, caught.value.headers) == ("overloaded", {"Retry-After": "2"})
+            second = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 30))
+            held.open.set()
+            assert all(await asyncio.gather(first, second))
+
+    asyncio.run(run())
+
+
+def test_a_model_is_kept_until_those_who_began_with_it_have_their_answers(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "m.onnx")
+
+    async def run() -> None:
+        async with served(model, sessions=2) as service:
+            old, close = service._engine, service._engine.close
+            closed: list[bool] = []
+
+            def closing() -> None:
+                closed.append(True)
+                close()
+
+            monkeypatch.setattr(old, "close", closing)
+            begun, go_on = threading.Event(), threading.Event()
+            decode = engine_module.decode
+
+            def waiting(*arguments: Any, **options: Any) -> Any:
+                begun.set()
+                go_on.wait(20)
+                return decode(*arguments, **options)
+
+            with monkeypatch.context() as slow:
+                slow.setattr(engine_module, "decode", waiting)
+                task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+                await asyncio.to_thread(begun.wait, 20)
+            write_model(model, metadata(classes=["crimson", "green", "blue"]).to_json())
+            reload = asyncio.create_task(service.reload())
+            await until(lambda: service._engine is not old)
+            await asyncio.sleep(0.05)
+            assert not closed and not reload.done()
+            go_on.set()
+            assert (await task).answer.detections[0].label == "red"
+            await reload
+            assert closed
+
+    asyncio.run(run())
+
+
 @pytest.mark.usefixtures("session_thread")
 def test_a_swap_under_load_loses_nothing(tmp_path: Path) -> None:
     """Every answer is right for the model that it names, and the new model answers from some request on."""
@@ -434,8 +497,10 @@ def test_a_bad_file_changes_nothing(tmp_path: Path, content: bytes | None) -> No
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("name", Heads._fields)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_model_that_goes_wrong_says_so(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: float
 ) -> None:
     """Values that are not finite are never an empty answer."""
 
@@ -445,7 +510,9 @@ def test_a_model_that_goes_wrong_says_so(
 
             def broken(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
                 heads = run_batch(runner, canvases)
-                return heads._replace(centerness=np.full_like(heads.centerness, np.nan))
+                head = getattr(heads, name).copy()
+                head[..., -1] = value
+                return heads._replace(**{name: head})
 
             monkeypatch.setattr(OnnxRunner, "run_batch", broken)
             with pytest.raises(FloatingPointError):

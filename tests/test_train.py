@@ -174,6 +174,31 @@ def test_a_resumable_state_is_read_without_running_code(data: Data, tmp_path: Pa
     assert document["resume"]["done"] == 1
 
 
+def test_the_averaged_weights_are_the_models_and_those_that_learn_are_beside_them(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, key = Learner.step, "head.distances.weight"
+    learnt: list[torch.Tensor] = []
+    expected = torch.zeros(())
+
+    def follow(learner: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        nonlocal expected
+        values = step(learner, parts, iteration)
+        learnt.append(learner.model.state_dict()[key].clone())
+        decay = learner.ema.get_decay(iteration + 1)
+        expected = expected * decay + learnt[-1] * (1 - decay) if iteration else learnt[-1]
+        return values
+
+    monkeypatch.setattr(Learner, "step", follow)
+    monkeypatch.setattr(script._Stop, "requested", lambda _: len(learnt) == 4)
+    assert not train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
+    stopped = checkpoints.load(tmp_path / "last.pt")
+    assert stopped.resume is not None
+    assert stopped.resume["model"][key].equal(learnt[-1])
+    torch.testing.assert_close(stopped.weights[key], expected)
+    assert not torch.allclose(stopped.weights[key], learnt[-1])
+
+
 def test_suppression_of_a_run_is_its_models_default(uninterrupted: Path) -> None:
     assert checkpoints.load(uninterrupted / "best.pt").metadata("model").defaults.iou_threshold == 0.4
 
@@ -197,9 +222,17 @@ def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
     assert [row["epoch"] for row in rows(uninterrupted)] == ["1", "2", "3"]
 
 
-def test_the_best_epoch_is_kept(uninterrupted: Path) -> None:
-    best = checkpoints.load(uninterrupted / "best.pt")
-    assert best.metrics["AP"] == max(float(row["AP"]) for row in rows(uninterrupted))
+def test_the_best_epoch_is_kept(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, values = script.evaluate, iter((0.2, 0.5, 0.3))
+
+    def evaluated(*arguments: Any) -> Any:
+        evaluation, detections = found(*arguments)
+        return dataclasses.replace(evaluation, metrics=evaluation.metrics | {"AP": next(values)}), detections
+
+    monkeypatch.setattr(script, "evaluate", evaluated)
+    assert train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
+    best = checkpoints.load(tmp_path / "best.pt")
+    assert (best.metrics["AP"], best.training["epochs"]) == (0.5, 2)
     assert best.resume is None and best.model() is not None
     assert isinstance(best.metadata("toy"), Metadata)
 

@@ -14,7 +14,7 @@ from app.artifact import Metadata, Size
 from app.canvas import fit
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.layout import NO_AUGMENTATION, Augmentation, Content, lay_out, mirror
+from model.layout import NO_AUGMENTATION, Augmentation, Content, Rectangle, lay_out, mirror
 from model.transforms import mix, paint
 
 METADATA = metadata_of(
@@ -109,6 +109,15 @@ def test_a_box_stays_on_its_object(one: Labelled, augmentation: Augmentation, se
     assert len(placed.boxes) == len(placed.labels) <= 1
     if len(placed.boxes):
         assert placed.boxes[0].tolist() == pytest.approx(extent(placed.image, 0), abs=1.5)
+
+
+@pytest.mark.parametrize(("right", "kept"), [(20, False), (40, True)])
+def test_a_box_of_which_little_is_left_is_not_learnt(monkeypatch: pytest.MonkeyPatch, right: int, kept: bool) -> None:
+    """The crop leaves a fifth of the box, or two fifths."""
+    monkeypatch.setattr("model.layout._iou_crop", lambda *_: Rectangle(0, 0, right, 100))
+    one = picture(Size(100, 100), (0, 0, 100, 50), 0)
+    placed = augment([one], CANVAS, METADATA, Augmentation(iou_crop=1.0, color=0.0), np.random.default_rng(0))
+    assert len(placed.boxes) == kept
 
 
 @given(four=st.tuples(*[pictures(label) for label in (0, 1, 2)]), seed=st.integers(0, 2**32))

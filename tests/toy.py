@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from model.data import Annotations, read_checked
 from model.distributed import choose_device
 from model.layout import Augmentation
 from model.settings import Settings
@@ -58,6 +59,14 @@ def write_coco(folder: Path, count: int = 8, seed: int = 0, boxes: int = 2) -> t
     document = write_pictures(folder / "pictures", count, seed, boxes)
     (folder / "boxes.json").write_text(json.dumps(document))
     return folder / "boxes.json", folder / "pictures"
+
+
+def read_annotations(path: Path, images: Path) -> Annotations:
+    """Annotations in which nothing may be wrong. Raises: ValueError: Something is; the message names it."""
+    document, problems = read_checked(path, images)
+    if problems.errors:
+        raise ValueError(problems.describe(problems.errors))
+    return Annotations.from_document(document)
 
 
 def write_folder(folder: Path, train: int = 8, val: int = 4) -> Path:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import metadata_of
-from model.data import CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_annotations
+from model.data import CanvasBatches, Plans, TrainingPictures, canvas_indices, collate
 from model.distributed import Processes, started
 from model.fcos import FCOS
 from model.learner import Learner
 from model.optim import train_mode
-from tests.toy import settings
+from tests.toy import read_annotations, settings
 
 
 def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
