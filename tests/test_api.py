@@ -26,6 +26,19 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 PICTURE = encoded(rectangle_picture())
 
 
+def test_codes_have_the_status_that_clients_know() -> None:
+    by_status = {
+        400: {"empty_body", "malformed_request"}, 401: {"unauthorized"}, 403: {"forbidden"}, 404: {"not_found"},
+        405: {"method_not_allowed"}, 406: {"not_acceptable"}, 408: {"request_timeout"}, 409: {"reload_running"},
+        413: {"picture_too_large", "body_too_large"}, 415: {"unsupported_media_type", "not_a_picture"},
+        422: {"corrupt_picture", "invalid_parameter", "unknown_class", "model_refused"}, 429: {"too_many_requests"},
+        500: {"internal_error"}, 503: {"not_ready", "overloaded"}, 504: {"deadline_exceeded"},
+    }  # fmt: skip
+    assert {code: kind.status for code, kind in KINDS.items()} == {
+        code: status for status, codes in by_status.items() for code in codes
+    }
+
+
 def ready(client: TestClient) -> TestClient:
     deadline_s = time.monotonic() + 20
     while client.get("/readyz").status_code != 200:

@@ -69,6 +69,15 @@ def by_torchvision(
     return Detections(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy())
 
 
+def test_a_score_must_be_above_the_threshold() -> None:
+    canvas = Size(256, 256)
+    heads, model = random_heads(0, canvas, 3), like_torchvision(3)
+    found = postprocess(heads, placed(canvas), model, PARAMETERS)
+    middle = len(found) // 2
+    at = Parameters(float(found.scores[middle]), 0.6, 100)
+    assert len(postprocess(heads, placed(canvas), model, at)) == np.searchsorted(-found.scores, -found.scores[middle])
+
+
 def assert_matched(ours: Detections, theirs: Detections) -> None:
     """Every box has its own on the other side: same class, score within 1e-5, sides within 1e-3 px."""
     assert len(ours) == len(theirs)

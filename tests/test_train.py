@@ -288,6 +288,41 @@ def test_two_processes_have_the_gradient_of_one(data: Data, tmp_path: Path) -> N
     assert max(float((shared[key] - alone[key]).abs().max()) for key in alone) < 1e-5
 
 
+def test_torchrun_trains_what_one_process_does(data: Data, tmp_path: Path) -> None:
+    options = {
+        "train-annotations": data[0], "train-images": data[1], "val-annotations": data[0], "val-images": data[1],
+        "backbone": "test_efficientnet", "weights": "none", "channels": 64, "head-convs": 1, "head-kernel": 3,
+        "size": 96, "epochs": 2, "plain-epochs": 0, "batch-size": 4, "workers": 0, "device": "cpu", "lr": 0.01,
+        "optimizer": "sgd", "backbone-norm": "frozen", "ema-decay": 0, "output": tmp_path / "shared",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["model/train.py", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = settings(
+        data, tmp_path / "alone", epochs=2, lr=0.01, optimizer="sgd", backbone_norm="frozen", ema_decay=0.0
+    )
+    assert train(alone, ALONE, QUIET)
+    one, other = (checkpoints.load(tmp_path / run / "last.pt") for run in ("shared", "alone"))
+    assert difference(one, other) < 1e-4
+    for mine, theirs in zip(rows(tmp_path / "shared"), rows(tmp_path / "alone"), strict=True):
+        assert float(mine["class_loss"]) == pytest.approx(float(theirs["class_loss"]), rel=1e-3)
+        assert float(mine["AP"]) == pytest.approx(float(theirs["AP"]), abs=1e-3)
+
+
+def test_a_gradient_is_clipped(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path, optimizer="sgd", lr=1.0, clip_norm=1e-3, weight_decay=0.0, warmup_iterations=0)
+    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    before = [parameter.detach().clone() for parameter in learner.model.parameters()]
+    images = torch.zeros(4, 3, 96, 96, dtype=torch.uint8)
+    boxes = [torch.tensor([[8.0, 8.0, 60.0, 60.0]])] * 4
+    learner.step([Batch(images, boxes, [torch.tensor([0])] * 4, [0, 1, 2, 3])], 0)
+    moved = [new.detach() - old for new, old in zip(learner.model.parameters(), before, strict=True)]
+    length = torch.cat([part.flatten() for part in moved]).norm().item()
+    assert 0 < length <= 1.01e-3 * options.base_lr
+
+
 def test_batch_norm_of_one_picture_is_refused(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--norm bn takes its statistics"):
         train(settings(data, tmp_path, norm="bn", batch_size=2, accumulate=2), ALONE, QUIET)
