@@ -75,8 +75,8 @@ def fcos_losses(
     weight = _weights(points[point], target_boxes, objective)
     quality = paired_iou(predicted.detach(), target_boxes / unit) if objective.quality == "iou" else weight
 
-    # A picture without a positive point has terms that are 0, but keep their graph: every parameter gets a gradient,
-    # and no process waits for ever.
+    # Without a positive point the terms are 0, but keep their graph: every parameter gets a gradient, and no process
+    # waits for ever.
     positives, weights = average_over_processes(_sums(weight)) if normalisers is None else normalisers
     class_loss = sigmoid_focal_loss(class_logits.float(), one_hot, alpha=0.25, gamma=2.0, reduction="sum")
     quality_loss = F.binary_cross_entropy_with_logits(centerness[picture, point].float(), quality, reduction="sum")

@@ -60,6 +60,16 @@ def difference(one: Checkpoint, other: Checkpoint) -> float:
     return max(float((one.weights[key].double() - other.weights[key].double()).abs().max()) for key in one.weights)
 
 
+def words(options: Settings) -> list[str]:
+    """The command line that stands for settings with the usual augmentation."""
+    assert options.augmentation == Augmentation()
+    found: list[str] = []
+    for name, value in options.to_dict().items():
+        if value is not None and value is not False and not isinstance(value, dict):
+            found += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return found
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     """The CSV without what the clock says."""
     with (folder / "metrics.csv").open(newline="") as file:
@@ -289,20 +299,15 @@ def test_two_processes_have_the_gradient_of_one(data: Data, tmp_path: Path) -> N
 
 
 def test_torchrun_trains_what_one_process_does(data: Data, tmp_path: Path) -> None:
-    options = {
-        "train-annotations": data[0], "train-images": data[1], "val-annotations": data[0], "val-images": data[1],
-        "backbone": "test_efficientnet", "weights": "none", "channels": 64, "head-convs": 1, "head-kernel": 3,
-        "size": 96, "epochs": 2, "plain-epochs": 0, "batch-size": 4, "workers": 0, "device": "cpu", "lr": 0.01,
-        "optimizer": "sgd", "backbone-norm": "frozen", "ema-decay": 0, "output": tmp_path / "shared",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["model/train.py", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
     alone = settings(
         data, tmp_path / "alone", epochs=2, lr=0.01, optimizer="sgd", backbone_norm="frozen", ema_decay=0.0
     )
+    shared = dataclasses.replace(alone, output=tmp_path / "shared")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["model/train.py", *words(shared)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
     assert train(alone, ALONE, QUIET)
     one, other = (checkpoints.load(tmp_path / run / "last.pt") for run in ("shared", "alone"))
     assert difference(one, other) < 1e-4
@@ -530,13 +535,7 @@ def test_after_an_error_the_workers_end(data: Data, tmp_path: Path) -> None:
     mine = write_coco(tmp_path, 8)
     file = mine[1] / "picture-3.png"
     file.write_bytes(file.read_bytes()[:100])
-    options = {
-        "train-annotations": mine[0], "train-images": mine[1], "val-annotations": mine[0], "val-images": mine[1],
-        "output": tmp_path / "run", "backbone": "test_efficientnet", "weights": "none", "size": 96, "epochs": 1,
-        "batch-size": 4, "workers": 2, "device": "cpu",
-    }  # fmt: skip
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "model/train.py", *words]
+    command = [sys.executable, "model/train.py", *words(settings(mine, tmp_path / "run", workers=2))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert "picture-3.png" in done.stderr
