@@ -23,16 +23,13 @@ import csv
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,14 +39,12 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 from app.cores import core_count
 from app.settings import DEFAULT_MODEL
+from benchmarks.systems import OWN, PEERS, Running, family, running, tell
 from benchmarks.tiny_model import write_tiny_model
 
-OWN = ("service", "fastapi")
-PEERS = ("litserve", "bentoml", "ray")
 CLIENTS = 8  # in the windows
 CLOSED_LEVELS = (1, 8, 64)
 OPEN_LEVELS = (0.5, 1, 2, 5)
-START_S = 120.0
 
 
 @dataclass
@@ -136,8 +131,8 @@ def _windows(systems: list[str], model: Path, picture: Path, options: argparse.N
                     bare = stack.enter_context(_bare(model, picture, threads, session_threads, options))
                     run[f"bare {threads}x{session_threads}"] = partial(_bare_window, bare, options.window_s)
             else:
-                port, pid = stack.enter_context(_server(system, model, options))
-                run[system] = partial(_window, system, port, pid, picture, options.window_s)
+                server = stack.enter_context(_running(system, model, options))
+                run[system] = partial(_window, system, server, picture, options.window_s)
         for window in run.values():
             window()
         for number in range(options.windows):
@@ -169,13 +164,13 @@ def _bare_window(process: "subprocess.Popen[str]", seconds: float) -> float:
     return float(process.stdout.readline())
 
 
-def _window(system: str, port: int, pid: int, picture: Path, seconds: int) -> float:
+def _window(system: str, server: Running, picture: Path, seconds: int) -> float:
     """Returns: Answers per second to `CLIENTS` clients. The server is stopped outside: some are busy without work."""
-    _signal(pid, signal.SIGCONT)
+    tell(server.process.pid, signal.SIGCONT)
     try:
-        return _answers_per_s(system, port, picture, seconds)
+        return _answers_per_s(system, server.port, picture, seconds)
     finally:
-        _signal(pid, signal.SIGSTOP)
+        tell(server.process.pid, signal.SIGSTOP)
 
 
 def _answers_per_s(system: str, port: int, picture: Path, seconds: int) -> float:
@@ -219,7 +214,7 @@ def _serve(
     number: int,
     options: argparse.Namespace,
 ) -> None:
-    with _server(system, model, options) as (port, pid):
+    with _running(system, model, options) as (port, process):
         load = _load_options(system, port, picture)
         _load(["closed", *load, "--level", "8", "--seconds", "2"])
         capacity = 0.0
@@ -227,69 +222,16 @@ def _serve(
         for loop, level in runs:
             result = Result(name, system, loop, level, number, options.seconds)
             amount = level if loop == "closed" else max(1.0, level * capacity)
-            with _rss_of(pid, result.rss_mb), _health_of(system, port, options.seconds, result.rows):
+            with _rss_of(process.pid, result.rss_mb), _health_of(system, port, options.seconds, result.rows):
                 result.rows += _load([loop, *load, "--level", str(amount), "--seconds", str(options.seconds)])
             if loop == "closed":
                 capacity = max(capacity, result.rate())
             _note(results, result)
 
 
-@contextmanager
-def _server(system: str, model: Path, options: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    """Runs a server until the block ends. Yields: Its port and process id."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
-    if system == "service":
-        command = [sys.executable, "-m", "app"]
-        environment |= {
-            "FCOS_MODEL": str(model), "FCOS_PORT": str(port), "FCOS_PROVIDER": options.provider,
-            "FCOS_LOG_LEVEL": "warning", "FCOS_DEADLINE_S": str(options.deadline_s), "FCOS_DRAIN_S": "0",
-        }  # fmt: skip
-    else:
-        python = sys.executable if system in OWN else options.peers
-        command = [python, str(HERE / "peers" / f"{system}_app.py"), str(model), "--port", str(port)]
-        command += ["--provider", options.provider]
-    log = tempfile.TemporaryFile()  # noqa: SIM115
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-    )  # fmt: skip
-    try:
-        _wait(system, port, process, "/readyz" if system == "service" else None, log)
-        yield port, process.pid
-    finally:
-        # Some leave their workers behind when only the parent is told to end, or have them in groups of their own.
-        family = _family(process.pid)
-        _signal(process.pid, signal.SIGCONT)
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for pid in family[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        log.close()
-
-
-def _wait(system: str, port: int, process: subprocess.Popen[bytes], path: str | None, log: object) -> None:
-    """Waits until a server answers; one without a readiness address until it answers anything."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path or '/'}", timeout=5):
-                return
-        except urllib.error.HTTPError:
-            if path is None:
-                time.sleep(3)  # its workers may still be loading the model
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    log.seek(0)  # type: ignore[attr-defined]
-    text = log.read().decode(errors="replace")  # type: ignore[attr-defined]
-    raise SystemExit(f"{system} did not start:\n{text[-2000:]}")
+def _running(system: str, model: Path, options: argparse.Namespace) -> AbstractContextManager[Running]:
+    python = options.peers if system in PEERS else sys.executable
+    return running(system, model, options.provider, python, deadline_s=options.deadline_s, drain_s=0)
 
 
 @contextmanager
@@ -328,7 +270,7 @@ def _rss_of(pid: int, into: list[float]) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(0.2):
-            into.append(sum(_rss_mb(one) for one in _family(pid)))
+            into.append(sum(_rss_mb(one) for one in family(pid)))
 
     thread = threading.Thread(target=watch)
     if Path("/proc/self/statm").exists():
@@ -339,23 +281,6 @@ def _rss_of(pid: int, into: list[float]) -> Iterator[None]:
         ended.set()
         if thread.ident is not None:
             thread.join()
-
-
-def _signal(pid: int, number: int) -> None:
-    for one in _family(pid):
-        with suppress(ProcessLookupError):
-            os.kill(one, number)
-
-
-def _family(pid: int) -> list[int]:
-    family = [pid]
-    for parent in family:
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                family += [int(child) for child in children.read_text().split()]
-            except OSError:
-                continue
-    return family
 
 
 def _rss_mb(pid: int) -> float:

@@ -58,6 +58,16 @@ def test_an_exported_torchvision_model_detects_what_torchvision_does(tmp_path: P
     assert matched >= 0.99 * count > 0
 
 
+def test_the_service_keeps_its_promises() -> None:
+    text = run(
+        "promises", "--pictures", 24, "--leaving", 40, "--swaps", 1, "--waiting", 20,
+        "--settings", "max_batch=4", "sessions=1",
+    )  # fmt: skip
+    assert [line.split()[:2] for line in text.splitlines()] == [
+        [name, "kept"] for name in ("alone", "corrupt", "left", "swap", "end")
+    ]  # fmt: skip
+
+
 def test_serving_compares_the_service_with_the_bare_pipeline_and_the_baseline(tmp_path: Path) -> None:
     output = tmp_path / "serving.csv"
     text = run(

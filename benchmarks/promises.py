@@ -1,0 +1,270 @@
+"""What the service promises under load, seen from outside: a real process, the shipped model, HTTP.
+
+    python benchmarks/promises.py                                        a minute
+    python benchmarks/promises.py --settings max_batch=8 sessions=1      batches on a CPU too
+
+A line per promise, with what was counted. Exits with 1 where one was broken.
+
+alone      pictures of mixed sizes, asked for many at a time, get what they get one by one
+corrupt    seven good pictures and a corrupt one at a time: seven answers and one refusal
+left       200 clients that leave the queue cost at most the batches that had begun
+swap       the model file is replaced under load: no request fails, and the new model answers
+end        SIGTERM while pictures wait: each of them is answered, and the process exits with 0
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import uvloop
+from PIL import Image
+from skimage import data
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.engine import largest_batch, session_count
+from app.providers import CPU, CUDA
+from app.settings import DEFAULT_MODEL, Settings
+from benchmarks.load import request_bytes
+from benchmarks.systems import Running, running
+
+QUEUE = 300
+DEADLINE_S = 300
+CLIENTS = 8
+AT_ONCE = 32
+LOW_SCORE = 0.1  # more objects to differ in
+INFERRED, IN_FLIGHT = "fcos_pictures_inferred_total", "fcos_in_flight_pictures"
+
+
+class Seen(NamedTuple):
+    """What came of a promise."""
+
+    kept: bool
+    counted: str
+
+
+class Service:
+    """The service, for those who ask it.
+
+    Attributes:
+        model: The file that it serves.
+        begun: How many pictures its sessions may have begun at a time.
+    """
+
+    def __init__(self, running: Running, settings: Settings, options: argparse.Namespace) -> None:
+        self.port, self.process = running
+        self.model = settings.model
+        provider = CUDA if settings.provider == "cuda" else CPU
+        self.begun = session_count(settings, provider) * (settings.max_batch or largest_batch(provider))
+        self.options = options
+        self.http = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, limits=httpx.Limits(max_connections=None)
+        )
+
+    async def detect(self, picture: bytes, **query: float) -> httpx.Response:
+        return await self.http.post("/detect", content=picture, params=query)
+
+    async def metric(self, name: str) -> float:
+        text = (await self.http.get("/metrics")).text
+        (value,) = re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+
+async def alone(service: Service) -> Seen:
+    pictures = list(mixed_pictures(service.options.pictures))
+
+    async def objects_in(picture: bytes) -> list[Any]:
+        response = await service.detect(picture, score_threshold=LOW_SCORE)
+        response.raise_for_status()
+        found: list[Any] = response.json()["detections"]
+        return found
+
+    expected = [await objects_in(picture) for picture in pictures]
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def among_others(picture: bytes) -> list[Any]:
+        async with places:
+            return await objects_in(picture)
+
+    answers = await asyncio.gather(*(among_others(picture) for picture in pictures))
+    others = sum(answer != before for answer, before in zip(answers, expected, strict=True))
+    objects = sum(map(len, expected))
+    return Seen(not others, f"{others} of {len(pictures)} differ; {objects} objects, {AT_ONCE} at a time")
+
+
+async def corrupt(service: Service) -> Seen:
+    good = photograph(640, 480)
+    broken = good[: len(good) // 2]
+    statuses: Counter[int] = Counter()
+    refused_wrongly = 0
+    for place in range(CLIENTS):
+        bodies = [broken if number == place else good for number in range(CLIENTS)]
+        responses = await asyncio.gather(*map(service.detect, bodies))
+        statuses.update(response.status_code for response in responses)
+        refused_wrongly += any(
+            (response.status_code == 200) == (number == place) for number, response in enumerate(responses)
+        )
+    kept = not refused_wrongly and all(status == 200 or 400 <= status < 500 for status in statuses)
+    return Seen(kept, ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items())))
+
+
+async def left(service: Service) -> Seen:
+    count = service.options.leaving
+    request = request_bytes(service.port, "/detect", photograph(640, 480), None)
+    writers = [(await asyncio.open_connection("127.0.0.1", service.port))[1] for _ in range(count)]
+    earlier = await service.metric(INFERRED)
+    for writer in writers:
+        writer.write(request)
+    waiting = before = 0.0
+    while waiting + before - earlier < count:  # until the last of them has been read
+        waiting, before = await service.metric(IN_FLIGHT), await service.metric(INFERRED)
+    os.kill(service.process.pid, signal.SIGSTOP)  # nothing is computed while they leave
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.sleep(0.1)
+    os.kill(service.process.pid, signal.SIGCONT)
+    async with asyncio.timeout(DEADLINE_S):
+        while await service.metric(IN_FLIGHT):  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(0.01)
+    computed = int(await service.metric(INFERRED) - before)
+    return Seen(
+        waiting > service.begun >= computed,
+        f"{waiting:.0f} left, {computed} computed after that; {service.begun} may have begun",
+    )
+
+
+async def swap(service: Service) -> Seen:
+    picture, stop = photograph(640, 480), False
+    seen: Counter[tuple[int, str]] = Counter()
+
+    async def client() -> None:
+        while not stop:
+            response = await service.detect(picture)
+            document = response.json() if response.is_success else {"model": {"version": "-"}}
+            seen[response.status_code, document["model"]["version"]] += 1
+
+    clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
+    for other in (service.options.other, service.options.model) * service.options.swaps:
+        before = await version(service)
+        await asyncio.sleep(0.3)
+        shutil.copy(other, service.model.with_suffix(".new"))
+        service.model.with_suffix(".new").replace(service.model)
+        os.kill(service.process.pid, signal.SIGHUP)
+        while await version(service) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    stop = True
+    await asyncio.gather(*clients)
+    failures = sum(count for (status, _), count in seen.items() if status != 200)
+    versions = ", ".join(f"{count} by {name[:8]}" for (_, name), count in seen.items())
+    return Seen(
+        not failures and len(seen) == 2, f"{failures} failures, {2 * service.options.swaps} swaps; answers: {versions}"
+    )
+
+
+async def version(service: Service) -> str:
+    return str((await service.http.get("/model")).json()["version"])
+
+
+async def end(service: Service) -> Seen:
+    count = service.options.waiting
+    picture = photograph(640, 480)
+    requests = [asyncio.create_task(service.detect(picture)) for _ in range(count)]
+    answered = waiting = 0
+    while answered + waiting < count:  # until the last of them has been read
+        waiting = int(await service.metric(IN_FLIGHT))
+        answered = sum(request.done() for request in requests)
+    service.process.terminate()
+    responses = await asyncio.gather(*requests, return_exceptions=True)
+    code = await asyncio.to_thread(service.process.wait, DEADLINE_S)
+    good = sum(isinstance(response, httpx.Response) and response.status_code == 200 for response in responses)
+    return Seen(
+        good == count and waiting > 0 and code == 0,
+        f"{waiting} of {count} waited at SIGTERM, {count - good} lost, exit code {code}",
+    )
+
+
+PROMISES: dict[str, Callable[[Service], Awaitable[Seen]]] = {
+    "alone": alone,
+    "corrupt": corrupt,
+    "left": left,
+    "swap": swap,
+    "end": end,
+}
+
+
+def photograph(width: int, height: int, kind: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(data.astronaut()).resize((width, height)).save(out, kind, quality=90)
+    return out.getvalue()
+
+
+def mixed_pictures(count: int) -> Iterator[bytes]:
+    """Parts of photographs, from 40 to 1,600 pixels wide and high, in three formats; the same every time."""
+    chance = random.Random(0)
+    photographs = [Image.fromarray(array) for array in (data.astronaut(), data.cat(), data.coffee())]
+    for number in range(count):
+        whole = photographs[number % len(photographs)]
+        left, top = (chance.uniform(0, 0.4) for _ in range(2))
+        part = whole.crop(tuple(int(side * share) for side, share in zip(whole.size * 2, (left, top, 1, 1))))  # type: ignore[arg-type]  # noqa: B905
+        size = tuple(int(2 ** chance.uniform(5.4, 10.6)) for _ in range(2))
+        out = io.BytesIO()
+        part.resize(size).save(out, chance.choice(("JPEG", "PNG", "WEBP")))  # type: ignore[arg-type]
+        yield out.getvalue()
+
+
+async def check(running: Running, settings: Settings, options: argparse.Namespace) -> bool:
+    service = Service(running, settings, options)
+    kept = True
+    async with service.http:
+        for name in options.promises:
+            result = await PROMISES[name](service)
+            kept &= result.kept
+            print(f"{name:8} {'kept' if result.kept else 'BROKEN':7} {result.counted}", flush=True)
+    return kept
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--promises", nargs="+", default=list(PROMISES), choices=PROMISES, help="`end` comes last")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--other",
+        type=Path,
+        default=DEFAULT_MODEL.with_stem(f"{DEFAULT_MODEL.stem}-int8"),
+        help="what it is swapped to",
+    )
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--pictures", type=int, default=500, help="for `alone`")
+    parser.add_argument("--leaving", type=int, default=200, help="clients, for `left`")
+    parser.add_argument("--swaps", type=int, default=3, help="there and back, for `swap`")
+    parser.add_argument("--waiting", type=int, default=40, help="pictures, for `end`")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="FCOS_* variables without that")
+    options = parser.parse_args()
+    chosen = dict(setting.split("=", 1) for setting in options.settings)
+    settings: dict[str, Any] = {"max_queue": QUEUE, "deadline_s": DEADLINE_S, "drain_s": 0, **chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(shutil.copy(options.model, Path(folder) / "model.onnx"))
+        with running("service", model, options.provider, **settings) as server:
+            return (
+                0
+                if uvloop.run(check(server, Settings(model=model, provider=options.provider, **settings), options))
+                else 1
+            )
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())

@@ -1,0 +1,117 @@
+"""Servers to measure, each in processes of its own: our service, the FastAPI baseline, and other people's."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+OWN = ("service", "fastapi")
+PEERS = ("litserve", "bentoml", "ray")
+START_S = 120.0
+END_S = 30.0
+
+
+class Running(NamedTuple):
+    """A server that answers."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def running(
+    system: str, model: Path, provider: str, python: str = sys.executable, **settings: object
+) -> Iterator[Running]:
+    """Runs a server until the block ends.
+
+    Args:
+        system: one of `OWN` and `PEERS`.
+        provider: cpu or cuda.
+        python: of a peer.
+        settings: of our service, its FCOS_* variables without that.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
+    if system == "service":
+        command = [sys.executable, "-m", "app"]
+        settings = {"model": model, "port": port, "provider": provider, "log_level": "warning", **settings}
+        environment |= {f"FCOS_{name.upper()}": str(value) for name, value in settings.items()}
+    else:
+        command = [python, str(HERE / "peers" / f"{system}_app.py"), str(model), "--port", str(port)]
+        command += ["--provider", provider]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )  # fmt: skip
+        try:
+            _wait(system, port, process, log)
+            yield Running(port, process)
+        finally:
+            _end(process)
+
+
+def tell(pid: int, number: int) -> None:
+    """Sends a signal to a process and its children."""
+    for one in family(pid):
+        with suppress(ProcessLookupError):
+            os.kill(one, number)
+
+
+def family(pid: int) -> list[int]:
+    """Returns: A process and its children, theirs too. Linux only; elsewhere the process alone."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue
+    return found
+
+
+def _wait(system: str, port: int, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Waits until a server answers; one without a readiness address until it answers anything."""
+    path = "/readyz" if system == "service" else "/"
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
+                return
+        except urllib.error.HTTPError:
+            if system != "service":
+                time.sleep(3)  # its workers may still be loading the model
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    log.seek(0)
+    raise SystemExit(f"{system} did not start:\n{log.read().decode(errors='replace')[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # Some leave their workers behind when only the parent is told to end, or have them in groups of their own.
+    workers = family(process.pid)[1:]
+    tell(process.pid, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # it has ended, and its workers with it
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
