@@ -132,7 +132,7 @@ class OnnxRunner:
         padded = next(size for size in BATCH_SIZES if size >= count)
         batch = np.empty((padded, *canvases[0].shape), np.uint8)
         np.stack(canvases, out=batch[:count])
-        batch[count:] = canvases[0]
+        batch[count:] = canvases[0]  # not what an earlier batch left there: a model may fail on that
         return self(batch)
 
     def warm_up(self, largest_batch: int = 1) -> None:

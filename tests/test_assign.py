@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.assign import ATSS_CANDIDATES, ATSS_SQUARE, CENTER_RADIUS, LEVEL_RANGES, Rule, assign
+from model.assign import CENTER_RADIUS, LEVEL_RANGES, Rule, assign
 from model.config import STRIDES, FCOSConfig
 from model.points import canvas_points, decode, encode
 
@@ -90,7 +90,7 @@ def test_every_assignment_keeps_the_papers_conditions(seed: int, count: int) -> 
 
 
 def atss_by_hand(boxes: list[list[float]]) -> list[int]:
-    """ATSS as the paper's algorithm 1 tells it, one point and one box at a time."""
+    """ATSS as the paper's algorithm 1 tells it, k = 9 and squares of 8 strides, one point and one box at a time."""
     points, strides = POINTS.tolist(), POINT_STRIDES.tolist()
     best: list[tuple[float, int]] = [(-1.0, -1)] * len(points)
     for g, (x1, y1, x2, y2) in enumerate(boxes):
@@ -98,10 +98,10 @@ def atss_by_hand(boxes: list[list[float]]) -> list[int]:
         for stride in STRIDES:
             level = [p for p, s in enumerate(strides) if s == stride]
             level.sort(key=lambda p: math.dist(points[p], ((x1 + x2) / 2, (y1 + y2) / 2)))
-            candidates += level[:ATSS_CANDIDATES]
+            candidates += level[:9]
         ious = []
         for p in candidates:
-            (x, y), half = points[p], strides[p] * ATSS_SQUARE / 2
+            (x, y), half = points[p], strides[p] * 8 / 2
             shared = max(0, min(x + half, x2) - max(x - half, x1)) * max(0, min(y + half, y2) - max(y - half, y1))
             ious.append(shared / ((2 * half) ** 2 + (x2 - x1) * (y2 - y1) - shared))
         threshold = statistics.mean(ious) + statistics.stdev(ious)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from app.artifact import Size
 from model.checkpoint import metadata_of
@@ -317,14 +317,17 @@ def test_classes_that_only_val_has_are_a_problem() -> None:
     assert problems.errors == [("unknown class", "val has 'c', train does not")]
 
 
-def test_a_turned_picture_has_its_upright_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_has_its_upright_size(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        width, height = ImageOps.exif_transpose(picture).size
     document: Document = {"annotations": [], "categories": [], "images": [{"id": 1, "file_name": "a.jpg"}]}
-    document["images"][0] |= {"width": 30, "height": 40}
+    document["images"][0] |= {"width": width, "height": height}
     assert not check(document, "it", tmp_path)[1].errors
-    document["images"][0] |= {"width": 40, "height": 30}
+    document["images"][0] |= {"width": height, "height": width}
     assert [kind for kind, _ in check(document, "it", tmp_path)[1].errors] == ["wrong size"]
 
 

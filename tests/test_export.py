@@ -1,13 +1,15 @@
 """What is exported computes what torch computes, says what it is, and is not written where it would be wrong."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.helper
 import onnx.numpy_helper
-import onnxruntime
+import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
@@ -110,8 +112,6 @@ def test_the_file_names_no_path_of_the_machine_that_wrote_it(exported: Path) -> 
 
 def test_no_padding_and_no_batch_norm_is_left_to_run(exported: Path, tmp_path: Path) -> None:
     # Both must fold into the convolutions, or every picture pays for them.
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -129,6 +129,20 @@ def test_a_graph_that_differs_from_torch_is_refused(
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(wrong), weight.name))
     with pytest.raises(ValueError, match="differs by"):
         compare(proto, model, checkpoint.metadata("tiny"))
+
+
+def test_a_graph_that_knows_one_picture_only_is_refused(
+    exported: Path, model: FCOS, checkpoint: checkpoints.Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FirstOnly(ort.InferenceSession):
+        def run(self, names: Any, feeds: Any, options: Any = None) -> Any:
+            first = {name: value[:1] for name, value in feeds.items()}
+            count = len(next(iter(feeds.values())))
+            return [head.repeat(count, 0) for head in super().run(names, first, options)]
+
+    monkeypatch.setattr("export.verify.ort.InferenceSession", FirstOnly)
+    with pytest.raises(ValueError, match="on a batch of 2"):
+        compare(onnx.load(exported), model, checkpoint.metadata("tiny"))
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(
@@ -218,7 +232,7 @@ def test_int8_takes_the_pictures_bytes_as_they_are() -> None:
     assert [node.op_type for node in shorter.graph.node] == ["Transpose", "DequantizeLinear", "Conv"]
     images = {"images": pictures(1, 8, 8)}
     before, after = (
-        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, images)[0]
+        ort.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, images)[0]
         for one in (proto, shorter)
     )
     np.testing.assert_allclose(after, before, atol=1e-5)
@@ -244,6 +258,32 @@ def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder
     share, count = agreement(reference, OnnxRunner.load(file), pictures_, "int8")
     assert count > 20
     assert share < 0.2
+
+
+def test_what_falls_just_below_the_threshold_is_no_disagreement(
+    exported: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Detector.finish
+    reference, dimmer = OnnxRunner.load(exported), OnnxRunner.load(exported)
+    chosen = choose_pictures(picture_folder)
+    scores = Detector(reference.metadata, reference).detect(np.asarray(Image.open(chosen[0]).convert("RGB"))).scores
+    threshold = float(np.median(scores)) - 0.005  # so that one is just above it
+    monkeypatch.setattr(Detector, "parameters", lambda _: Parameters(threshold, 0.6, 100))
+    lost = 0
+
+    def dimmed(detector: Detector, heads: PictureHeads, placement: Placement, parameters: Parameters) -> Detections:
+        nonlocal lost
+        found = finish(detector, heads, placement, parameters)
+        if detector.run is reference:
+            return found
+        found = dataclasses.replace(found, scores=found.scores - np.float32(0.015))
+        lost += int((found.scores <= parameters.score_threshold).sum())
+        return found.take(found.scores > parameters.score_threshold)
+
+    monkeypatch.setattr(Detector, "finish", dimmed)
+    share, _ = agreement(reference, dimmer, chosen, "fp16")
+    assert lost > 0
+    assert share == 1.0
 
 
 def test_detections_that_fp32_does_not_have_are_disagreement_too(

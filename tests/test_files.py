@@ -83,6 +83,16 @@ def test_annotations_that_do_not_fit_are_named(
         run(model_file, folder / "0007.png", coco=tmp_path / "coco.json", coco_annotations=path)
 
 
+def test_a_file_that_the_annotations_lack_stops_before_any_work(
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "0007.png"}], "categories": []}))
+    monkeypatch.setattr("app.files.Service.load", lambda _: pytest.fail("the model was loaded"))
+    with pytest.raises(StartError, match=r"has no image 0008\.png"):
+        run(model_file, folder, coco=tmp_path / "coco.json", coco_annotations=path)
+
+
 @pytest.mark.parametrize("kind", ["json", "json_lines", "coco"])
 def test_a_place_that_cannot_be_written_is_named_before_the_work(kind: str, folder: Path, model_file: Path) -> None:
     with pytest.raises(StartError, match=r"nowhere.*cannot be written"):

@@ -2,6 +2,7 @@
 
 import io
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -124,6 +126,8 @@ def test_a_full_service_refuses_before_the_body_is_read(
         assert [request.result().status_code for request in accepted] == [200, 200]
         assert metric(client, 'fcos_refusals_total{reason="overloaded"}') == 2
         assert metric(client, "fcos_pictures_inferred_total") == 2
+        for _ in range(3):  # the places are free again
+            assert client.post("/detect", content=PICTURE).status_code == 200
 
 
 def test_where_there_is_an_admin_key_no_other_reloads(model_file: Path) -> None:
@@ -166,6 +170,28 @@ def test_bodies_that_are_held_together_have_a_bound_and_one_alone_has_room(
         held.open.set()
         assert first.result().status_code == 200
         assert client.post("/detect", content=PICTURE).status_code == 200
+
+
+def test_a_form_is_never_written_to_a_disk(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", full)
+    with client_of(model_file) as client:
+        response = client.post("/detect", files={"image": bytes(4 * 2**20)})
+        assert (response.status_code, response.json()["code"]) == (415, "not_a_picture")
+
+
+def test_what_is_announced_and_does_not_come_takes_no_room(model_file: Path) -> None:
+    with serving(model=model_file, max_queue_bytes=len(PICTURE) + 1) as service:
+        host, port = urlsplit(service.address).netloc.split(":")
+        with socket.create_connection((host, int(port))) as silent:
+            silent.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % len(PICTURE))
+            time.sleep(0.2)
+            assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 200
+            silent.sendall(b"x")  # what does come, does
+            time.sleep(0.2)
+            assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 503
 
 
 def test_a_line_in_the_access_log_cannot_be_forged(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -349,6 +349,34 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
+def test_what_is_left_while_it_is_decoded_never_reaches_the_model(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    decode = engine_module.decode
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        go_on.wait(20)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(engine_module, "decode", waiting)
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await asyncio.to_thread(begun.wait, 20)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            go_on.set()
+            await until(lambda: metric(service, "fcos_pictures_dropped_total") == 1)
+            assert metric(service, "fcos_pictures_inferred_total") == 0
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
 def test_a_picture_that_would_be_late_is_refused_at_once(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
