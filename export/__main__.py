@@ -28,7 +28,7 @@ from export.graph import add_metadata, to_onnx
 from export.verify import Difference, compare
 from model import checkpoint as checkpoints
 from model.fcos import FCOS
-from model.files import replaced
+from model.files import replaced, require_folder
 from model.torchvision_weights import download, load_torchvision
 
 DOWNLOAD = Path()
@@ -159,8 +159,7 @@ def _run(options: argparse.Namespace) -> str:
     output, precision = options.output, options.precision
     if output.suffix != ".onnx":
         raise ValueError(f"--output must end in .onnx, but is {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write to")
+    require_folder(output)
     if precision != "fp32" and options.calibration_images is None:
         raise ValueError(f"--precision {precision} is judged on real pictures: name a folder with --calibration-images")
     pictures = [] if precision == "fp32" else precisions.choose_pictures(options.calibration_images)

@@ -28,6 +28,7 @@ from model.checkpoint import Checkpoint
 from model.data import Annotations, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_usable
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
+from model.files import require_folder
 from model.layout import NO_AUGMENTATION
 from model.presets import data_folder
 
@@ -82,8 +83,7 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console) -
     Raises:
         ValueError: a checkpoint cannot be read or is of another network, or something is wrong with the data.
     """
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write to")
+    require_folder(output)
     parts = [checkpoints.load(file) for file in files]
     checkpoint = dataclasses.replace(
         parts[-1], weights=mean_weights(parts), training={"mean_of": [part.training for part in parts]}, resume=None

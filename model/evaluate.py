@@ -34,6 +34,7 @@ from app.errors import StartError
 from app.files import COCO_SCORE_THRESHOLD
 from app.postprocess import Heads, Parameters
 from model.data import open_as_served, read_usable
+from model.files import require_folder
 from model.formats import Document
 from model.scoring import Evaluation, Found, score
 
@@ -41,6 +42,8 @@ BATCH = 16
 """Pictures of one canvas that go through the network together."""
 AHEAD = 256
 """Pictures that are decoded ahead of the network."""
+MOST_WAITING = 256
+"""Pictures that wait for others of their canvas: with many canvases, hardly a batch ever becomes full."""
 
 Runner = Callable[[NDArray[np.uint8]], Heads]
 """Canvases [N, H, W, 3] -> raw heads."""
@@ -91,6 +94,8 @@ def detect(
         group.append(one)
         if len(group) == BATCH:
             run(waiting.pop(one[2].canvas))
+        elif sum(map(len, waiting.values())) == MOST_WAITING:
+            run(waiting.pop(max(waiting, key=lambda canvas: len(waiting[canvas]))))
     for group in waiting.values():
         run(group)
     return Found.join(found)
@@ -181,13 +186,13 @@ def main() -> int:
     options = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False)
     try:
+        if options.json:
+            require_folder(options.json)
         runner, metadata = open_model(options.model, options.device)
         document = read_usable(
             options.annotations, options.images, metadata.classes,
             lambda text: print(f"evaluate: {text}", file=sys.stderr),
         )  # fmt: skip
-        if options.json and not options.json.parent.is_dir():
-            raise ValueError(f"there is no folder {options.json.parent} to write to")
         found = evaluate(runner, metadata, document, options.images, console)
         if options.json:
             options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n")

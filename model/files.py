@@ -1,4 +1,5 @@
-"""Files that are there whole, or not at all: a service or another run may be watching them."""
+"""What is written: into folders that are there, as files that are there whole or not at all: a service or another run
+may be watching them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def require_folder(path: Path) -> None:
+    """Better before the work whose result is to be written there than after it.
+
+    Raises:
+        ValueError: there is no folder to write the file to.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write to")
 
 
 @contextlib.contextmanager

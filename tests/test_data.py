@@ -504,6 +504,7 @@ def test_a_plain_draw_is_only_mirrored_and_a_zoom_reaches_its_picture(toy: tuple
     canvas, index = metadata.canvases[-1], 0
     plain, unplain = (plans[Draw(index, canvas, 1.0, flag, 1)] for flag in (True, False))
     assert len(plain.layouts) == 1 and len(unplain.layouts) == 2
+    assert plain.share == 1 and 0.1 < unplain.share < 0.9
     np.testing.assert_array_equal(plain.boxes, still[Draw(index, canvas, 1.0, False, 1)].boxes)
     np.testing.assert_allclose(plans[Draw(index, canvas, 0.5, True, 1)].boxes, plain.boxes / 2, atol=1.5)
 

@@ -81,6 +81,25 @@ def test_batching_does_not_change_what_is_found(model_file: Path, toy: tuple[Pat
         assert np.allclose(a, b, atol=1e-4)
 
 
+def test_with_many_canvases_few_pictures_wait(
+    model_file: Path, toy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, metadata = evaluate.open_model(model_file, "cpu")
+    document, _ = read_checked(*toy)
+    batches: list[int] = []
+
+    def noted(canvases: np.ndarray) -> Any:
+        batches.append(len(canvases))
+        return runner(canvases)
+
+    expected = evaluate.detect(runner, metadata, document, toy[1], QUIET)
+    monkeypatch.setattr(evaluate, "MOST_WAITING", 2)
+    found = evaluate.detect(noted, metadata, document, toy[1], QUIET)
+    assert max(batches) <= 2
+    assert sum(batches) == len(document["images"]) > 2
+    assert sorted(found.scores.tolist()) == pytest.approx(sorted(expected.scores.tolist()), abs=1e-5)
+
+
 def test_a_picture_of_another_size_than_annotated_is_refused(model_file: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # annotated as it is stored, but shown upright

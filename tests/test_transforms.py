@@ -120,6 +120,33 @@ def test_a_box_of_which_little_is_left_is_not_learnt(monkeypatch: pytest.MonkeyP
     assert len(placed.boxes) == kept
 
 
+@pytest.mark.parametrize(("zoom", "kept"), [(1.0, True), (0.5, False)])
+def test_a_box_that_becomes_less_than_a_pixel_is_not_learnt(zoom: float, kept: bool) -> None:
+    one = picture(Size(128, 128), (64, 64, 65, 70), 0)
+    placed = augment([one], CANVAS, METADATA, NO_AUGMENTATION, np.random.default_rng(0), zoom)
+    assert len(placed.boxes) == kept
+
+
+def test_pictures_of_a_mosaic_are_smaller() -> None:
+    content = Content(0, Size(128, 128), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    layout = lay_out([content] * 4, CANVAS, METADATA.resize, NO_AUGMENTATION, np.random.default_rng(0))
+    assert len(layout.layers) == 4
+    for layer in layout.layers:
+        shown = layer.source[2] - layer.source[0]
+        assert layer.target.width / shown == pytest.approx(0.75)
+
+
+def test_light_is_drawn_within_its_bounds_for_each_picture_anew() -> None:
+    content = Content(0, Size(128, 128), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    augmentation, rng = Augmentation(color=0.2, hue=0.1), np.random.default_rng(0)
+    layouts = [lay_out([content], CANVAS, METADATA.resize, augmentation, rng) for _ in range(100)]
+    lights = np.array([layout.layers[0].light for layout in layouts])
+    neutral, most = np.array([1, 1, 1, 0]), np.array([0.2, 0.2, 0.2, 0.1])
+    assert (np.abs(lights - neutral) <= most).all()
+    assert (np.abs(lights - neutral).max(0) > 0.8 * most).all()
+    assert len(np.unique(lights, axis=0)) == 100
+
+
 @given(four=st.tuples(*[pictures(label) for label in (0, 1, 2)]), seed=st.integers(0, 2**32))
 def test_in_a_mosaic_every_box_stays_on_its_object(four: tuple[Labelled, ...], seed: int) -> None:
     empty = Labelled(Image.new("RGB", (50, 70), (100, 100, 100)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
