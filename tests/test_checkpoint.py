@@ -52,6 +52,17 @@ def test_a_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:
         saved(tmp_path / "b.pt", training={"path": Path()})
 
 
+def test_what_is_no_plain_data_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return Path.mkdir, (tmp_path / "it was run",)
+
+    torch.save({"format_version": 1, "weights": Harmful()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="not a checkpoint that torch can read"):
+        checkpoints.load(tmp_path / "a.pt")
+    assert not (tmp_path / "it was run").exists()
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "a.pt")
     before = (tmp_path / "a.pt").read_bytes()
@@ -91,15 +102,15 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: Any, s
 def test_fine_tuning_keeps_what_fits_and_the_classes_of_the_same_name(tmp_path: Path) -> None:
     start = saved(tmp_path / "a.pt")
     torch.manual_seed(1)
-    model = FCOS(config("blue", "green"), INPUT)
+    model = FCOS(config("green", "blue"), INPUT)
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
     adopted = adopt(model, start)
 
     assert adopted.classes_kept == ("green",) and adopted.classes_new == ("blue",) and not adopted.new
     for key, value in model.state_dict().items():
         if key.startswith("head.class_logits"):
-            assert value[1].equal(start.weights[key][1])  # green
-            assert value[0].equal(fresh[key][0])  # blue
+            assert value[0].equal(start.weights[key][1])  # green
+            assert value[1].equal(fresh[key][1])  # blue
         else:
             assert value.equal(start.weights[key])
     assert "classes kept: green, new: blue" in adopted.describe()

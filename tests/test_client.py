@@ -135,15 +135,24 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "headers"),
-    [(4, {"Retry-After": "1"}), (1, {}), *((1, {"Retry-After": text}) for text in ("soon", "nan", "-1"))],
+    ("times", "headers", "waited"),
+    [(4, {"Retry-After": "1"}, 3), (1, {}, 0), *((1, {"Retry-After": text}, 0) for text in ("soon", "nan", "-1"))],
 )
-def test_a_service_that_stays_busy_is_a_problem(times: int, headers: dict[str, str]) -> None:
+def test_a_service_that_stays_busy_is_a_problem(times: int, headers: dict[str, str], waited: int) -> None:
+    waits: list[float] = []
     with (
-        Client(transport=busy(times, headers), sleep=lambda _: None) as client,
+        Client(transport=busy(times, headers), sleep=waits.append) as client,
         pytest.raises(ServiceProblem, match="overloaded"),
     ):
         client.model()
+    assert len(waits) == waited, "not after the last attempt"
+
+
+def test_nobody_waits_for_an_hour() -> None:
+    waits: list[float] = []
+    with Client(transport=busy(1, {"Retry-After": "3600"}), sleep=waits.append) as client:
+        client.model()
+    assert 30 <= waits[0] <= 45
 
 
 def test_an_answer_of_something_else_is_a_problem_too() -> None:

@@ -67,6 +67,15 @@ def test_it_says_why(client: socket.socket) -> None:
     assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
+def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr("app.connection.HEAD_S", 0.2)
+    client: socket.socket = request.getfixturevalue("client")
+    client.sendall(REQUEST[:1000])
+    time.sleep(0.5)
+    client.sendall(REQUEST[1000:])
+    assert b"200000" in client.recv(65536)
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: he"], ids=["nothing", "half a head"])
 def test_a_head_that_does_not_come_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, sent: bytes

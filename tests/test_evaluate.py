@@ -228,6 +228,22 @@ def test_what_is_found_in_a_crowd_is_no_error(tmp_path: Path) -> None:
     assert evaluation.confusion.sum() == 2
 
 
+def test_a_box_of_the_right_class_comes_before_a_better_fitting_one_of_another(tmp_path: Path) -> None:
+    document = document_of(tmp_path, 1, boxes=1)
+    found = truth_as_found(document)
+    (annotation,) = document["annotations"]
+    x, y, width, height = annotation["bbox"]
+    fitting = annotation | {
+        "id": 2,
+        "category_id": next(number for number in IDS.values() if number != annotation["category_id"]),
+    }
+    annotation["bbox"] = [x, y, width * 0.7, height]  # an IoU of 0.7 in place of 1
+    document["annotations"].append(fitting)
+    confusion = score(found, document, CLASSES).confusion
+    label = int(found.class_ids[0])
+    assert confusion[label, label] == 1 and confusion[label].sum() == 1
+
+
 def test_a_wrong_label_shows_in_the_confusion_matrix(tmp_path: Path) -> None:
     document = document_of(tmp_path, 1, boxes=1)
     found = truth_as_found(document)

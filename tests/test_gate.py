@@ -182,6 +182,17 @@ def test_a_form_is_never_written_to_a_disk(model_file: Path, monkeypatch: pytest
         assert (response.status_code, response.json()["code"]) == (415, "not_a_picture")
 
 
+def test_who_has_left_is_no_failure_in_the_log(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(model=model_file, access_log=True, log_level="info") as service:
+        host, port = urlsplit(service.address).netloc.split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx")
+            time.sleep(0.2)
+        time.sleep(0.2)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "POST /detect" in line]
+    assert "POST /detect 499 in" in line
+
+
 def test_what_is_announced_and_does_not_come_takes_no_room(model_file: Path) -> None:
     with serving(model=model_file, max_queue_bytes=len(PICTURE) + 1) as service:
         host, port = urlsplit(service.address).netloc.split(":")

@@ -117,6 +117,8 @@ def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp
     assert rows.keys() == {"base", "fcos"}
     for row in rows.values():
         assert row["state"] == "finished" and row["epochs"] == 1 and 0 <= row["AP"] <= row["AP50"] <= 1
+    command(folder, tmp_path, "--only", "base", "--epochs", "1")  # goes on with what is there, and that is whole
+    assert [row["state"] for row in json.loads((tmp_path / "recipes.json").read_text())] == ["finished"]
     command(folder, tmp_path, "--final", "base", "--epochs", "1")
     small, large = load(tmp_path / "final.pt"), load(tmp_path / "final-base" / "best.pt")
     assert (tmp_path / "final.pt").stat().st_size < 0.7 * (tmp_path / "final-base" / "best.pt").stat().st_size

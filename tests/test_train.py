@@ -19,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from app.artifact import Metadata
 from model import checkpoint as checkpoints
@@ -401,6 +402,27 @@ def test_parts_of_a_batch_add_up(data: Data, tmp_path: Path) -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_what_is_drawn_inside_the_network_depends_on_the_iteration_alone(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path)
+    batch = Batch(
+        torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8), [torch.tensor([[10.0, 10, 60, 70]])] * 2,
+        [torch.tensor([1])] * 2, [0, 1],
+    )  # fmt: skip
+
+    def losses(seed: int, iteration: int) -> dict[str, float]:
+        torch.manual_seed(0)
+        model = FCOS(*options.network(tuple(IDS), None))
+        model.fpn.register_forward_pre_hook(
+            lambda _, inputs: ([nn.functional.dropout(level, 0.5) for level in inputs[0]], *inputs[1:])
+        )
+        learner = Learner(model, options, ALONE, 10)
+        torch.manual_seed(seed)  # what ran before
+        return learner.step([batch], iteration)
+
+    assert losses(1, iteration=3) == losses(2, iteration=3)
+    assert losses(1, iteration=3) != losses(1, iteration=4)
+
+
 def test_a_loss_that_is_not_finite_names_the_pictures(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path / "run", lr=1e30, clip_norm=0.0, epochs=4, optimizer="sgd")
     with pytest.raises(ValueError, match=r"not finite at iteration \d+ .*picture-\d\.png"):
@@ -438,6 +460,14 @@ def test_the_learning_rate_rises_then_falls(iterations: int, schedule: Any, warm
     now, later = (lr_factor(j, iterations, options) for j in (i, i + 1))
     assert 0 < now <= 1
     assert now <= later if i < warm else later <= now + 1e-12
+
+
+def test_the_learning_rate_at_known_moments(data: Data, tmp_path: Path) -> None:
+    cosine = settings(data, tmp_path, warmup_iterations=9, final_lr_factor=0.2)
+    factors = [lr_factor(iteration, 109, cosine) for iteration in (0, 4, 9, 34, 59, 109)]
+    assert factors == pytest.approx([0.1, 0.5, 1, 0.2 + 0.8 * (1 + 0.5**0.5) / 2, 0.6, 0.2])
+    steps = settings(data, tmp_path, schedule="steps", lr_steps=(0.5, 0.75), warmup_iterations=0)
+    assert [lr_factor(iteration, 100, steps) for iteration in (0, 49, 50, 75)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
 def test_weight_decay_spares_norms_and_biases_and_the_backbone_is_slower(data: Data, tmp_path: Path) -> None:
