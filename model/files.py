@@ -1,5 +1,5 @@
-"""What is written: into folders that are there, as files that are there whole or not at all: a service or another run
-may be watching them."""
+"""What is written: only where there is a folder for it, and whole or not at all, as a service or another run may be
+watching it."""
 
 from __future__ import annotations
 
