@@ -38,7 +38,7 @@ from app.engine import largest_batch, session_count
 from app.providers import CPU, CUDA
 from app.settings import DEFAULT_MODEL, Settings
 from benchmarks.load import request_bytes
-from benchmarks.systems import Running, running
+from benchmarks.systems import Running, photograph, running
 
 QUEUE = 300
 DEADLINE_S = 300
@@ -204,12 +204,6 @@ PROMISES: dict[str, Callable[[Service], Awaitable[Seen]]] = {
     "swap": swap,
     "end": end,
 }
-
-
-def photograph() -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(data.astronaut()).resize((640, 480)).save(out, "JPEG", quality=90)
-    return out.getvalue()
 
 
 def mixed_pictures(count: int) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 from app.cores import core_count
 from app.settings import DEFAULT_MODEL
-from benchmarks.systems import OWN, PEERS, Running, family, running, tell
+from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, tell
 from benchmarks.tiny_model import write_tiny_model
 
 CLIENTS = 8  # in the windows
@@ -102,7 +102,10 @@ def main() -> int:
 
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
-        picture = options.picture or _photograph(Path(folder) / "picture.jpg")
+        picture = options.picture
+        if picture is None:
+            picture = Path(folder) / "picture.jpg"
+            picture.write_bytes(photograph())
         for name in options.models:
             model = options.model if name == "default" else write_tiny_model(Path(folder) / "tiny.onnx")
             systems = [system for system in options.systems if system in ("bare", *OWN) or options.peers]
@@ -288,14 +291,6 @@ def _rss_mb(pid: int) -> float:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:
         return 0.0
-
-
-def _photograph(path: Path) -> Path:
-    from PIL import Image
-    from skimage import data
-
-    Image.fromarray(data.astronaut()).resize((640, 480)).save(path, quality=90)
-    return path
 
 
 def _note(results: list[Result], result: Result) -> None:

@@ -1,5 +1,7 @@
-"""Servers to measure, each in processes of its own: our service, the FastAPI baseline, and other people's."""
+"""Servers to measure, each in processes of its own: our service, the FastAPI baseline, and other people's. And the
+picture that they are asked about."""
 
+import io
 import os
 import signal
 import socket
@@ -13,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
+
+from PIL import Image
+from skimage import data
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -61,6 +66,13 @@ def running(
             yield Running(port, process)
         finally:
             _end(process)
+
+
+def photograph() -> bytes:
+    """Returns: What they are asked about: a JPEG of 640 x 480, of 73 kB."""
+    out = io.BytesIO()
+    Image.fromarray(data.astronaut()).resize((640, 480)).save(out, "JPEG", quality=90)
+    return out.getvalue()
 
 
 def tell(pid: int, number: int) -> None:

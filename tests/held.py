@@ -1,10 +1,12 @@
-"""A session that waits until the test lets it go."""
+"""A session, or a decoder, that waits until the test lets it go."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
+from app import engine
 from app.postprocess import Heads
 from app.session import OnnxRunner
 
@@ -26,3 +28,21 @@ class Held:
             return run(runner, canvases)
 
         monkeypatch.setattr(OnnxRunner, "run_batch", holding)
+
+
+class HeldDecoder:
+    """Holds the pictures that are to be decoded until it is opened."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        decode = engine.decode
+
+        def holding(*arguments: Any, **options: Any) -> Any:
+            self.begun.set()
+            self.open.wait(20)
+            return decode(*arguments, **options)
+
+        monkeypatch.setattr(engine, "decode", holding)

@@ -20,6 +20,7 @@ from app.api import create_app
 from app.errors import KINDS
 from app.settings import Settings
 from tests.held import Held
+from tests.serving import Served
 from tests.serving import served as serving
 from tests.support import metadata, rectangle_picture, write_model
 from tests.test_api import ready
@@ -182,27 +183,34 @@ def test_a_form_is_never_written_to_a_disk(model_file: Path, monkeypatch: pytest
         assert (response.status_code, response.json()["code"]) == (415, "not_a_picture")
 
 
+@contextmanager
+def begun(service: Served, length: int) -> Iterator[socket.socket]:
+    """A request that announces a body, of which only a byte has come."""
+    host, port = urlsplit(service.address).netloc.split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % length)
+        time.sleep(0.2)
+        yield client
+
+
 def test_who_has_left_is_no_failure_in_the_log(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(model=model_file, access_log=True, log_level="info") as service:
-        host, port = urlsplit(service.address).netloc.split(":")
-        with socket.create_connection((host, int(port))) as client:
-            client.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx")
-            time.sleep(0.2)
+        with begun(service, 1000):
+            pass
         time.sleep(0.2)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "POST /detect" in line]
     assert "POST /detect 499 in" in line
 
 
 def test_what_is_announced_and_does_not_come_takes_no_room(model_file: Path) -> None:
-    with serving(model=model_file, max_queue_bytes=len(PICTURE) + 1) as service:
-        host, port = urlsplit(service.address).netloc.split(":")
-        with socket.create_connection((host, int(port))) as silent:
-            silent.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % len(PICTURE))
-            time.sleep(0.2)
-            assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 200
-            silent.sendall(b"x")  # what does come, does
-            time.sleep(0.2)
-            assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 503
+    with (
+        serving(model=model_file, max_queue_bytes=len(PICTURE) + 1) as service,
+        begun(service, len(PICTURE)) as silent,
+    ):
+        assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 200
+        silent.sendall(b"x")  # what does come, does
+        time.sleep(0.2)
+        assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 503
 
 
 def test_a_line_in_the_access_log_cannot_be_forged(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:

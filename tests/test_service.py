@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import engine as engine_module
 from app.draw import drawing
 from app.errors import ClientGone, Refusal
 from app.negotiation import JPEG, PNG
@@ -27,7 +26,7 @@ from app.schemas import Answer, DetectQuery
 from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
-from tests.held import Held
+from tests.held import Held, HeldDecoder
 from tests.support import metadata, rectangle_picture, write_model
 
 DEFAULTS = DetectQuery().parameters
@@ -353,23 +352,16 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
 def test_what_is_left_while_it_is_decoded_never_reaches_the_model(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    decode = engine_module.decode
-
-    def waiting(*arguments: Any, **options: Any) -> Any:
-        begun.set()
-        go_on.wait(20)
-        return decode(*arguments, **options)
-
-    monkeypatch.setattr(engine_module, "decode", waiting)
+    decoder = HeldDecoder()
+    decoder.install(monkeypatch)
 
     async def run() -> None:
         async with served(model_file) as service:
             task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-            await asyncio.to_thread(begun.wait, 20)
+            await asyncio.to_thread(decoder.begun.wait, 20)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            go_on.set()
+            decoder.open.set()
             await until(lambda: metric(service, "fcos_pictures_dropped_total") == 1)
             assert metric(service, "fcos_pictures_inferred_total") == 0
             assert metric(service, "fcos_in_flight_pixels") == 0
@@ -414,24 +406,17 @@ def test_a_model_is_kept_until_those_who_began_with_it_have_their_answers(
                 close()
 
             monkeypatch.setattr(old, "close", closing)
-            begun, go_on = threading.Event(), threading.Event()
-            decode = engine_module.decode
-
-            def waiting(*arguments: Any, **options: Any) -> Any:
-                begun.set()
-                go_on.wait(20)
-                return decode(*arguments, **options)
-
+            decoder = HeldDecoder()
             with monkeypatch.context() as slow:
-                slow.setattr(engine_module, "decode", waiting)
+                decoder.install(slow)
                 task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-                await asyncio.to_thread(begun.wait, 20)
+                await asyncio.to_thread(decoder.begun.wait, 20)
             write_model(model, metadata(classes=["crimson", "green", "blue"]).to_json())
             reload = asyncio.create_task(service.reload())
             await until(lambda: service._engine is not old)
             await asyncio.sleep(0.05)
             assert not closed and not reload.done()
-            go_on.set()
+            decoder.open.set()
             assert (await task).answer.detections[0].label == "red"
             await reload
             assert closed
