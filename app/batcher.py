@@ -39,14 +39,14 @@ class Batcher(Generic[Item]):
     Every item that was put is handed out exactly once: in a batch, as late, or to whoever cancelled it.
 
     Args:
-        largest: The most items that a batch may have.
+        largest: The most items that a batch may have; it may be set anew.
         clock: Seconds; deadlines are on it.
     """
 
     def __init__(self, largest: int, clock: Callable[[], float] = time.perf_counter) -> None:
         if largest < 1:
             raise ValueError(f"largest must be at least 1, but is {largest}")
-        self._largest = largest
+        self.largest = largest
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
         self._queues: dict[Hashable, OrderedDict[int, Ticket[Item]]] = {}  # none of them is empty
@@ -106,7 +106,7 @@ class Batcher(Generic[Item]):
                 self._fill(items, late, key, latest_s, most=0)
             if self._queues:
                 key = min(self._queues, key=lambda one: next(iter(self._queues[one])))
-                self._fill(items, late, key, latest_s, most=self._largest)
+                self._fill(items, late, key, latest_s, most=self.largest)
             if not self._queues and not items:
                 last = max(late, key=lambda ticket: ticket.deadline_s)
                 if last.deadline_s >= now_s:

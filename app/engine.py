@@ -5,13 +5,15 @@
 
 The event loop hands a picture in and gets its outcome back; in between, nothing comes back to it. On the CPU, sessions
 would only compete with the workers for the same cores: the worker that has decoded a picture runs what is queued, and
-finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly.
+finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly. Where
+batches pay, it first decodes what else has arrived, until a batch is full.
 """
 
 import asyncio
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -35,7 +37,7 @@ from app.outcome import Outcome
 from app.postprocess import PictureHeads
 from app.providers import CUDA
 from app.schemas import ModelName
-from app.session import BATCH_SIZES, OnnxRunner
+from app.session import BATCH_SIZES, OnnxRunner, best_batch
 from app.settings import Settings
 from app.workers import Workers
 
@@ -73,8 +75,9 @@ class Engine:
         self._workers = workers
         self._pixels = pixels
         self._metrics = metrics
-        self._largest = settings.max_batch or largest_batch(runner.provider)
-        self._batcher: Batcher[Job] = Batcher(self._largest)
+        self._batch_is_set = settings.max_batch > 0
+        self._arrived: deque[Job] = deque()  # to be decoded
+        self._batcher: Batcher[Job] = Batcher(settings.max_batch or largest_batch(runner.provider))
         self._warm: Future[None] = Future()
         self._session_count = session_count(settings, runner.provider)
         self._free_sessions = threading.Semaphore(self._session_count)  # of those that workers run
@@ -92,10 +95,15 @@ class Engine:
     async def warm_up(self) -> None:
         """Runs the canary picture in every shape, where requests will be run. Raises: What the session raised."""
         if self._session is None:
-            await asyncio.to_thread(self.runner.warm_up, self._largest)
+            await asyncio.to_thread(self._warm_up_on_workers)
         else:
             self._session.start()
             await asyncio.wrap_future(self._warm)
+
+    def _warm_up_on_workers(self) -> None:
+        if not self._batch_is_set:
+            self._batcher.largest = best_batch(self.runner, self._batcher.largest)
+        self.runner.warm_up(self._batcher.largest)
 
     def close(self) -> None:
         """Lets nothing more in; returns once the session's thread has finished what is queued."""
@@ -105,7 +113,8 @@ class Engine:
 
     def begin(self, job: Job) -> None:
         """Takes a picture in; its outcome, or what kept it from one, arrives in `job.answered`."""
-        self._workers.submit(partial(self._decode, job))
+        self._arrived.append(job)
+        self._workers.submit(self._work)
 
     def abandon(self, job: Job) -> None:
         """Nobody waits for this picture any more: it is dropped, unless a session has it already."""
@@ -120,6 +129,12 @@ class Engine:
     def _drop(self, job: Job) -> None:
         job.release()
         self._metrics.dropped.inc()
+
+    def _work(self) -> None:
+        """On a worker, once for every picture that has arrived."""
+        self._decode(self._arrived.popleft())
+        if self._session is None:
+            self._run_queued()
 
     def _decode(self, job: Job) -> None:
         if job.abandoned:
@@ -144,8 +159,6 @@ class Engine:
             return
         if job.abandoned:  # while it was decoded
             self._drop_if_queued(job)
-        if self._session is None:
-            self._run_queued()
 
     def _reserve(self, job: Job, pixels: int) -> None:
         job.pixels = self._pixels.take(pixels)
@@ -160,7 +173,7 @@ class Engine:
     def _serve(self) -> None:
         """The session's thread, on CUDA."""
         try:
-            self.runner.warm_up(self._largest)
+            self.runner.warm_up(self._batcher.largest)
         except BaseException as error:
             self._warm.set_exception(error)
         else:
@@ -171,13 +184,17 @@ class Engine:
 
     def _run_queued(self) -> None:
         """On a worker: runs what is queued where a session is free; where none is, whoever has it comes back here."""
-        while len(self._batcher) and self._free_sessions.acquire(blocking=False):
+        while self._worth_running() and self._free_sessions.acquire(blocking=False):
             try:
                 batch = self._batcher.take(self._expected_s, wait=False)
                 if batch is not None:
                     self._run_batch(batch)
             finally:
                 self._free_sessions.release()
+
+    def _worth_running(self) -> bool:
+        """Whether a batch is full, or all that could fill it is decoded: whoever decodes the last asks again."""
+        return len(self._batcher) >= (self._batcher.largest if self._arrived else 1)
 
     def _expected_s(self) -> float:
         return self._batch_s
@@ -297,8 +314,8 @@ def _all_finite(heads: PictureHeads) -> bool:
 
 
 def largest_batch(provider: str) -> int:
-    """Returns: The largest batch that pays. On the CPU, a batch takes as long as its pictures one by one."""
-    return BATCH_SIZES[-1] if provider == CUDA else 1
+    """Returns: The largest batch that may pay. On the CPU, `best_batch` finds the one that does."""
+    return BATCH_SIZES[-1] if provider == CUDA else 4
 
 
 def session_count(settings: Settings, provider: str) -> int:

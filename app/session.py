@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Self
 
 import numpy as np
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 
 INPUT = "images"
 BATCH_SIZES = (1, 2, 4, 8, 16)
+# For `best_batch`.
+SLOW_S = 0.02  # of one picture: a model that takes longer is not tried in batches
+BATCH_ROUNDS = 7
+BATCH_GAIN = 0.97  # what a batch must reach of the time that its pictures take alone
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,9 @@ class OnnxRunner:
         return Heads(*self.session.run(Heads._fields, {INPUT: canvases}))
 
     def run_batch(self, canvases: Sequence[NDArray[np.uint8]]) -> Heads:
-        """Runs the graph on canvases of one size, each uint8 [H, W, 3], padded to one of `BATCH_SIZES`.
+        """Runs the graph on canvases of one size, each uint8 [H, W, 3].
+
+        On CUDA they are padded to one of `BATCH_SIZES`, which are warm; a CPU has no use for that.
 
         Returns:
             The heads; those beyond `len(canvases)` mean nothing.
@@ -129,7 +136,7 @@ class OnnxRunner:
         count = len(canvases)
         if count == 1:
             return self(canvases[0][None])
-        padded = next(size for size in BATCH_SIZES if size >= count)
+        padded = next(size for size in BATCH_SIZES if size >= count) if self.provider == CUDA else count
         batch = np.empty((padded, *canvases[0].shape), np.uint8)
         np.stack(canvases, out=batch[:count])
         batch[count:] = canvases[0]  # not what an earlier batch left there: a model may fail on that
@@ -164,6 +171,32 @@ class OnnxRunner:
                     f"The model {self.metadata.name} gives values that are not finite in {name} on canvas "
                     f"{list(canvas)}: export it again, in another precision if it is fp16."
                 )
+
+
+def best_batch(runner: OnnxRunner, largest: int) -> int:
+    """Finds the batch in which the CPU needs the least time for a picture, by trying.
+
+    What a run costs besides its pictures is shared, which small models gain by; but several pictures' features push one
+    another out of the caches, which large models lose by: with the shipped one, a twentieth.
+
+    Args:
+        largest: The largest batch that is tried.
+    """
+    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
+    grey = np.full((*canvas, 3), 127, np.uint8)
+
+    def seconds_per_picture(size: int) -> float:
+        begun = perf_counter()
+        runner.run_batch([grey] * size)
+        return (perf_counter() - begun) / size
+
+    if min(seconds_per_picture(1), seconds_per_picture(1)) > SLOW_S:
+        return 1
+    sizes = [size for size in BATCH_SIZES if size <= largest]
+    rounds = [[seconds_per_picture(size) for size in sizes] for _ in range(BATCH_ROUNDS)]
+    fastest = dict(zip(sizes, map(min, zip(*rounds, strict=True)), strict=True))  # the least disturbed round of each
+    best = min(sizes, key=lambda size: fastest[size])
+    return best if fastest[best] < BATCH_GAIN * fastest[1] else 1
 
 
 def _check_contract(session: ort.InferenceSession, path: Path) -> None:

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads that decode, post-process and, on the CPU, run the batches. 0: one per core, and per batch at a time."""
     max_batch: Annotated[Literal[0, 1, 2, 4, 8, 16], BeforeValidator(_number)] = 0
-    """Largest batch. 0: 16 on CUDA; 1 on the CPU, where larger ones gain nothing."""
+    """Largest batch. 0: 16 on CUDA; on the CPU up to 4, as the model is fastest, which is tried at the start."""
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     """Largest request body."""

@@ -44,7 +44,10 @@ PICTURE = encoded(rectangle_picture())
 @asynccontextmanager
 async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
     service = Service.load(
-        Settings(model=model, **{"provider": "cpu", "threads": 1, "sessions": 1, "decode_threads": 2, **settings})
+        Settings(
+            model=model,
+            **{"provider": "cpu", "threads": 1, "sessions": 1, "decode_threads": 2, "max_batch": 1, **settings},
+        )
     )
     try:
         await service.warm_up()
@@ -365,6 +368,62 @@ def test_what_is_left_while_it_is_decoded_never_reaches_the_model(
             await until(lambda: metric(service, "fcos_pictures_dropped_total") == 1)
             assert metric(service, "fcos_pictures_inferred_total") == 0
             assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("settings", "batches"), [({"max_batch": 4}, [4, 2]), ({}, [1] * 6)])
+def test_a_worker_decodes_what_fills_a_batch(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], batches: list[int]
+) -> None:
+    held.open.set()
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1, **settings) as service:
+            held.install(monkeypatch)
+            await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(6)))
+            assert held.batches == batches
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("last", ["corrupt", "abandoned"])
+def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    decoder = HeldDecoder()
+    held.open.set()
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1, max_batch=4) as service:
+            decoder.install(monkeypatch)
+            held.install(monkeypatch)
+            pictures = [PICTURE, PICTURE, PICTURE[:-60] if last == "corrupt" else PICTURE]
+            tasks = [asyncio.create_task(service.detect(picture, DEFAULTS)) for picture in pictures]
+            await asyncio.to_thread(decoder.begun.wait, 20)
+            if last == "abandoned":
+                tasks[-1].cancel()
+                await asyncio.wait(tasks[-1:])
+            decoder.open.set()
+            async with asyncio.timeout(20):
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+            expected = "corrupt_picture" if last == "corrupt" else "CancelledError"
+            assert [code(result) for result in results] == ["Outcome", "Outcome", expected]
+            assert held.batches == [2]
+
+    asyncio.run(run())
+
+
+def test_how_large_batches_are_on_a_cpu_is_tried(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.best_batch", lambda _, largest: largest // 2)
+    held = Held()
+    held.open.set()
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1, max_batch=0) as service:
+            held.install(monkeypatch)
+            await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(4)))
+            assert held.batches == [2, 2]
 
     asyncio.run(run())
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from app.artifact import file_version, grids
 from app.errors import ArtifactError, ProviderError
 from app.providers import CPU, CUDA, open_session, why_no_cuda
-from app.session import BATCH_SIZES, OnnxRunner
+from app.session import OnnxRunner, best_batch
 from tests.support import METADATA, metadata, write_model
 
 
@@ -84,7 +85,6 @@ def test_a_pictures_heads_do_not_depend_on_its_batch_mates(model_file: Path) -> 
     random = np.random.default_rng(0)
     canvases = list(random.integers(0, 256, (5, *runner.metadata.canvases[0], 3), np.uint8))
     together = runner.run_batch(canvases)
-    assert len(together.class_logits) in BATCH_SIZES
     for index, canvas in enumerate(canvases):
         for one, alone in zip(together.of(index), runner.run_batch([canvas]).of(0), strict=True):
             np.testing.assert_allclose(one, alone, atol=1e-5)
@@ -101,6 +101,40 @@ def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatc
     monkeypatch.setattr(OnnxRunner, "__call__", watched)
     runner.warm_up(8)
     assert shapes == {(size, *canvas, 3) for size in (1, 2, 4, 8) for canvas in runner.metadata.canvases}
+
+
+@pytest.mark.parametrize(("provider", "ran"), [(CPU, 5), (CUDA, 8)])
+def test_only_a_gpu_runs_padding(model_file: Path, monkeypatch: pytest.MonkeyPatch, provider: str, ran: int) -> None:
+    runner = replace(OnnxRunner.load(model_file), provider=provider)
+    canvas = np.zeros((*runner.metadata.canvases[0], 3), np.uint8)
+    assert len(runner.run_batch([canvas] * 5).class_logits) == ran
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: 0.004, 2: 0.007, 4: 0.012}, 4),  # the larger the better
+        ({1: 0.004, 2: 0.007, 4: 0.015}, 2),
+        ({1: 0.004, 2: 0.0079, 4: 0.0157}, 1),  # too little to be sure of
+        ({1: 0.004, 2: 0.009, 4: 0.020}, 1),
+        ({1: 0.030, 2: 0.031, 4: 0.032}, 1),  # would gain, but trying takes too long
+    ],
+)
+def test_the_best_batch_takes_the_least_time_for_a_picture(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], best: int
+) -> None:
+    runner = OnnxRunner.load(model_file)
+    clock, runs = [0.0], []
+
+    def run(_: OnnxRunner, canvases: list[np.ndarray]) -> None:
+        runs.append(len(canvases))
+        clock[0] += seconds[len(canvases)] * (3 if len(runs) % 5 == 0 else 1)  # now and then the machine is busy
+
+    monkeypatch.setattr(OnnxRunner, "run_batch", run)
+    monkeypatch.setattr("app.session.perf_counter", lambda: clock[0])
+    assert best_batch(runner, 4) == best
+    if seconds[1] > 0.02:
+        assert runs == [1, 1]
 
 
 def test_a_gpu_without_room_is_not_the_files_fault(
