@@ -21,15 +21,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
-from model.data import Annotations, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate, read_usable
+from model.data import Annotations, plain_batches, read_usable
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
 from model.files import require_folder
-from model.layout import NO_AUGMENTATION
 from model.presets import data_folder
 
 BATCH = 16
@@ -65,14 +63,12 @@ def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: An
     if not differing:
         return
     metadata = checkpoints.metadata_of(parts[0].config, parts[0].input_config)
-    batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, min(BATCH, len(annotations)), 0)
-    pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)
     for module in differing:
         module.reset_running_stats()
         module.momentum = None  # the plain mean of all batches
         module.train()
     with torch.no_grad():
-        for batch in islice(DataLoader(pictures, batch_sampler=batches, collate_fn=collate), STATISTICS_BATCHES):
+        for batch in islice(plain_batches(annotations, images, metadata, BATCH), STATISTICS_BATCHES):
             model(batch.images.contiguous(memory_format=torch.channels_last))
     model.eval()
 

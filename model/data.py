@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app import images as service_images
 from app.artifact import CANVAS_MULTIPLE, Metadata, Size
@@ -24,7 +24,7 @@ from app.canvas import place, resized_size
 from app.errors import Refusal
 from model.checks import Problems, check
 from model.formats import Document, read_document
-from model.layout import Augmentation, Content, Layout, lay_out
+from model.layout import NO_AUGMENTATION, Augmentation, Content, Layout, lay_out
 from model.transforms import mix, paint
 
 
@@ -364,6 +364,14 @@ class CanvasBatches(Sampler[list[Draw]]):
         positions = np.arange(self.pictures) + rng.random()
         found = np.minimum(np.searchsorted(ends, positions, side="right"), len(order) - 1)
         return np.sort(order[found])
+
+
+def plain_batches(annotations: Annotations, images: Path, metadata: Metadata, size: int) -> Iterable[Batch]:
+    """The pictures as they are served, in random order, in batches of this size, or of all where they are fewer."""
+    size = min(size, len(annotations))
+    batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, size, seed=0)
+    pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)
+    return DataLoader(pictures, batch_sampler=batches, collate_fn=collate)
 
 
 def _zoomed(canvas: Size, zoom: float) -> tuple[Size, float]:

@@ -1,10 +1,13 @@
-"""Weights of one detector as the start of another, whose classes may differ."""
+"""Weights of one detector as the start of another, whose classes and pictures may differ."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from functools import partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint
 from model.fcos import FCOS
@@ -67,3 +70,43 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
         classes_kept=tuple(name for name in names if name in known),
         classes_new=tuple(name for name in names if name not in known),
     )
+
+
+@torch.no_grad()
+def restate_statistics(model: FCOS, batches: Iterable[Tensor]) -> None:
+    """Put what the backbone's BatchNorms see in the place of their statistics, and change their weights to fit.
+
+    In eval mode the detector stays as it is. In training mode it now is nearly that, too. With the statistics of other
+    pictures, or of other weights, as a run with `backbone_norm="frozen"` leaves them, it would not be: the first
+    iterations would undo what was learnt before.
+
+    Args:
+        model: on any device.
+        batches: canvases on the CPU, as `FCOS.forward` takes them; at least one.
+    """
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
+
+    def add(into: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        x = inputs[0].float()
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+        into.add_(moments.cpu(), alpha=x.numel() // x.shape[1])
+
+    hooks = [norm.register_forward_pre_hook(partial(add, sums[norm])) for norm in norms]
+    model.eval()
+    try:
+        for images in batches:
+            model(images.to(model.mean.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm, (count, total, squares) in sums.items():
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean = (total / count).to(norm.weight)
+        variance = (squares / count - (total / count).square()).clamp(min=0).to(norm.weight)
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        norm.bias.add_((mean - norm.running_mean) * factor)
+        norm.weight.copy_(factor * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)

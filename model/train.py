@@ -29,6 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,7 +51,7 @@ from model.data import Annotations, Batch, CanvasBatches
 from model.distributed import Processes, started
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
-from model.finetune import adopt
+from model.finetune import adopt, restate_statistics
 from model.formats import Document
 from model.learner import Learner
 from model.optim import keep_tensors_memory
@@ -59,6 +60,8 @@ from model.resident import ResidentBatches, ResidentPictures, largest_shown, pac
 from model.scoring import Evaluation, Found, score
 from model.settings import Settings
 
+STATISTICS_BATCHES = 12
+"""From which the statistics of a start are measured."""
 BOARD_EVERY = 20
 """Iterations between TensorBoard's points inside an epoch."""
 
@@ -125,6 +128,12 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         assert settings.from_ is not None
         file = "/".join(settings.from_.parts[-2:])  # a run's name and its file
         origin = {"start": f"{file}: {adopt(model, start).describe()}", "before": start.training}
+        if settings.backbone_norm == "trained":
+            part = settings.batch_size // settings.accumulate // processes.count
+            pictures = islice(
+                data.plain_batches(annotations, settings.train_images, metadata, part), STATISTICS_BATCHES
+            )
+            restate_statistics(model.to(device), (batch.images for batch in pictures))
     else:
         weights = load_imagenet_weights(model.backbone, config.backbone, settings.weights)
         origin = {"start": f"backbone {weights}"}

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.config import FCOSConfig, InputConfig
 from model.fcos import FCOS
-from model.finetune import adopt
+from model.finetune import adopt, restate_statistics
 
 INPUT = InputConfig(short=64, long=64, canvases=((64, 64),))
 
@@ -133,6 +134,34 @@ def test_weights_in_half_precision_are_a_start_too(tmp_path: Path) -> None:
     model = FCOS(config("green", "blue"), INPUT)
     assert adopt(model, dataclasses.replace(start, weights=half)).classes_kept == ("green",)
     assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+def test_statistics_are_those_of_the_pictures_and_the_detector_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = FCOS(config("red", "green"), INPUT).eval()
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:  # those of something else
+        norm.running_mean.normal_()  # type: ignore[union-attr]
+        norm.running_var.uniform_(0.01, 0.1)  # type: ignore[union-attr]
+        nn.init.uniform_(norm.weight, 0.05, 0.3)
+    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
+
+    def outputs(training: bool) -> list[Tensor]:
+        model.backbone.train(training)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        with torch.no_grad():
+            heads = list(model(images))
+        model.load_state_dict(state)  # training has moved the statistics
+        return heads
+
+    def apart(some: list[Tensor], others: list[Tensor]) -> float:
+        return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+
+    before = outputs(training=False)
+    assert apart(outputs(training=True), before) > 1
+    restate_statistics(model, images.split(2))
+    assert apart(outputs(training=False), before) < 1e-3
+    assert apart(outputs(training=True), before) < 1e-3
 
 
 def test_where_nothing_can_be_written_the_file_is_named(tmp_path: Path) -> None:

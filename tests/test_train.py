@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from app.artifact import Metadata
 from model import checkpoint as checkpoints
@@ -434,6 +435,7 @@ def test_fine_tuning_starts_from_the_others_weights(data: Data, uninterrupted: P
     document["categories"][0]["name"] = "crimson"
     (tmp_path / "boxes.json").write_text(json.dumps(document))
     other = settings((tmp_path / "boxes.json", data[1]), tmp_path / "run", from_=uninterrupted / "best.pt", lr=0.0)
+    other = dataclasses.replace(other, backbone_norm="frozen")
     # What --from has need not be said again.
     other = dataclasses.replace(other, channels=None, head_convs=None, head_kernel=None, size=None, backbone=None)
     assert train(other, ALONE, QUIET)
@@ -445,6 +447,26 @@ def test_fine_tuning_starts_from_the_others_weights(data: Data, uninterrupted: P
     for key in old.weights:
         if "class_logits" not in key and "running" not in key and "num_batches" not in key:
             assert torch.allclose(new.weights[key], old.weights[key])
+
+
+@pytest.mark.parametrize(("norm", "measured"), [("trained", [8]), ("frozen", [])])
+def test_a_starts_statistics_are_measured_where_they_will_be_trained(
+    data: Data,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    norm: Literal["trained", "frozen"],
+    measured: list[int],
+) -> None:
+    counts: list[int] = []
+
+    def restate(_: FCOS, batches: Iterable[Tensor]) -> None:
+        counts.append(sum(len(images) for images in batches))
+
+    monkeypatch.setattr("model.train.restate_statistics", restate)
+    options = settings(data, tmp_path / "run", from_=uninterrupted / "best.pt", epochs=1, backbone_norm=norm)
+    assert train(options, ALONE, QUIET)
+    assert counts == measured
 
 
 # --- options
