@@ -46,7 +46,7 @@ def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
         if (part.config, part.input_config) != (first.config, first.input_config):
             raise ValueError("the checkpoints are not of one network: classes, backbone, channels and input must agree")
     return {
-        key: torch.stack([part.weights[key] for part in parts]).mean(0) if value.is_floating_point() else value
+        key: torch.stack([part.weights[key].float() for part in parts]).mean(0) if value.is_floating_point() else value
         for key, value in first.weights.items()
     }
 
@@ -73,8 +73,11 @@ def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: An
     model.eval()
 
 
-def average(files: Sequence[Path], data: Path, output: Path, console: Console) -> None:
+def average(files: Sequence[Path], data: Path, output: Path, console: Console, *, small: bool = False) -> None:
     """Write the mean of checkpoints.
+
+    Args:
+        small: with convolutions in fp16.
 
     Raises:
         ValueError: a checkpoint cannot be read or is of another network, or something is wrong with the data.
@@ -92,12 +95,13 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console) -
 
     model = checkpoint.model().to(memory_format=torch.channels_last)
     measure_statistics(model, parts, Annotations.from_document(document), paths["train_images"])
-    runner = torch_runner(model, torch.device("cpu"))
-    evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths["val_images"], console)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
-    scored = dataclasses.replace(
-        checkpoint, weights=weights, metrics=evaluation.metrics, score_threshold=evaluation.score_threshold
-    )
+    checkpoint = dataclasses.replace(checkpoint, weights=weights)
+    if small:
+        checkpoint = checkpoint.small()
+    runner = torch_runner(checkpoint.model().to(memory_format=torch.channels_last), torch.device("cpu"))
+    evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths["val_images"], console)
+    scored = dataclasses.replace(checkpoint, metrics=evaluation.metrics, score_threshold=evaluation.score_threshold)
     checkpoints.save(output, scored)
     console.print(f"AP {evaluation.metrics['AP']:.4f}  AP50 {evaluation.metrics['AP50']:.4f}: {output}")
 
@@ -107,9 +111,11 @@ def main() -> int:
     parser.add_argument("checkpoints", type=Path, nargs="+", help=".pt files")
     parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
     parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
+    parser.add_argument("--small", action="store_true", help="write convolutions in fp16, which halves the file")
     options = parser.parse_args()
     try:
-        average(options.checkpoints, options.data, options.output, Console(soft_wrap=True, highlight=False))
+        console = Console(soft_wrap=True, highlight=False)
+        average(options.checkpoints, options.data, options.output, console, small=options.small)
     except (ValueError, OSError) as error:
         print(f"average: {error}", file=sys.stderr)
         return 2

@@ -52,6 +52,14 @@ class Checkpoint:
             raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from error
         return model.eval()
 
+    def small(self) -> Checkpoint:
+        """With its convolutions in fp16, half the size, and nothing to resume from: for what is to travel."""
+        weights = {
+            key: value.half() if value.is_floating_point() and value.ndim > 1 else value
+            for key, value in self.weights.items()
+        }
+        return dataclasses.replace(self, weights=weights, resume=None)
+
     def metadata(self, name: str, precision: str = "fp32", checkpoint_sha256: str = "0" * 64) -> Metadata:
         """What the exported file says of itself."""
         metadata = metadata_of(self.config, self.input_config, name, self.score_threshold, self.iou_threshold)

@@ -164,12 +164,7 @@ def finish(options: argparse.Namespace, until: float, console: Console) -> None:
     last = folder / ("best.pt" if row["state"] == "finished" else "last.pt")
     if last.exists():
         checkpoint = checkpoints.load(last)
-        weights = {
-            key: value.half() if value.is_floating_point() and value.ndim > 1 else value
-            for key, value in checkpoint.weights.items()
-        }
-        small = dataclasses.replace(checkpoint, weights=weights, resume=None)
-        checkpoints.save(options.output / "final.pt", small)
+        checkpoints.save(options.output / "final.pt", checkpoint.small())
         write_json(options.output / "final.json", row | {"metrics": checkpoint.metrics})
 
 

@@ -16,6 +16,7 @@ from model import checkpoint as checkpoints
 from model.average import average, mean_weights
 from model.checkpoint import Checkpoint
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
+from model.evaluate import evaluate, torch_runner
 from model.layout import NO_AUGMENTATION
 from model.presets import data_folder
 from model.train import train
@@ -81,6 +82,18 @@ def test_the_mean_of_one_run_is_that_run(data: Path, runs: list[Path], tmp_path:
     one, mean = checkpoints.load(runs[0]), checkpoints.load(tmp_path / "mean.pt")
     assert all(mean.weights[key].equal(value) for key, value in one.weights.items())
     assert (mean.metrics, mean.score_threshold) == (one.metrics, one.score_threshold)
+
+
+def test_a_small_one_has_half_of_the_precision_and_was_scored_so(data: Path, runs: list[Path], tmp_path: Path) -> None:
+    average(runs[:1], data, tmp_path / "small.pt", QUIET, small=True)
+    one, small = checkpoints.load(runs[0]), checkpoints.load(tmp_path / "small.pt")
+    for key, value in small.weights.items():
+        assert value.dtype == (torch.float16 if value.ndim > 1 else one.weights[key].dtype), key
+        assert torch.allclose(value.to(one.weights[key]), one.weights[key], rtol=1e-3, atol=1e-6), key
+    document, _ = read_checked(data / "val.json", data / "val")
+    runner = torch_runner(small.model(), torch.device("cpu"))
+    assert evaluate(runner, small.metadata("small"), document, data / "val", QUIET).metrics == small.metrics
+    assert all(value.dtype == torch.float32 for value in mean_weights([small, small]).values() if value.ndim)
 
 
 def test_strangers_are_refused(runs: list[Path]) -> None:
