@@ -5,8 +5,11 @@
 
 The event loop hands a picture in and gets its outcome back; in between, nothing comes back to it. On the CPU, sessions
 would only compete with the workers for the same cores: the worker that has decoded a picture runs what is queued, and
-finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly. Where
-batches pay, it first decodes what else has arrived, until a batch is full.
+finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly.
+
+Pictures side by side have a core each: that wastes least. A lone picture has all cores: that is the fastest.
+A model that is too quick for that may gain by batches: then a worker first decodes what else has arrived, until one is
+full.
 """
 
 import asyncio
@@ -37,14 +40,16 @@ from app.outcome import Outcome
 from app.postprocess import PictureHeads
 from app.providers import CUDA
 from app.schemas import ModelName
-from app.session import BATCH_SIZES, OnnxRunner, best_batch
+from app.session import BATCH_SIZES, MOST_THREADS, OnnxRunner, best_batch, seconds_per_picture
 from app.settings import Settings
 from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
 OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
+QUICK_S = 0.01  # of a picture on one core: a model that takes less is not worth several, but may be worth batches
 MOST_BATCH_S = 30.0  # or the deadline, where that is longer
+_CROWD_BATCHES = 4  # for as long as so many take, pictures side by side are remembered
 _PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
 _PACE_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
 
@@ -76,6 +81,8 @@ class Engine:
         self._pixels = pixels
         self._metrics = metrics
         self._batch_is_set = settings.max_batch > 0
+        self._cores = 1  # that a lone picture may have
+        self._crowd, self._crowd_until = 1, 0.0  # the most pictures at a time, lately
         self._arrived: deque[Job] = deque()  # to be decoded
         self._batcher: Batcher[Job] = Batcher(settings.max_batch or largest_batch(runner.provider))
         self._warm: Future[None] = Future()
@@ -101,8 +108,12 @@ class Engine:
             await asyncio.wrap_future(self._warm)
 
     def _warm_up_on_workers(self) -> None:
+        """Warms up, and finds out what makes this model fast here: batches, or several cores for a picture."""
+        self.runner.warm_up()
+        quick = seconds_per_picture(self.runner, times=2) < QUICK_S
+        self._cores = 1 if quick else max(self.runner.wider, default=1)
         if not self._batch_is_set:
-            self._batcher.largest = best_batch(self.runner, self._batcher.largest)
+            self._batcher.largest = best_batch(self.runner, self._batcher.largest) if quick else 1
         self.runner.warm_up(self._batcher.largest)
 
     def close(self) -> None:
@@ -113,6 +124,9 @@ class Engine:
 
     def begin(self, job: Job) -> None:
         """Takes a picture in; its outcome, or what kept it from one, arrives in `job.answered`."""
+        # Two clients, each with its next picture as soon as it has an answer, are one for moments, too.
+        if self.users >= self._crowd or job.begun > self._crowd_until:
+            self._crowd, self._crowd_until = self.users, job.begun + _CROWD_BATCHES * self._batch_s
         self._arrived.append(job)
         self._workers.submit(self._work)
 
@@ -212,9 +226,10 @@ class Engine:
                 del self._running[thread]
 
     def _run(self, jobs: Sequence[Job]) -> None:
+        cores = max(1, self._cores // self._crowd)
         begun = perf_counter()
         try:
-            heads = self.runner.run_batch([job.decoded for job in jobs])
+            heads = self.runner.run_batch([job.decoded for job in jobs], cores)
         except Exception as error:
             self._metrics.failed_batches.inc()
             if len(jobs) == 1:
@@ -227,7 +242,7 @@ class Engine:
                 self._run([job])
             return
         ended = perf_counter()
-        self._keep_pace(ended - begun, len(jobs))
+        self._keep_pace(ended - begun, len(jobs), cores)
         for index, job in enumerate(jobs):
             job.canvas = None
             job.run_begun, job.run_ended = begun, ended
@@ -236,12 +251,12 @@ class Engine:
             else:
                 self._workers.submit(partial(self._finish, job, heads.of(index)), urgent=True)
 
-    def _keep_pace(self, seconds: float, pictures: int) -> None:
+    def _keep_pace(self, seconds: float, pictures: int, cores: int) -> None:
         self._metrics.batch_size.observe(pictures)
         self._metrics.pictures.inc(pictures)
         if self._batch_s:
             seconds = min(seconds, _PACE_OUTLIER * self._batch_s)
-        per_picture = seconds / pictures / self._session_count
+        per_picture = seconds * cores / pictures / self._session_count  # where all sessions have something to do
         weight = _PACE_WEIGHT if self._batch_s else 1
         self._batch_s += weight * (seconds - self._batch_s)
         self.seconds_per_picture += weight * (per_picture - self.seconds_per_picture)
@@ -322,12 +337,17 @@ def session_count(settings: Settings, provider: str) -> int:
     """Returns: How many batches may run at a time. On CUDA one: a second would wait for the first, and hold memory.
 
     On the CPU one for each core: pictures side by side waste less than one picture's operators shared out over cores,
-    of which each waits for the slowest. FCOS_SESSIONS=1 turns that round: alone, a picture then takes the least time.
+    of which each waits for the slowest.
     """
     return 1 if provider == CUDA else settings.sessions or core_count()
 
 
+def most_threads(settings: Settings) -> int:
+    """Returns: The most threads that a batch has on the CPU while others leave their cores to it."""
+    return 1 if settings.threads or settings.sessions else min(core_count(), MOST_THREADS)
+
+
 def session_threads(settings: Settings) -> int:
-    """Returns: How many threads one batch has on the CPU."""
+    """Returns: How many threads one batch has on the CPU where all cores are busy."""
     cores = core_count()
     return settings.threads or max(1, cores // (settings.sessions or cores))

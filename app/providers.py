@@ -5,6 +5,7 @@ import ctypes
 import io
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -65,12 +66,23 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
     options = ort.SessionOptions()
     options.log_severity_level = _ORT_FATAL
     options.intra_op_num_threads = threads
-    # Threads that wait in a loop for their next operator take the cores from decoding and from the event loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that wait in a loop for their next operator make a run faster; after it they would do so for a while, and
+    # take the cores from decoding and from the event loop.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider == CPU:
+        _make_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     providers: list[str | tuple[str, dict[str, str]]] = (
         [(CUDA, cuda.provider_options())] if provider == CUDA else [provider]
     )
     return ort.InferenceSession(file, options, providers=providers, enable_fallback=0)
+
+
+@cache
+def _make_arena() -> None:
+    """Makes one arena for the tensors of all sessions on the CPU: each would hold a model's largest ones for itself."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def why_no_cuda() -> str | None:

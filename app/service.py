@@ -17,7 +17,7 @@ from PIL import Image
 from app.artifact import Metadata
 from app.budget import Budget
 from app.cores import core_count
-from app.engine import Engine, session_threads
+from app.engine import Engine, most_threads, session_threads
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
 from app.job import Job
 from app.memory import forget_garbage
@@ -294,7 +294,8 @@ def _grey_picture() -> bytes:
 def open_runner(settings: Settings, *, on_cuda: bool = False) -> OnnxRunner:
     """Opens the model file as the settings say; on CUDA and nowhere else where that is wanted. Raises: StartError."""
     provider = "cuda" if on_cuda else settings.provider
-    return OnnxRunner.load(settings.model, provider, session_threads(settings), settings.cuda_options())
+    threads, widest = session_threads(settings), most_threads(settings)
+    return OnnxRunner.load(settings.model, provider, threads, settings.cuda_options(), widest=widest)
 
 
 def _expire(job: Job) -> None:

@@ -4,8 +4,8 @@ N: pictures. H, W: the canvas's height and width. P: points. C: classes.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 INPUT = "images"
 BATCH_SIZES = (1, 2, 4, 8, 16)
+MOST_THREADS = 8  # of one run on the CPU; more add little
 # For `best_batch`.
-SLOW_S = 0.02  # of one picture: a model that takes longer is not tried in batches
 BATCH_ROUNDS = 7
 BATCH_GAIN = 0.97  # what a batch must reach of the time that its pictures take alone
 
@@ -40,6 +40,7 @@ class OnnxRunner:
         version: The first 8 hexadecimal digits of the file's sha256.
         provider: The execution provider that does the work.
         fallback: Why `auto` did not get CUDA; None where it did, or where it was not asked to.
+        wider: On the CPU, sessions with more threads than `session` has, by their number, ascending.
     """
 
     session: ort.InferenceSession
@@ -48,10 +49,17 @@ class OnnxRunner:
     provider: str
     fallback: str | None
     graphs: CudaGraphs | None = None
+    wider: Mapping[int, ort.InferenceSession] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls, path: Path, provider: ProviderChoice = "cpu", threads: int = 0, cuda: CudaOptions | None = None
+        cls,
+        path: Path,
+        provider: ProviderChoice = "cpu",
+        threads: int = 0,
+        cuda: CudaOptions | None = None,
+        *,
+        widest: int = 1,
     ) -> Self:
         """Opens a model file and runs it once, on its smallest canvas.
 
@@ -60,6 +68,7 @@ class OnnxRunner:
             provider: `auto` takes CUDA where it works, else the CPU.
             threads: Of one operator on the CPU; 0 for one per core.
             cuda: How CUDA works, where it is taken.
+            widest: The most cores that a run on the CPU may be given; for fewer there are sessions, too.
 
         Raises:
             ArtifactError: The file is missing, is no ONNX model, or does not keep the contract.
@@ -72,7 +81,7 @@ class OnnxRunner:
         reason = None if provider == "cpu" else why_no_cuda()
         if provider != "cpu" and reason is None:
             try:
-                return cls._open(path, CUDA, threads, cuda, None)
+                return cls._open(path, CUDA, threads, cuda, None, widest=1)
             except ProviderError as error:
                 reason = str(error)
         if provider == "cuda":
@@ -82,10 +91,12 @@ class OnnxRunner:
             )
         if reason is not None:
             log.warning("CUDA cannot be used (%s): the model runs on the CPU.", reason)
-        return cls._open(path, CPU, threads, cuda, reason)
+        return cls._open(path, CPU, threads, cuda, reason, widest)
 
     @classmethod
-    def _open(cls, path: Path, provider: str, threads: int, cuda: CudaOptions | None, fallback: str | None) -> Self:
+    def _open(
+        cls, path: Path, provider: str, threads: int, cuda: CudaOptions | None, fallback: str | None, widest: int
+    ) -> Self:
         cuda = cuda or CudaOptions()
         try:
             file = path.read_bytes()  # once: what is served is what its version says, whoever replaces it meanwhile
@@ -93,6 +104,7 @@ class OnnxRunner:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
         try:
             session = open_session(file, provider, threads, cuda)
+            wider = {count: open_session(file, provider, count, cuda) for count in widths(widest)}
         except Exception as error:
             reason = first_line(error)
             if provider == CUDA and not isinstance(error, BAD_MODEL):
@@ -107,7 +119,7 @@ class OnnxRunner:
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
         graphs = CudaGraphs(session, Heads._fields, cuda.device_id) if provider == CUDA and cuda.graphs else None
-        runner = cls(session, metadata, artifact.file_version(file), provider, fallback, graphs)
+        runner = cls(session, metadata, artifact.file_version(file), provider, fallback, graphs, wider)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.height * canvas.width))
@@ -119,28 +131,35 @@ class OnnxRunner:
             raise ArtifactError(f"{path} does not run ({first_line(error)}): export the model again.") from None
         return runner
 
-    def __call__(self, canvases: NDArray[np.uint8]) -> Heads:
+    def __call__(self, canvases: NDArray[np.uint8], cores: int = 1) -> Heads:
         """Runs the graph on canvases, uint8 [N, H, W, 3]. Returns: The heads, float32."""
         if self.graphs is not None:
             return Heads(*self.graphs.run(canvases))
-        return Heads(*self.session.run(Heads._fields, {INPUT: canvases}))
+        session = self.session
+        for threads, wider in self.wider.items():
+            if threads <= cores:
+                session = wider
+        return Heads(*session.run(Heads._fields, {INPUT: canvases}))
 
-    def run_batch(self, canvases: Sequence[NDArray[np.uint8]]) -> Heads:
+    def run_batch(self, canvases: Sequence[NDArray[np.uint8]], cores: int = 1) -> Heads:
         """Runs the graph on canvases of one size, each uint8 [H, W, 3].
 
         On CUDA they are padded to one of `BATCH_SIZES`, which are warm; a CPU has no use for that.
+
+        Args:
+            cores: How many the run may have, on the CPU.
 
         Returns:
             The heads; those beyond `len(canvases)` mean nothing.
         """
         count = len(canvases)
         if count == 1:
-            return self(canvases[0][None])
+            return self(canvases[0][None], cores)
         padded = next(size for size in BATCH_SIZES if size >= count) if self.provider == CUDA else count
         batch = np.empty((padded, *canvases[0].shape), np.uint8)
         np.stack(canvases, out=batch[:count])
         batch[count:] = canvases[0]  # not what an earlier batch left there: a model may fail on that
-        return self(batch)
+        return self(batch, cores)
 
     def warm_up(self, largest_batch: int = 1) -> None:
         """Runs a canary picture on every canvas in every batch size, so that no request pays for a first run.
@@ -152,11 +171,13 @@ class OnnxRunner:
             for size in BATCH_SIZES:
                 if size <= largest_batch:
                     self.check(canvas, size)
+            for cores in self.wider:
+                self.check(canvas, cores=cores)
 
-    def check(self, canvas: Size, batch_size: int = 1) -> None:
+    def check(self, canvas: Size, batch_size: int = 1, cores: int = 1) -> None:
         """Runs the canary picture, a ramp of every colour, on one canvas. Raises: As `warm_up`."""
         ramp = np.linspace(0, 255, canvas.height * canvas.width * 3).astype(np.uint8).reshape(*canvas, 3)
-        heads = self.run_batch([ramp] * batch_size)
+        heads = self.run_batch([ramp] * batch_size, cores)
         points = sum(grid.height * grid.width for grid in grids(self.metadata.strides, canvas))
         classes = len(self.metadata.classes)
         expected = ((batch_size, points, classes), (batch_size, points, 4), (batch_size, points))
@@ -173,6 +194,24 @@ class OnnxRunner:
                 )
 
 
+def widths(widest: int) -> list[int]:
+    """Returns: Numbers of threads over 1, each twice the last, up to `widest`, which is one of them."""
+    return sorted({*(2**power for power in range(1, widest.bit_length())), widest} - {1})
+
+
+def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> float:
+    """Returns: What a picture takes in a batch of this size, on one core, in the least disturbed of several runs."""
+    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
+    batch = [np.full((*canvas, 3), 127, np.uint8)] * size
+
+    def seconds() -> float:
+        begun = perf_counter()
+        runner.run_batch(batch)
+        return perf_counter() - begun
+
+    return min(seconds() for _ in range(times)) / size
+
+
 def best_batch(runner: OnnxRunner, largest: int) -> int:
     """Finds the batch in which the CPU needs the least time for a picture, by trying.
 
@@ -182,18 +221,8 @@ def best_batch(runner: OnnxRunner, largest: int) -> int:
     Args:
         largest: The largest batch that is tried.
     """
-    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
-    grey = np.full((*canvas, 3), 127, np.uint8)
-
-    def seconds_per_picture(size: int) -> float:
-        begun = perf_counter()
-        runner.run_batch([grey] * size)
-        return (perf_counter() - begun) / size
-
-    if min(seconds_per_picture(1), seconds_per_picture(1)) > SLOW_S:
-        return 1
     sizes = [size for size in BATCH_SIZES if size <= largest]
-    rounds = [[seconds_per_picture(size) for size in sizes] for _ in range(BATCH_ROUNDS)]
+    rounds = [[seconds_per_picture(runner, size) for size in sizes] for _ in range(BATCH_ROUNDS)]
     fastest = dict(zip(sizes, map(min, zip(*rounds, strict=True)), strict=True))  # the least disturbed round of each
     best = min(sizes, key=lambda size: fastest[size])
     return best if fastest[best] < BATCH_GAIN * fastest[1] else 1

@@ -51,9 +51,9 @@ class Settings(BaseSettings):
     """cuda starts on CUDA or says what is missing. auto takes CUDA where it works, else the CPU, and says which."""
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads of one batch. 0: the cores, shared out among the sessions."""
+    """CPU threads of one batch. 0: a lone picture has all cores, up to 8, and pictures side by side share them out."""
     sessions: Annotated[int, Field(ge=0, le=64)] = 0
-    """Batches at a time on the CPU. 0: one per core that the process may use. CUDA always has one."""
+    """Batches at a time on the CPU, which share the cores out for good. 0: one per core. CUDA always has one."""
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads that decode, post-process and, on the CPU, run the batches. 0: one per core, and per batch at a time."""
     max_batch: Annotated[Literal[0, 1, 2, 4, 8, 16], BeforeValidator(_number)] = 0

@@ -17,15 +17,17 @@ class Held:
     def __init__(self) -> None:
         self.open = threading.Event()
         self.batches: list[int] = []
+        self.cores: list[int] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         run = OnnxRunner.run_batch
 
-        def holding(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
+        def holding(runner: OnnxRunner, canvases: list[np.ndarray], cores: int = 1) -> Heads:
             self.batches.append(len(canvases))
+            self.cores.append(cores)
             if not self.open.wait(20):
                 self.open.set()  # a test that failed before it did so must not hold all the others up
-            return run(runner, canvases)
+            return run(runner, canvases, cores)
 
         monkeypatch.setattr(OnnxRunner, "run_batch", holding)
 

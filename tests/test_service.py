@@ -157,10 +157,10 @@ def test_one_pictures_fault_is_its_own(
     poison = encoded(rectangle_picture(colour="blue"))
     run_session = OnnxRunner.__call__
 
-    def poisoned(runner: OnnxRunner, canvases: np.ndarray) -> Heads:
+    def poisoned(runner: OnnxRunner, canvases: np.ndarray, cores: int) -> Heads:
         if (canvases[..., 2].astype(int) - canvases[..., 0] > 100).any():
             raise RuntimeError("this picture is too much")
-        return run_session(runner, canvases)
+        return run_session(runner, canvases, cores)
 
     async def run() -> None:
         async with served(model_file, max_batch=8) as service:
@@ -306,7 +306,7 @@ def test_late_pictures_are_refused_and_never_computed(
 def test_one_batch_that_took_longer_than_the_deadline_stops_nothing(model_file: Path) -> None:
     async def run() -> None:
         async with served(model_file, deadline_s=1) as service:
-            service._engine._keep_pace(100, 1)  # the machine was asleep, say
+            service._engine._keep_pace(100, pictures=1, cores=1)  # the machine was asleep, say
             for _ in range(3):
                 assert await service.detect(PICTURE, DEFAULTS)
 
@@ -317,7 +317,7 @@ def test_a_pause_of_the_machine_does_not_close_the_service(model_file: Path) -> 
     async def run() -> None:
         async with served(model_file, deadline_s=5) as service:
             await service.detect(PICTURE, DEFAULTS)
-            service._engine._keep_pace(3600, 1)
+            service._engine._keep_pace(3600, pictures=1, cores=1)
             assert all(await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(8))))
 
     asyncio.run(run())
@@ -428,6 +428,60 @@ def test_how_large_batches_are_on_a_cpu_is_tried(model_file: Path, monkeypatch: 
     asyncio.run(run())
 
 
+def on_four_cores(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Lets the service believe that it has so many, and that its model takes so long on one of them."""
+    monkeypatch.setattr("app.engine.core_count", lambda: 4)
+    monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settings", "alone", "together"),
+    [
+        (0.1, {}, 4, [4, 2, 1]),  # as many as are left when they come
+        (0.1, {"threads": 1}, 1, [1, 1, 1]),
+        (0.1, {"sessions": 2}, 1, [1, 1, 1]),
+        (0.001, {}, 1, [1, 1, 1]),  # too quick for it
+    ],
+)
+def test_a_lone_picture_has_all_cores(
+    model_file: Path,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    settings: dict[str, int],
+    alone: int,
+    together: list[int],
+) -> None:
+    on_four_cores(monkeypatch, seconds)
+
+    async def run() -> None:
+        async with served(model_file, **{"threads": 0, "sessions": 0, "decode_threads": 4, **settings}) as service:
+            held.install(monkeypatch)
+            held.open.set()
+            service._engine._batch_s = 60  # whoever came along lately is remembered for minutes
+            for _ in range(2):
+                await service.detect(PICTURE, DEFAULTS)
+            assert held.cores == [alone] * 2
+
+            held.open.clear()
+            held.cores.clear()
+            tasks = []
+            for _ in range(3):
+                tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
+                await until(lambda: len(held.cores) + service._engine.queued == len(tasks))
+            held.open.set()
+            await asyncio.gather(*tasks)
+            assert sorted(held.cores, reverse=True) == together
+            await service.detect(PICTURE, DEFAULTS)
+            assert held.cores[-1] == 1, "the others have only just left"
+
+            service._engine._crowd_until = 0
+            await service.detect(PICTURE, DEFAULTS)
+            assert held.cores[-1] == alone
+
+    asyncio.run(run())
+
+
 def test_a_picture_that_would_be_late_is_refused_at_once(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +489,7 @@ def test_a_picture_that_would_be_late_is_refused_at_once(
         async with served(model_file, deadline_s=60) as service:
             service._engine._batch_s = 0
             service._engine.seconds_per_picture = 0
-            service._engine._keep_pace(4, 2)
+            service._engine._keep_pace(4, pictures=4, cores=2)
             assert service._engine.seconds_per_picture == 2
             held.install(monkeypatch)
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
@@ -580,8 +634,8 @@ def test_a_model_that_goes_wrong_says_so(
         async with served(model_file) as service:
             run_batch = OnnxRunner.run_batch
 
-            def broken(runner: OnnxRunner, canvases: list[np.ndarray]) -> Heads:
-                heads = run_batch(runner, canvases)
+            def broken(runner: OnnxRunner, canvases: list[np.ndarray], cores: int) -> Heads:
+                heads = run_batch(runner, canvases, cores)
                 head = getattr(heads, name).copy()
                 head[..., -1] = value
                 return heads._replace(**{name: head})
