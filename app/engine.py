@@ -109,8 +109,7 @@ class Engine:
 
     def _warm_up_on_workers(self) -> None:
         """Warms up, and finds out what makes this model fast here: batches, or several cores for a picture."""
-        self.runner.warm_up()
-        quick = seconds_per_picture(self.runner, times=2) < QUICK_S
+        quick = seconds_per_picture(self.runner, times=3) < QUICK_S
         self._cores = 1 if quick else max(self.runner.wider, default=1)
         if not self._batch_is_set:
             self._batcher.largest = best_batch(self.runner, self._batcher.largest) if quick else 1

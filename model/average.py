@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -49,6 +50,13 @@ def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
         key: torch.stack([part.weights[key].float() for part in parts]).mean(0) if value.is_floating_point() else value
         for key, value in first.weights.items()
     }
+
+
+def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
+    """What the mean says of its training: each part's, and once what all go back to."""
+    before = parts[0].training.get("before")
+    own = [{key: value for key, value in part.training.items() if key != "before"} for part in parts]
+    return {"mean_of": own} | ({"before": before} if before else {})
 
 
 def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: Annotations, images: Path) -> None:
@@ -84,9 +92,7 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     """
     require_folder(output)
     parts = [checkpoints.load(file) for file in files]
-    checkpoint = dataclasses.replace(
-        parts[-1], weights=mean_weights(parts), training={"mean_of": [part.training for part in parts]}, resume=None
-    )
+    checkpoint = dataclasses.replace(parts[-1], weights=mean_weights(parts), training=training_of(parts), resume=None)
     paths, classes = data_folder(data), checkpoint.config.classes
     document, val_document = (
         read_usable(paths[f"{part}_annotations"], paths[f"{part}_images"], classes, console.print)

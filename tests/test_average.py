@@ -64,7 +64,9 @@ def test_weights_are_the_mean_and_statistics_are_measured(data: Path, runs: list
     assert torch.allclose(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3)
 
     assert set(mean.metrics) == set(first.metrics)
-    assert mean.training == {"mean_of": [first.training, second.training]}
+    assert second.training["before"] == first.training
+    without = {key: value for key, value in second.training.items() if key != "before"}
+    assert mean.training == {"mean_of": [first.training, without]}
     assert mean.resume is None
 
 
