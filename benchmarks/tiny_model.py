@@ -5,6 +5,7 @@
 Five levels, shared towers, a class head that finds a handful of objects in any picture. Needs onnx, no torch.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,4 +120,6 @@ def _metadata() -> Metadata:
 
 
 if __name__ == "__main__":
-    print(write_tiny_model(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="the .onnx file to write")
+    print(write_tiny_model(parser.parse_args().output))
