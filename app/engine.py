@@ -28,7 +28,6 @@ import numpy as np
 from app.batcher import Batch, Batcher
 from app.budget import Budget
 from app.canvas import resized_size
-from app.cores import core_count
 from app.detector import Detector
 from app.draw import MOST_JPEG_PIXELS, drawing
 from app.errors import Refusal, first_line
@@ -40,14 +39,14 @@ from app.outcome import Outcome
 from app.postprocess import PictureHeads
 from app.providers import CUDA
 from app.schemas import ModelName
-from app.session import BATCH_SIZES, MOST_THREADS, OnnxRunner, best_batch, seconds_per_picture
+from app.session import OnnxRunner
 from app.settings import Settings
+from app.sharing import QUICK_S, best_batch, largest_batch, seconds_per_picture, session_count
 from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
 OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
-QUICK_S = 0.01  # of a picture on one core: a model that takes less is not worth several, but may be worth batches
 MOST_BATCH_S = 30.0  # or the deadline, where that is longer
 _CROWD_BATCHES = 4  # for as long as so many take, pictures side by side are remembered
 _PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
@@ -325,28 +324,3 @@ def _all_finite(heads: PictureHeads) -> bool:
     """Told from the sums, which one value that is not finite makes so: faster than looking at each."""
     with np.errstate(invalid="ignore"):
         return all(math.isfinite(head.sum()) for head in heads)
-
-
-def largest_batch(provider: str) -> int:
-    """Returns: The largest batch that may pay. On the CPU, `best_batch` finds the one that does."""
-    return BATCH_SIZES[-1] if provider == CUDA else 4
-
-
-def session_count(settings: Settings, provider: str) -> int:
-    """Returns: How many batches may run at a time. On CUDA one: a second would wait for the first, and hold memory.
-
-    On the CPU one for each core: pictures side by side waste less than one picture's operators shared out over cores,
-    of which each waits for the slowest.
-    """
-    return 1 if provider == CUDA else settings.sessions or core_count()
-
-
-def most_threads(settings: Settings) -> int:
-    """Returns: The most threads that a batch has on the CPU while others leave their cores to it."""
-    return 1 if settings.threads or settings.sessions else min(core_count(), MOST_THREADS)
-
-
-def session_threads(settings: Settings) -> int:
-    """Returns: How many threads one batch has on the CPU where all cores are busy."""
-    cores = core_count()
-    return settings.threads or max(1, cores // (settings.sessions or cores))

@@ -17,7 +17,7 @@ from PIL import Image
 from app.artifact import Metadata
 from app.budget import Budget
 from app.cores import core_count
-from app.engine import Engine, most_threads, session_threads
+from app.engine import Engine
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
 from app.job import Job
 from app.memory import forget_garbage
@@ -28,6 +28,7 @@ from app.providers import CUDA
 from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
+from app.sharing import most_threads, session_threads
 from app.timers import Timers
 from app.workers import Workers
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Self
 
 import numpy as np
@@ -25,10 +24,6 @@ log = logging.getLogger(__name__)
 
 INPUT = "images"
 BATCH_SIZES = (1, 2, 4, 8, 16)
-MOST_THREADS = 8  # of one run on the CPU; more add little
-# For `best_batch`.
-BATCH_ROUNDS = 7
-BATCH_GAIN = 0.97  # what a batch must reach of the time that its pictures take alone
 
 
 @dataclass(frozen=True)
@@ -197,35 +192,6 @@ class OnnxRunner:
 def widths(widest: int) -> list[int]:
     """Returns: Numbers of threads over 1, each twice the last, up to `widest`, which is one of them."""
     return sorted({*(2**power for power in range(1, widest.bit_length())), widest} - {1})
-
-
-def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> float:
-    """Returns: What a picture takes in a batch of this size, on one core, in the least disturbed of several runs."""
-    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
-    batch = [np.full((*canvas, 3), 127, np.uint8)] * size
-
-    def seconds() -> float:
-        begun = perf_counter()
-        runner.run_batch(batch)
-        return perf_counter() - begun
-
-    return min(seconds() for _ in range(times)) / size
-
-
-def best_batch(runner: OnnxRunner, largest: int) -> int:
-    """Finds the batch in which the CPU needs the least time for a picture, by trying.
-
-    What a run costs besides its pictures is shared, which small models gain by; but several pictures' features push one
-    another out of the caches, which large models lose by: with the shipped one, a twentieth.
-
-    Args:
-        largest: The largest batch that is tried.
-    """
-    sizes = [size for size in BATCH_SIZES if size <= largest]
-    rounds = [[seconds_per_picture(runner, size) for size in sizes] for _ in range(BATCH_ROUNDS)]
-    fastest = dict(zip(sizes, map(min, zip(*rounds, strict=True)), strict=True))  # the least disturbed round of each
-    best = min(sizes, key=lambda size: fastest[size])
-    return best if fastest[best] < BATCH_GAIN * fastest[1] else 1
 
 
 def _check_contract(session: ort.InferenceSession, path: Path) -> None:

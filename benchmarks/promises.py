@@ -34,9 +34,9 @@ from PIL import Image
 from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.engine import largest_batch, session_count
 from app.providers import CPU, CUDA
 from app.settings import DEFAULT_MODEL, Settings
+from app.sharing import largest_batch, session_count
 from benchmarks.load import request_bytes
 from benchmarks.systems import Running, photograph, running
 

@@ -430,7 +430,7 @@ def test_how_large_batches_are_on_a_cpu_is_tried(model_file: Path, monkeypatch: 
 
 def on_four_cores(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Lets the service believe that it has so many, and that its model takes so long on one of them."""
-    monkeypatch.setattr("app.engine.core_count", lambda: 4)
+    monkeypatch.setattr("app.sharing.core_count", lambda: 4)
     monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
 
 

@@ -11,7 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from app.artifact import file_version, grids
 from app.errors import ArtifactError, ProviderError
 from app.providers import CPU, CUDA, open_session, why_no_cuda
-from app.session import OnnxRunner, best_batch, widths
+from app.session import OnnxRunner, widths
 from tests.support import METADATA, metadata, write_model
 
 
@@ -111,30 +111,6 @@ def test_only_a_gpu_runs_padding(model_file: Path, monkeypatch: pytest.MonkeyPat
     runner = replace(OnnxRunner.load(model_file), provider=provider)
     canvas = np.zeros((*runner.metadata.canvases[0], 3), np.uint8)
     assert len(runner.run_batch([canvas] * 5).class_logits) == ran
-
-
-@pytest.mark.parametrize(
-    ("seconds", "best"),
-    [
-        ({1: 0.004, 2: 0.007, 4: 0.012}, 4),  # the larger the better
-        ({1: 0.004, 2: 0.007, 4: 0.015}, 2),
-        ({1: 0.004, 2: 0.0079, 4: 0.0157}, 1),  # too little to be sure of
-        ({1: 0.004, 2: 0.009, 4: 0.020}, 1),
-    ],
-)
-def test_the_best_batch_takes_the_least_time_for_a_picture(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], best: int
-) -> None:
-    runner = OnnxRunner.load(model_file)
-    clock, runs = [0.0], []
-
-    def run(_: OnnxRunner, canvases: list[np.ndarray], cores: int = 1) -> None:
-        runs.append(len(canvases))
-        clock[0] += seconds[len(canvases)] * (3 if len(runs) % 5 == 0 else 1)  # now and then the machine is busy
-
-    monkeypatch.setattr(OnnxRunner, "run_batch", run)
-    monkeypatch.setattr("app.session.perf_counter", lambda: clock[0])
-    assert best_batch(runner, 4) == best
 
 
 @pytest.mark.parametrize(

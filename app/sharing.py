@@ -1,0 +1,69 @@
+"""How the cores are shared out: sessions, threads, batches. What the settings leave open the model's pace decides."""
+
+from time import perf_counter
+
+import numpy as np
+
+from app.cores import core_count
+from app.providers import CUDA
+from app.session import BATCH_SIZES, OnnxRunner
+from app.settings import Settings
+
+MOST_THREADS = 8  # of one run on the CPU; more add little
+QUICK_S = 0.01  # of a picture on one core: a model that takes less is not worth several, but may be worth batches
+_BATCH_ROUNDS = 7
+_BATCH_GAIN = 0.97  # what a batch must reach of the time that its pictures take alone
+
+
+def largest_batch(provider: str) -> int:
+    """Returns: The largest batch that may pay. On the CPU, `best_batch` finds the one that does."""
+    return BATCH_SIZES[-1] if provider == CUDA else 4
+
+
+def session_count(settings: Settings, provider: str) -> int:
+    """Returns: How many batches may run at a time. On CUDA one: a second would wait for the first, and hold memory.
+
+    On the CPU one for each core: pictures side by side waste less than one picture's operators shared out over cores,
+    of which each waits for the slowest.
+    """
+    return 1 if provider == CUDA else settings.sessions or core_count()
+
+
+def most_threads(settings: Settings) -> int:
+    """Returns: The most threads that a batch has on the CPU while others leave their cores to it."""
+    return 1 if settings.threads or settings.sessions else min(core_count(), MOST_THREADS)
+
+
+def session_threads(settings: Settings) -> int:
+    """Returns: How many threads one batch has on the CPU where all cores are busy."""
+    cores = core_count()
+    return settings.threads or max(1, cores // (settings.sessions or cores))
+
+
+def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> float:
+    """Returns: What a picture takes in a batch of this size, on one core, in the least disturbed of several runs."""
+    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
+    batch = [np.full((*canvas, 3), 127, np.uint8)] * size
+
+    def seconds() -> float:
+        begun = perf_counter()
+        runner.run_batch(batch)
+        return perf_counter() - begun
+
+    return min(seconds() for _ in range(times)) / size
+
+
+def best_batch(runner: OnnxRunner, largest: int) -> int:
+    """Finds the batch in which the CPU needs the least time for a picture, by trying.
+
+    What a run costs besides its pictures is shared, which small models gain by; but several pictures' features push one
+    another out of the caches, which large models lose by: with the shipped one, a twentieth.
+
+    Args:
+        largest: The largest batch that is tried.
+    """
+    sizes = [size for size in BATCH_SIZES if size <= largest]
+    rounds = [[seconds_per_picture(runner, size) for size in sizes] for _ in range(_BATCH_ROUNDS)]
+    fastest = dict(zip(sizes, map(min, zip(*rounds, strict=True)), strict=True))  # the least disturbed round of each
+    best = min(sizes, key=lambda size: fastest[size])
+    return best if fastest[best] < _BATCH_GAIN * fastest[1] else 1
