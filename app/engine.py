@@ -94,6 +94,10 @@ class Engine:
         return len(self._batcher)
 
     @property
+    def largest_batch(self) -> int:
+        return self._batcher.largest
+
+    @property
     def hangs(self) -> bool:
         """Whether a batch has been running for longer than any should: a GPU may never come back."""
         return min(list(self._running.values()), default=math.inf) < perf_counter() - self._hanging_s

@@ -53,6 +53,9 @@ class Metrics:
             "fcos_model_info", "The served model; always 1.", ["name", "version", "provider", "precision"],
             registry=registry,
         )  # fmt: skip
+        self.largest_batch = Gauge(
+            "fcos_largest_batch", "The most pictures in a batch, as set or as found at the start.", registry=registry
+        )
         self.reloads = Counter("fcos_model_reloads", "Reloads by outcome.", ["outcome"], registry=registry)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)

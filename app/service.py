@@ -266,7 +266,12 @@ class Service:
     def _announce(self) -> None:
         model, precision = self.model, self.runner.metadata.precision
         self.metrics.serve_model(model.name, model.version, model.provider, precision)
-        log.info("Serving %s, version %s, %s, on %s", model.name, model.version, precision, model.provider)
+        batch = self._engine.largest_batch
+        self.metrics.largest_batch.set(batch)
+        log.info(
+            "Serving %s, version %s, %s, on %s, in batches of up to %d",
+            model.name, model.version, precision, model.provider, batch,
+        )  # fmt: skip
 
     def info(self) -> ModelInfo:
         """Returns: What is served."""

@@ -36,7 +36,7 @@ from skimage import data
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.providers import CPU, CUDA
 from app.settings import DEFAULT_MODEL, Settings
-from app.sharing import largest_batch, session_count
+from app.sharing import session_count
 from benchmarks.load import request_bytes
 from benchmarks.systems import Running, photograph, running
 
@@ -61,14 +61,12 @@ class Service:
 
     Attributes:
         model: The file that it serves.
-        begun: How many pictures its sessions may have begun at a time.
     """
 
     def __init__(self, running: Running, settings: Settings, options: argparse.Namespace) -> None:
         self.port, self.process = running
         self.model = settings.model
-        provider = CUDA if settings.provider == "cuda" else CPU
-        self.begun = session_count(settings, provider) * (settings.max_batch or largest_batch(provider))
+        self._sessions = session_count(settings, CUDA if settings.provider == "cuda" else CPU)
         self.options = options
         self.http = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, limits=httpx.Limits(max_connections=None)
@@ -76,6 +74,10 @@ class Service:
 
     async def detect(self, picture: bytes, **query: float) -> httpx.Response:
         return await self.http.post("/detect", content=picture, params=query)
+
+    async def most_begun(self) -> int:
+        """How many pictures its sessions may have begun at a time."""
+        return self._sessions * int(await self.metric("fcos_largest_batch"))
 
     async def metric(self, name: str) -> float:
         text = (await self.http.get("/metrics")).text
@@ -139,10 +141,10 @@ async def left(service: Service) -> Seen:
     while await service.metric(IN_FLIGHT):  # noqa: ASYNC110 - it is another process
         await asyncio.sleep(0.01)
     await service.detect(photograph())  # which comes after all that was queued
-    computed = int(await service.metric(INFERRED) - before) - 1
+    computed, begun = int(await service.metric(INFERRED) - before) - 1, await service.most_begun()
     return Seen(
-        waiting > 2 * service.begun >= computed,  # a batch may have ended, and another begun, since they were counted
-        f"{waiting:.0f} left, {computed} computed after that; {service.begun} may have begun",
+        waiting > 2 * begun >= computed,  # a batch may have ended, and another begun, since they were counted
+        f"{waiting:.0f} left, {computed} computed after that; {begun} may have begun",
     )
 
 

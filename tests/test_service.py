@@ -424,6 +424,7 @@ def test_how_large_batches_are_on_a_cpu_is_tried(model_file: Path, monkeypatch: 
             held.install(monkeypatch)
             await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(4)))
             assert held.batches == [2, 2]
+            assert metric(service, "fcos_largest_batch") == 2
 
     asyncio.run(run())
 

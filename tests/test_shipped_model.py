@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.session import OnnxRunner
 from app.settings import DEFAULT_MODEL
+from export.verify import compare
+from model import checkpoint as checkpoints
 from tests.serving import Served, served
+
+INT8 = DEFAULT_MODEL.with_name(f"{DEFAULT_MODEL.stem}-int8.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,19 @@ def overlap(box: dict[str, float], other: tuple[float, float, float, float]) -> 
     shared = max(width, 0) * max(height, 0)
     area = (box["xmax"] - box["xmin"]) * (box["ymax"] - box["ymin"])
     return shared / (area + (other[2] - other[0]) * (other[3] - other[1]) - shared)
+
+
+def test_its_checkpoint_is_what_it_was_exported_from() -> None:
+    """Who fine-tunes `--from` it begins with what is served."""
+    file = DEFAULT_MODEL.with_suffix(".pt")
+    checkpoint, runner = checkpoints.load(file), OnnxRunner.load(DEFAULT_MODEL)
+    assert runner.metadata == checkpoint.metadata(runner.metadata.name, checkpoint_sha256=checkpoints.sha256(file))
+    compare(onnx.load(DEFAULT_MODEL), checkpoint.model(), runner.metadata)
+
+
+def test_int8_is_the_same_model() -> None:
+    fp32, int8 = (OnnxRunner.load(path).metadata for path in (DEFAULT_MODEL, INT8))
+    assert int8 == fp32.model_copy(update={"precision": "int8", "metrics": int8.metrics})
 
 
 # Boxes drawn by eye, around the cat's head and around the astronaut without her helmet.

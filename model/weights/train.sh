@@ -42,8 +42,9 @@ train --output "$runs/7" --from "$runs/mean.pt" --epochs 12 --plain-epochs 2 --l
 # shellcheck disable=SC2086
 train --output "$runs/8" --from "$runs/7/best.pt" --epochs 10 --plain-epochs 1 --lr 1e-3 --warmup-iterations 100 \
     --zooms 0.75 1.0 --evaluate-every 10 --seed 8 --augmentation.mosaic 0.5 $strong
-python -m model.average "$runs/7/best.pt" "$runs/8/best.pt" --data "$data" --output "$runs/final.pt"
+python -m model.average "$runs/7/best.pt" "$runs/8/best.pt" --data "$data" \
+    --output "$runs/fcos-everyday.pt" --small
 
-python -m export "$runs/final.pt" --name fcos-everyday --output "$runs/fcos-everyday.onnx"
-python -m export "$runs/final.pt" --name fcos-everyday --output "$runs/fcos-everyday-int8.onnx" \
+python -m export "$runs/fcos-everyday.pt" --name fcos-everyday --output "$runs/fcos-everyday.onnx"
+python -m export "$runs/fcos-everyday.pt" --name fcos-everyday --output "$runs/fcos-everyday-int8.onnx" \
     --precision int8 --calibration-images "$data/train"
