@@ -255,10 +255,10 @@ def test_a_model_that_fails_its_canary_never_gets_ready(
 ) -> None:
     service = Service.load(settings)
 
-    def broken(canvases: object) -> object:
+    def broken(*_: object) -> object:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(type(service.runner), "__call__", lambda self, canvases: broken(canvases))
+    monkeypatch.setattr(type(service.runner), "__call__", broken)
     with TestClient(create_app(settings, service)) as client:
         while "warmed up" in (detail := problem(client.get("/readyz"), 503, "not_ready")):
             time.sleep(0.01)
