@@ -108,7 +108,7 @@ class Settings:
     """Iterations between saves inside an epoch; every epoch, and a signal to stop, saves anyway."""
     seed: int = 0
     workers: int = 4
-    """Processes that prepare pictures, for each process that trains."""
+    """Processes that prepare pictures, for each process that trains; no more than there are cores."""
     loader: Literal["files", "resident"] = "files"
     """files: workers decode and augment, one by one. resident: all decoded once into the device's memory, and augmented
     there in batches; every process holds all of them."""

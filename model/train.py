@@ -42,6 +42,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from app.artifact import Metadata
+from app.cores import core_count
 from model import checkpoint as checkpoints
 from model import data, plots, report
 from model.backbone import load_imagenet_weights
@@ -249,13 +250,14 @@ def make_loader(
     _allow_many_files()  # a worker hands over every tensor of a batch as one
     plans = data.Plans(annotations, metadata, settings.augmentation)
     resident = settings.loader == "resident"
+    workers = min(settings.workers, core_count())
     loader: DataLoader[Any] = DataLoader(
         plans if resident else data.TrainingPictures(plans, settings.train_images),
         batch_sampler=batches,
         collate_fn=pack if resident else data.collate,
-        num_workers=settings.workers,
+        num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
-        persistent_workers=settings.workers > 0,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
     if not resident:

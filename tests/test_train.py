@@ -583,6 +583,19 @@ def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(data
     assert "\n" not in str(error.value)
 
 
+def test_there_are_no_more_workers_than_cores(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, counts = Learner.step, set()
+
+    def counted(learner: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        counts.add(len(multiprocessing.active_children()))
+        return step(learner, parts, iteration)
+
+    monkeypatch.setattr(Learner, "step", counted)
+    monkeypatch.setattr(script, "core_count", lambda: 1)
+    assert train(settings(data, tmp_path / "run", epochs=1, workers=3), ALONE, QUIET)
+    assert counts == {1}
+
+
 def test_after_an_error_the_workers_end(data: Data, tmp_path: Path) -> None:
     mine = write_coco(tmp_path, 8)
     file = mine[1] / "picture-3.png"
