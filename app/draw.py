@@ -51,7 +51,8 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
     for detection in reversed(detections):
         box = detection.box
         corners = (round(box.xmin), round(box.ymin), round(box.xmax), round(box.ymax))
-        canvas.rectangle(corners, outline=class_colour(detection.class_id), width=line)
+        limits = (picture.width - 1, picture.height - 1) * 2  # a box may end where the picture does
+        canvas.rectangle(tuple(map(min, corners, limits)), outline=class_colour(detection.class_id), width=line)
 
     labels: list[tuple[Rectangle, tuple[float, float], str, Colour]] = []
     for detection in detections:  # the best choose first, and are painted last

@@ -98,12 +98,13 @@ def _deadline_s(scope: Scope, longest_s: float) -> float:
     text = header(scope, DEADLINE_HEADER)
     if not text:
         return longest_s
-    if not text.isdecimal() or not int(text[:12]):
+    digits = text.lstrip("0")[:12]
+    if not text.isdecimal() or not digits:
         raise Refusal(
             "invalid_parameter",
             f"The header {DEADLINE_HEADER.decode()} has value {text[:100]!r}: a whole number of ms is needed.",
         )
-    return min(longest_s, int(text[:12]) / 1000)
+    return min(longest_s, int(digits) / 1000)
 
 
 def _is_large(scope: Scope) -> bool:

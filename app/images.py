@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 # A plugin that is not imported is never tried: `formats` below does not load any.
 from PIL import BmpImagePlugin as _bmp  # noqa: F401
@@ -41,6 +42,8 @@ _WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
 
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_BITS, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
 
 _JPEGS = {"JPEG", "MPO"}  # an MPO is a JPEG with further ones behind it
 _ORIENTATION_TAG = 0x0112
@@ -228,8 +231,8 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture.copy() if picture.readonly else picture
-    if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(picture).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(picture)).convert("RGB")
     if picture.mode == "F":
         raise Refusal("not_a_picture", "The picture has floating-point pixels. Send it with 8 or 16 bits per channel.")
     if picture.has_transparency_data:
@@ -238,3 +241,11 @@ def _rgb(picture: Image.Image) -> Image.Image:
         opaque.paste(transparent, mask=transparent)
         return opaque
     return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
+    """Scales greys of 16 bits, or a TIFF's 12, which Pillow's own conversion would clip at 255."""
+    tags = picture.tag_v2 if isinstance(picture, _tiff.TiffImageFile) else {}
+    bits = 12 if tags.get(_BITS) == (12,) else 16
+    greys: NDArray[np.uint8] = (np.asarray(picture).clip(0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
+    return 255 - greys if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else greys

@@ -56,6 +56,7 @@ def serve(settings: Settings) -> int:
             access_log=False,
             lifespan="on",
             http=Connection,
+            ws="none",
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=max(FINISH_S, int(settings.deadline_s) + 1),
         )

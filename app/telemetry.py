@@ -50,7 +50,7 @@ def record_of(scope: Scope) -> Record:
 
 def header(scope: Scope, name: bytes) -> str:
     """Returns: A request's header; nothing where it has none of that name."""
-    return record_of(scope).headers.get(name, b"").decode("latin-1")
+    return record_of(scope).headers.get(name, b"").decode("latin-1").strip(" \t")
 
 
 class Telemetry:

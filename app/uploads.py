@@ -98,6 +98,10 @@ class _InMemory(MultiPartParser):
     """Starlette's, but what it reads stays in memory, which is bounded, and never fills a disk."""
 
     spool_max_size = sys.maxsize
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
 
     def close(self) -> None:
         for file in self._files_to_close_on_error:  # also that of a form that ends too soon
@@ -107,7 +111,13 @@ class _InMemory(MultiPartParser):
 async def _files(request: Request, field: str, most: int) -> list[bytes]:
     parser = _InMemory(request.headers, request.stream(), max_files=most, max_fields=1)
     try:
-        return await _files_of(await parser.parse(), field)
+        files = await _files_of(await parser.parse(), field)
+        if not parser.ended:
+            raise Refusal(
+                "malformed_request",
+                f"The form breaks off after {len(files)} whole files: its closing boundary is missing. Send all of it.",
+            )
+        return files
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None  # as Starlette's own `form` does; `problems` words it
     except UnicodeError:

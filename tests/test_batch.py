@@ -52,6 +52,15 @@ def test_a_batch_waits_for_room_as_long_as_there_is_time(model_file: Path) -> No
     assert len(results) == 8
 
 
+def test_a_form_that_breaks_off_is_refused_whole(client: TestClient) -> None:
+    request = client.build_request("POST", "/detect/batch", files=form(*[encoded(rectangle_picture())] * 2))
+    headers, whole = {"Content-Type": request.headers["content-type"]}, request.read()
+    for missing in (80, 4):  # in the second picture; the end of the closing boundary
+        response = client.post("/detect/batch", content=whole[:-missing], headers=headers)
+        assert "closing boundary" in problem(response, 400, "malformed_request")
+    assert client.post("/detect/batch", content=whole[:-2], headers=headers).status_code == 200  # but a line's end
+
+
 def test_one_pictures_fault_is_its_own(client: TestClient) -> None:
     good = encoded(rectangle_picture())
     results = client.post("/detect/batch", files=form(good, b"no picture", b"", good)).json()["results"]

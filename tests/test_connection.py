@@ -28,7 +28,9 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def client() -> Iterator[socket.socket]:
-    server = uvicorn.Server(uvicorn.Config(answer, port=0, http=Connection, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(answer, port=0, http=Connection, ws="none", lifespan="off", log_level="warning")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -46,6 +48,43 @@ def test_requests_pass_on_one_connection_pipelined_or_not(client: socket.socket)
         received += client.recv(65536)
     client.sendall(REQUEST)
     assert b"200000" in client.recv(65536)
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("first", [1, 60, 100, 70_000], ids=lambda count: f"{count} bytes first")
+def test_an_offer_of_another_protocol_is_passed_over_and_the_body_read(
+    client: socket.socket, protocol: bytes, first: int
+) -> None:
+    offer = REQUEST.replace(b"host:", b"connection: Upgrade, HTTP2-Settings\r\nupgrade: " + protocol + b"\r\nhost:")
+    for part in (offer[:first], offer[first:] + offer + REQUEST):
+        client.sendall(part)
+        time.sleep(0.05)
+    received = b""
+    while received.count(b"200000") < 3:
+        received += client.recv(65536)
+    assert received.count(b"HTTP/1.1 200") == 3
+
+
+def test_a_body_behind_such_an_offer_is_never_a_request(client: socket.socket) -> None:
+    hidden = b"GET /hidden HTTP/1.1\r\nhost: here\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nhost: here\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: %d\r\n\r\n"
+    client.sendall(head % len(hidden))
+    time.sleep(0.05)
+    client.sendall(hidden + b"GET / HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
+    received = b""
+    while data := client.recv(65536):
+        received += data
+    assert [answer.split(b"\r\n\r\n")[-1] for answer in received.split(b"HTTP/1.1 200")[1:]] == [
+        b"%d" % len(hidden),
+        b"0",
+    ]
+
+
+def test_many_such_offers_at_once_are_no_matter(client: socket.socket) -> None:
+    client.sendall(b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * 3000)
+    received = b""
+    while received.count(b"HTTP/1.1 200") < 3000:
+        received += client.recv(65536)
 
 
 @pytest.mark.parametrize("between", [b"", b"\r\nx: "], ids=["one header", "many"])

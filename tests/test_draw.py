@@ -45,6 +45,14 @@ def test_labels_of_boxes_at_one_place_are_all_seen() -> None:
     assert min(covered) > 0.6
 
 
+def test_a_box_along_the_pictures_edges_has_all_its_sides() -> None:
+    box = detection(0, 0, 90, 60)
+    lines = (np.asarray(draw(Image.new("RGB", (90, 60)), [box])) == class_colour(0)).all(axis=2)
+    assert lines[-1].all()
+    assert lines[:, -1].all()
+    draw(Image.new("RGB", (90, 60)), [detection(90, 60, 90, 60)])
+
+
 def test_nothing_found_leaves_the_picture_as_it_is() -> None:
     picture = Image.new("RGB", (50, 50), "teal")
     assert draw(picture, []).tobytes() == picture.tobytes()

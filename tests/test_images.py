@@ -96,6 +96,19 @@ def test_16_bits_are_scaled_not_clipped() -> None:
         assert open_picture(encoded(deep, kind), MAX_PIXELS).getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(8, False), (8, True), (12, False), (16, False), (16, True)])
+def test_greys_of_a_tiff_are_the_same_in_any_depth_and_either_way_round(bits: int, white_is_zero: bool) -> None:
+    whole = 2**bits - 1
+    values = [0, whole, whole // 4, whole]
+    stored = [whole - value for value in values] if white_is_zero else values
+    packed = int("".join(f"{value:0{bits}b}" for value in stored), 2).to_bytes(4 * bits // 8, "big")
+    row = struct.pack("<4H", *stored) if bits == 16 else packed
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: 1, 279: len(row)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    file = b"II*\0" + struct.pack("<I", 8 + len(row)) + row + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert np.asarray(open_picture(file, MAX_PIXELS))[0, :, 0].tolist() == [0, 255, 63, 255]
+
+
 @pytest.mark.parametrize(
     "content",
     [
