@@ -8,12 +8,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 * 2**10
 HEAD_S = 10.0
+SEND_S = 60.0
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class Connection(HttpToolsProtocol):
     """Ends where a request's head, its first line and its headers, is larger than `HEAD_BYTES`, by at most what was
     read at once, or takes longer than `HEAD_S`. Nothing of it is counted by the service: it was never a request.
+
+    So does one whose client has not taken most of an answer after `SEND_S`: what is not taken lies in memory.
 
     An offer to go on in another protocol is not taken up. Of a request that makes one httptools passes over the body,
     which would then be taken for the next request, whatever its sender put there: it is parsed anew without the offer.
@@ -25,6 +28,7 @@ class Connection(HttpToolsProtocol):
     _anew: tuple[bytes | memoryview, ...] = ()  # what is to be parsed next
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -32,7 +36,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # which resumes writing
 
     def data_received(self, data: bytes) -> None:
         began_before = self._in_head
@@ -79,6 +83,15 @@ class Connection(HttpToolsProtocol):
         self._anew = (b"".join([*head, b"\r\n"]), memoryview(self._parsed)[offer.args[0] :])
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(SEND_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
 
     def _limit_time(self) -> None:
         self._timer = self.loop.call_later(HEAD_S, self.transport.close)

@@ -48,6 +48,15 @@ class Detect:
         await response(scope, receive, send)
 
 
+class LargeResponse(Response):
+    """Is done only once the client has taken nearly all of it: until then, its request keeps its place."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await send({"type": "http.response.body"})
+
+
 @lru_cache(maxsize=256)
 def picture_query(query_string: bytes) -> PictureQuery:
     """Reads a query; of a parameter that stands there more than once the last, of `classes` all.
@@ -84,8 +93,10 @@ async def _detect(request: Request) -> Response:
         draw=None if media_type == JSON else media_type,
     )
     record.timing_ms |= outcome.timing_ms
-    content = outcome.to_json() if outcome.drawn is None else outcome.drawn
-    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+    headers = {"Vary": "Accept"}
+    if outcome.drawn is None:
+        return Response(outcome.to_json(), media_type=media_type, headers=headers)
+    return LargeResponse(outcome.drawn, media_type=media_type, headers=headers)
 
 
 async def in_time(timers: Timers, record: Record, reading: Coroutine[Any, Any, T]) -> T:

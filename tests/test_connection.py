@@ -1,5 +1,6 @@
 """What a connection costs that sends no request."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -21,7 +22,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    body = b"%d" % size
+    body = bytes(50_000_000) if scope["path"] == "/large" else b"%d" % size
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -123,3 +124,18 @@ def test_a_head_that_does_not_come_ends_the_connection(
     client: socket.socket = request.getfixturevalue("client")
     client.sendall(sent)
     assert client.recv(1) == b""
+
+
+def test_an_answer_that_is_not_taken_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr("app.connection.SEND_S", 0.5)
+    client: socket.socket = request.getfixturevalue("client")
+    for idle_s in (0.0, 1.5):
+        client.sendall(b"GET /large HTTP/1.1\r\nhost: here\r\n\r\n")
+        received = len(client.recv(100))
+        time.sleep(idle_s)
+        with contextlib.suppress(ConnectionResetError):
+            while received < 50_000_000 and (data := client.recv(2**20)):
+                received += len(data)
+        assert (received >= 50_000_000) == (idle_s == 0)

@@ -1,17 +1,22 @@
 """The process: what it does at SIGTERM and SIGHUP, under load."""
 
+import contextlib
 import http.client
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.serving import ROOT, served
 from tests.support import metadata, rectangle_picture, write_model
@@ -19,13 +24,13 @@ from tests.support import metadata, rectangle_picture, write_model
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
 
 
-def picture() -> bytes:
+def encoded(picture: Image.Image, kind: str) -> bytes:
     out = io.BytesIO()
-    rectangle_picture().save(out, "PNG")
+    picture.save(out, kind)
     return out.getvalue()
 
 
-PICTURE = picture()
+PICTURE = encoded(rectangle_picture(), "PNG")
 
 
 class Clients:
@@ -101,6 +106,30 @@ def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
     assert 503 in readiness, "readiness goes first"
     assert not clients.lost
     assert {status for status, _ in clients.answers} == {200}
+
+
+def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    picture = encoded(Image.fromarray(noise), "JPEG")
+    with served(model=model_file, max_queue=1) as service, socket.socket() as idle:
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = urlsplit(service.address).netloc.partition(":")
+        idle.connect((host, int(port)))
+        head = b"POST /detect?draw=png HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n"
+        idle.sendall(head % len(picture) + picture)
+        assert idle.recv(15) == b"HTTP/1.1 200 OK"
+
+        def status() -> int:
+            connection = http.client.HTTPConnection(host, int(port), timeout=60)
+            with contextlib.closing(connection):
+                connection.request("POST", "/detect", picture)
+                return connection.getresponse().status
+
+        assert status() == 503
+        idle.close()
+        deadline_s = time.monotonic() + 20
+        while status() != 200:
+            assert time.monotonic() < deadline_s
 
 
 def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
