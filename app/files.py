@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -65,7 +66,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
     failed = 0
     with ExitStack() as stack:
         stack.callback(service.close)
-        lines = None if outputs.json_lines is None else stack.enter_context(_open(outputs.json_lines))
+        lines = None if outputs.json_lines is None else stack.enter_context(Lines(outputs.json_lines))
         progress = Progress(len(files), sys.stderr)
         stack.callback(progress.clear)
         await service.warm_up()
@@ -77,7 +78,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
             progress.step()
             failed += "problem" in result
             if lines is not None:
-                lines.write(json.dumps(result, ensure_ascii=False) + "\n")
+                lines.append(json.dumps(result, ensure_ascii=False) + "\n")
             if outputs.json is not None or outputs.coco is not None:
                 results.append(result)
     if outputs.json is not None:
@@ -125,10 +126,10 @@ async def _detect(service: Service, file: Path, drawing: Path | None, query: Det
             data, query.parameters, deadline=math.inf, draw=None if drawing is None else PNG
         )
     except Refusal as refusal:
-        return {"file": str(file), "problem": refusal.problem()}
+        return {"file": _name(file), "problem": refusal.problem()}
     if drawing is not None and outcome.drawn is not None:
         await asyncio.to_thread(_write, drawing, outcome.drawn)
-    return {"file": str(file), **outcome.answer.model_dump()}
+    return {"file": _name(file), **outcome.answer.model_dump()}
 
 
 def _print(result: Result, above: float) -> None:
@@ -166,6 +167,34 @@ class Progress:
             speed = f"{self._done / passed_s:.1f} pictures/s"
             self._out.write(f"{self._done} of {self._total}, {speed}, {left_s:.0f} s left")
             self._out.flush()
+
+
+class Lines:
+    """A file that grows line by line, and of which a reader sees each at once. Raises: StartError: It cannot."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self._path.open("wb", buffering=0)  # a buffer that a full disk does not take fails twice
+        except OSError as error:
+            raise self._failed(error) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, line: str) -> None:
+        rest = memoryview(line.encode())
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> StartError:
+        return StartError(f"{self._path} cannot be written: {error.strerror}.")
 
 
 @dataclass(frozen=True)
@@ -231,15 +260,16 @@ class CocoIds:
 
 
 def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
-    """Makes the folder. Returns: A file in it for each picture; pictures of the same name get different ones."""
+    """Makes the folder. Returns: A file in it for each picture, none of which is a picture itself."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
+    pictures = {file.resolve() for file in files}
     drawings: dict[Path, None] = {}
     for file in files:
         drawing, number = directory / f"{file.stem}.png", 1
-        while drawing in drawings:
+        while drawing in drawings or drawing.resolve() in pictures:
             number += 1
             drawing = directory / f"{file.stem}-{number}.png"
         drawings[drawing] = None
@@ -253,11 +283,9 @@ def _read(path: Path) -> bytes:
         raise Refusal("not_found", f"The file cannot be read: {error.strerror}.") from None
 
 
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise StartError(f"{path} cannot be written: {error.strerror}.") from None
+def _name(path: Path) -> str:
+    """Returns: The path as text; what is not UTF-8 in it is replaced, as no JSON could hold it."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,32 @@ def test_no_drawing_is_written_over(tmp_path: Path) -> None:
     files = [Path(name) for name in ("x/a.jpg", "y/a.jpg", "x/a-2.jpg", "z/a.png")]
     names = [drawing.name for drawing in _drawings(files, tmp_path)]
     assert names == ["a.png", "a-2.png", "a-2-2.png", "a-3.png"]
+
+
+def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert any(path.suffix == ".png" for path in before)
+    run(model_file, folder, drawings=folder)
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(folder.iterdir())) > len(before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named(model_file: Path, folder: Path) -> None:
+    with pytest.raises(StartError, match="/dev/full cannot be written: No space"):
+        run(model_file, folder, json_lines=Path("/dev/full"))
+
+
+def test_names_that_are_no_text_are_shown_as_far_as_they_are(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / os.fsdecode(b"b\xfcld.png")
+    try:
+        rectangle_picture().save(file)
+    except OSError:
+        pytest.skip("this file system has none")
+    assert run(model_file, file, json=tmp_path / "out.json", json_lines=tmp_path / "lines") == 0
+    (result,) = json.loads((tmp_path / "out.json").read_text())
+    assert result["file"].endswith("b\ufffdld.png")
+    assert json.loads((tmp_path / "lines").read_text()) == result
+    assert "b\ufffdld.png" in capsys.readouterr().out
