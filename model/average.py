@@ -28,7 +28,7 @@ from model.checkpoint import Checkpoint
 from model.data import Annotations, plain_batches, read_usable
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
-from model.files import require_folder
+from model.files import plain_console, require_folder
 from model.presets import data_folder
 
 BATCH = 16
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="write convolutions in fp16, which halves the file")
     options = parser.parse_args()
     try:
-        console = Console(soft_wrap=True, highlight=False)
+        console = plain_console()
         average(options.checkpoints, options.data, options.output, console, small=options.small)
     except (ValueError, OSError) as error:
         print(f"average: {error}", file=sys.stderr)

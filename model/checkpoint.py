@@ -145,6 +145,9 @@ def load(path: Path) -> Checkpoint:
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has checkpoint format {version}, but this release reads {FORMAT_VERSION}")
     try:
+        for key in ("config", "input_config", "weights", "training", "metrics"):
+            if not isinstance(document.get(key, {}), dict):
+                raise TypeError(f"its {key} should be a dict")
         return Checkpoint(
             config=FCOSConfig.from_dict(document.pop("config")),
             input_config=InputConfig.from_dict(document.pop("input_config")),

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from app.images import FORMATS_TEXT, MOST_PIXELS
+from model.config import service_name
 from model.formats import POLYGON, Document, upright_size
 
 SHOWN = 10
@@ -17,12 +19,13 @@ OVERHANG_PX = 2.0
 """A box may leave its picture by this much, as rounding makes it; it is clipped."""
 
 ADVICE = {
-    "unreadable entry": "give every image id, file_name, width and height, every category id and name, every "
-    "annotation image_id, category_id and bbox [x, y, width, height] (VOC: size and bndbox; YOLO: class cx cy w h)",
+    "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
+    "characters), every annotation image_id, category_id and bbox [x, y, width, height] (VOC: size and bndbox; YOLO: "
+    "class cx cy w h)",
     "polygon": "only boxes are learnt: write `class cx cy w h`",
     "duplicate id": "give each image and each category an id, and a name, of its own",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
-    "unreadable picture": "replace the file, or take the picture out",
+    "unreadable picture": f"save it anew, as {FORMATS_TEXT} can be read, or take the picture out",
     "wrong size": "write the upright picture's size; an EXIF tag may turn a picture and so exchange width and height",
     "unknown image id": "take these annotations out, or add their images",
     "unknown category id": "take these annotations out, or add their categories",
@@ -74,11 +77,13 @@ def check(document: Document, source: str, images: Path | None = None) -> tuple[
         images: the pictures' folder; their files are looked at where it is given.
 
     Returns:
-        The document without what is wrong, its annotations numbered from 1 and each with `area` and `iscrowd`, and its
-        images and categories in the order of their ids; and the problems. The given document stays as it is.
+        The document without what is wrong, its annotations numbered from 1 and each with `area` and `iscrowd`, its
+        images and categories in the order of their ids, and class names without space around them; and the problems.
+        The given document stays as it is.
     """
     problems = Problems(source)
-    categories = _named(document["categories"], "category", "name", _is_category, problems)
+    stripped = [_stripped(category) for category in document["categories"]]
+    categories = _named(stripped, "category", "name", _is_category, problems)
     pictures = _named(document["images"], "image", "file_name", _is_image, problems)
     if images is not None:
         pictures = _with_files(pictures, images, problems)
@@ -98,13 +103,18 @@ def check_classes(train: Iterable[str], val: Iterable[str], problems: Problems) 
         problems.add("unknown class", f"val has {name!r}, train does not")
 
 
+def _stripped(category: Any) -> Any:
+    """A category with its name as the service will have it, None where that is no name."""
+    return category | {"name": service_name(category.get("name"))} if isinstance(category, dict) else category
+
+
 def _is_category(one: Any) -> bool:
-    return isinstance(one, dict) and _is_id(one.get("id")) and isinstance(one.get("name"), str) and one["name"] != ""
+    return isinstance(one, dict) and _is_id(one.get("id")) and one["name"] is not None
 
 
 def _is_image(one: Any) -> bool:
     sides = isinstance(one, dict) and all(
-        isinstance(one.get(key), (int, float)) and one[key] >= 1 for key in ("width", "height")
+        isinstance(one.get(key), (int, float)) and 1 <= one[key] <= MOST_PIXELS for key in ("width", "height")
     )
     return sides and _is_id(one.get("id")) and isinstance(one.get("file_name"), str)
 
@@ -114,7 +124,12 @@ def _is_id(value: Any) -> bool:
 
 
 def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Problems) -> dict[int, dict[str, Any]]:
-    """Images or categories by id, ascending; the first of those with the same id or name."""
+    """Images or categories by id, ascending. Of those with one name the first; of one id with several names none, as
+    nobody knows whose its annotations are."""
+    meant: dict[int, set[str]] = {}
+    for entry in entries:
+        if isinstance(entry, dict) and _is_id(entry.get("id")):
+            meant.setdefault(entry["id"], set()).add(str(entry.get(name)))
     found: dict[int, dict[str, Any]] = {}
     names: set[str] = set()
     for position, entry in enumerate(entries):
@@ -124,8 +139,10 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
                 problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
             else:
                 problems.add("unreadable entry", f"{what} at position {position}")
+        elif len(meant[entry["id"]]) > 1:
+            problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]}): another has this id")
         elif entry["id"] in found:
-            problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]})")
+            problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]}), once more")
         elif entry[name] in names:
             problems.add("duplicate id", f"{what} {entry['id']}: another has the name {entry[name]}")
         else:
@@ -165,8 +182,11 @@ def _sound(
     problems: Problems,
 ) -> list[dict[str, Any]]:
     """The annotations that can be learnt from."""
-    # An annotation of a picture that was taken out above goes with it; its picture has been reported.
-    listed = {one.get("id") for one in document["images"] if isinstance(one, dict) and isinstance(one.get("id"), int)}
+    # An annotation of a picture or a class that was taken out above goes with it; that one has been reported.
+    listed = {
+        part: {one["id"] for one in document[part] if isinstance(one, dict) and isinstance(one.get("id"), int)}
+        for part in ("images", "categories")
+    }
     sound: list[dict[str, Any]] = []
     seen: set[tuple[Hashable, ...]] = set()
     for position, entry in enumerate(entries):
@@ -178,11 +198,11 @@ def _sound(
             polygon = isinstance(entry, dict) and entry.get("bbox") == POLYGON
             kind = "polygon" if polygon else "unreadable entry"
             where = where or f"annotation at position {position}"
-        elif not _in(entry["image_id"], listed):
+        elif not _in(entry["image_id"], listed["images"]):
             kind = "unknown image id"
-        elif not _in(entry["category_id"], categories):
+        elif not _in(entry["category_id"], listed["categories"]):
             kind, where = "unknown category id", f"{where}: {entry['category_id']!r}"
-        elif entry["image_id"] not in pictures:
+        elif entry["image_id"] not in pictures or entry["category_id"] not in categories:
             continue
         elif not all(map(math.isfinite, box)) or box[2] <= 0 or box[3] <= 0:
             kind, where = "degenerate box", f"{where}: {box}"
@@ -209,7 +229,7 @@ def _sound(
         if min(width, height) < 1:
             problems.add("box under 1 px", f"{where}: {box}")
         area = entry.get("area")
-        area = float(area) if isinstance(area, (int, float)) and area > 0 else width * height
+        area = float(area) if isinstance(area, (int, float)) and 0 < area <= MOST_PIXELS else width * height
         sound.append(
             {
                 "id": len(sound) + 1,  # COCO's protocol takes an id of 0 for "unmatched"
@@ -239,7 +259,10 @@ def _numbers(bbox: Any) -> list[float] | None:
         or not all(isinstance(side, (int, float)) for side in bbox)
     ):
         return None
-    return [float(side) for side in bbox]
+    try:
+        return [float(side) for side in bbox]
+    except OverflowError:  # json's integers have as many digits as they like
+        return None
 
 
 def _in(key: Any, known: Any) -> bool:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, Self
 
+from pydantic import TypeAdapter, ValidationError
+
+from app.artifact import Name
+
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +83,8 @@ class FCOSConfig(_Config):
                 f"channels must be a multiple of norm_groups ({self.norm_groups}), but got {self.channels}: "
                 f"choose {self.channels // self.norm_groups * self.norm_groups or self.norm_groups}, or norm 'bn'"
             )
-        if self.head_kernel % 2 == 0:
-            raise ValueError(f"head_kernel must be odd, but got {self.head_kernel}")
+        if self.head_kernel < 1 or self.head_kernel % 2 == 0:
+            raise ValueError(f"head_kernel must be odd and at least 1, but got {self.head_kernel}")
 
     @classmethod
     def paper(cls, classes: tuple[str, ...]) -> Self:
@@ -90,6 +95,14 @@ class FCOSConfig(_Config):
     def torchvision(cls, classes: tuple[str, ...]) -> Self:
         """torchvision's `fcos_resnet50_fpn`: the paper's network with points that torchvision puts elsewhere."""
         return dataclasses.replace(cls.paper(classes), point_offset=0.0, point_step="canvas")
+
+
+def service_name(value: Any) -> str | None:
+    """A model's or a class's name as the service will have it, without space around it; None where it refuses it."""
+    try:
+        return _NAME.validate_python(value, strict=True)
+    except ValidationError:
+        return None
 
 
 def _plain(value: Any) -> Any:

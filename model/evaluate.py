@@ -11,7 +11,6 @@ json, a folder of VOC xml, or a folder of YOLO txt. The json that is written hol
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from app.errors import StartError
 from app.files import COCO_SCORE_THRESHOLD
 from app.postprocess import Heads, Parameters
 from model.data import open_as_served, read_usable
-from model.files import require_folder
+from model.files import plain_console, require_folder, write_json
 from model.formats import Document
 from model.scoring import Evaluation, Found, score
 
@@ -184,7 +183,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     try:
         if options.json:
             require_folder(options.json)
@@ -194,17 +193,17 @@ def main() -> int:
             lambda text: print(f"evaluate: {text}", file=sys.stderr),
         )  # fmt: skip
         found = evaluate(runner, metadata, document, options.images, console)
-        if options.json:
-            options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        for name, values in found.per_class.items():
+            console.print(f"{name:>16}  AP {values['AP']:.3f}  AP50 {values['AP50']:.3f}")
+        console.print("  ".join(f"{key} {value:.4f}" for key, value in found.metrics.items()))
+        console.print(f"best F1 {found.f1:.3f} at a score threshold of {found.score_threshold:.2f}")
+        if options.json:  # after the numbers are said: they took long, and the disk may be full
+            write_json(options.json, found.to_dict())
     except KeyboardInterrupt:
         return 130
     except (ValueError, StartError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
-    for name, values in found.per_class.items():
-        console.print(f"{name:>16}  AP {values['AP']:.3f}  AP50 {values['AP50']:.3f}")
-    console.print("  ".join(f"{key} {value:.4f}" for key, value in found.metrics.items()))
-    console.print(f"best F1 {found.f1:.3f} at a score threshold of {found.score_threshold:.2f}")
     return 0
 
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from app.errors import first_line
-from app.images import MOST_PIXELS, SUFFIXES
+from app.images import FORMATS, MOST_PIXELS, SUFFIXES
 
 Document = dict[str, Any]
 
@@ -53,10 +53,12 @@ def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture with its EXIF orientation applied, from its header alone.
 
     Raises:
-        OSError: there is none, or it is no picture.
+        OSError: there is none, or it is no picture that the service decodes.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.mode == "F":
+                raise OSError("floating-point pixels")
             # Of a PNG without the tag ahead of its pixels, Pillow would decode all of them to look behind.
             tagged = picture.format != "PNG" or "exif" in picture.info
             turned = tagged and picture.getexif().get(0x0112) in _SWAPPED

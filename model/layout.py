@@ -49,7 +49,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             raise ValueError(
                 f"augmentation.scale must be a range of positive factors such as 0.6 1.6, but got {low} {high}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ class Learner:
             The losses, averaged over the processes.
 
         Raises:
-            FloatingPointError: a loss is not finite, in any process; the weights are still those from before.
+            FloatingPointError: a loss, or the gradient, is not finite, in any process; the weights are still those
+                from before.
         """
         train_mode(self.model, self.settings)
         set_lr(self.optimizer, self.lr(iteration))
@@ -66,9 +68,12 @@ class Learner:
         values = self.backward(parts)
         if not all(map(torch.isfinite, values.values())):
             raise FloatingPointError(", ".join(f"{key} {float(value)}" for key, value in values.items()))
-        if self.settings.clip_norm:
+        scaled = self.scaler.is_enabled()  # the scaler itself leaves out steps along an infinite gradient
+        if self.settings.clip_norm or not scaled:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+            if not scaled and not norm.isfinite():
+                raise FloatingPointError(f"norm of the gradient {float(norm)}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.model, step=iteration + 1)

@@ -79,17 +79,17 @@ def _precision_recall(evaluation: Evaluation) -> Figure:
         if (curve >= 0).any():
             ap50 = evaluation.per_class[name]["AP50"]
             style = ("-", "--", ":")[position // 10 % 3]
-            axes.plot(evaluation.recalls, curve, style, color=f"C{position % 10}", label=f"{name} {ap50:.2f}")
+            axes.plot(evaluation.recalls, curve, style, color=f"C{position % 10}", label=f"{_literal(name)} {ap50:.2f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.set_title(f"IoU 0.5; AP50 {evaluation.metrics['AP50']:.3f}")
-    if len(evaluation.curves) <= 40:
+    if axes.lines and len(evaluation.curves) <= 40:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
 
 
 def _confusion(evaluation: Evaluation) -> Figure:
     """Rows add up to 1: what becomes of the boxes of a class."""
-    names = list(evaluation.curves)
+    names = [_literal(name) for name in evaluation.curves]
     counts = evaluation.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(4 + 0.35 * len(names), 30)
@@ -105,6 +105,11 @@ def _confusion(evaluation: Evaluation) -> Figure:
             axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(shown, shrink=0.6)
     return figure
+
+
+def _literal(name: str) -> str:
+    """A class name for matplotlib, which takes what is between two dollars for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _save_figure(figure: Figure, path: Path) -> None:

@@ -31,9 +31,9 @@ from rich.console import Console
 from model import checkpoint as checkpoints
 from model.data import read_usable
 from model.distributed import started
+from model.files import plain_console, write_json
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
-from model.report import write_json
 from model.settings import Settings
 from model.train import train
 
@@ -114,7 +114,7 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
 def _train(settings: Settings) -> None:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with settings.output.with_suffix(".log").open("a") as log, started(settings.device) as processes:
-        console = Console(file=log, soft_wrap=True, highlight=False)
+        console = plain_console(log)
         try:
             train(settings, processes, console)
         except ValueError as error:
@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--final", choices=RECIPES, help="train this one in full; once more, to go on where it stopped")
     parser.add_argument("--more", type=json.loads, default={}, help="options for all, as JSON: '{\"batch_size\": 128}'")
     options = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     until = time.monotonic() + options.minutes * 60 - SAVING_S
     try:
         (finish if options.final else compare)(options, until, console)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,8 +88,3 @@ def append_csv(path: Path, row: dict[str, Any]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_json(path: Path, document: Any) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")

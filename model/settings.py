@@ -11,7 +11,7 @@ import tyro
 
 from model.assign import Rule
 from model.checkpoint import IOU_THRESHOLD, Checkpoint
-from model.config import FCOSConfig, InputConfig
+from model.config import FCOSConfig, InputConfig, service_name
 from model.layout import Augmentation
 
 NOMINAL_BATCH = 16
@@ -124,16 +124,23 @@ class Settings:
     """Of non-maximum suppression, as the service will have it by default; lower where one object has several boxes."""
 
     def __post_init__(self) -> None:
-        if self.size is not None and (self.size % 32 or self.size < 64):
-            raise ValueError(f"--size must be a multiple of 32 and at least 64, but got {self.size}")
+        if self.size is not None and (self.size % 32 or not 64 <= self.size <= 65_536):
+            raise ValueError(f"--size must be a multiple of 32, at least 64 and at most 65536, but got {self.size}")
         for key in ("epochs", "batch_size", "accumulate", "evaluate_every", "save_every", "head_convs", "channels"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"--{_option(key)} must be at least 1, but got {value}")
-        for key in ("workers", "plain_epochs", "warmup_iterations", "clip_norm", "repeat_thin", "weight_decay", "lr"):
+        for key in (
+            "workers", "plain_epochs", "warmup_iterations", "clip_norm", "repeat_thin", "weight_decay", "lr",
+            "backbone_lr_factor", "final_lr_factor",
+        ):  # fmt: skip
             value = getattr(self, key)
-            if value is not None and not value >= 0:
-                raise ValueError(f"--{_option(key)} must not be negative, but got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"--{_option(key)} must be finite and not negative, but got {value}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"--seed must be between 0 and {2**31 - 1}, but got {self.seed}")
+        if self.name is not None and service_name(self.name) is None:
+            raise ValueError(f"--name must have 1 to 200 characters, and not only space, but got {self.name!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be at least 0 and under 1, such as 0.9998, but got {self.ema_decay}")
         if not 0 <= self.iou_threshold <= 1:

@@ -52,6 +52,7 @@ from model.data import Annotations, Batch, CanvasBatches
 from model.distributed import Processes, started
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
+from model.files import plain_console, write_json
 from model.finetune import adopt, restate_statistics
 from model.formats import Document
 from model.learner import Learner
@@ -90,6 +91,8 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
             return True
     elif (folder / "last.pt").exists():
         raise ValueError(f"{folder} already holds a run: add --resume, or choose another --output")
+    elif (folder / "best.pt").exists():
+        raise ValueError(f"{folder} holds the best.pt of another run: move it, or choose another --output")
     elif settings.from_ is not None:
         start = load_start(settings.from_)
 
@@ -167,7 +170,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
             network = {"network": config.to_dict(), "input": input_config.to_dict(), "learning-rate": settings.base_lr}
-            report.write_json(folder / "config.json", settings.to_dict() | network)
+            write_json(folder / "config.json", settings.to_dict() | network)
             log = report.Report(folder, console, position["epoch"] * length + position["done"])
             stack.callback(log.close)
             console.print(
@@ -197,8 +200,8 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
                         mine = annotations.file_names[[picture for part in parts for picture in part.pictures]].tolist()
                         names = ", ".join(name for names in processes.gather(mine) for name in names)
                         raise ValueError(
-                            f"the loss is not finite at iteration {iteration} ({error}), whose pictures were {names}: "
-                            "look at their boxes, or lower --lr"
+                            f"the loss or its gradient is not finite at iteration {iteration} ({error}), whose "
+                            f"pictures were {names}: look at their boxes, or lower --lr"
                         ) from None
                     position["done"] += 1
                     sums = position["sums"]
@@ -220,11 +223,11 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
                 save("last.pt")  # whatever happens in the evaluation, the epoch is not lost, and resuming evaluates it
                 evaluation, found = evaluate(learner, metadata, val_document, settings, console)
                 row |= evaluation.metrics
-                if evaluation.metrics["AP"] > position["best"] or not (folder / "best.pt").exists():
+                if evaluation.metrics["AP"] >= position["best"] or not (folder / "best.pt").exists():
                     position["best"] = evaluation.metrics["AP"]
                     save("best.pt", evaluation, resumable=False)
                 if log is not None:
-                    report.write_json(folder / "metrics.json", evaluation.to_dict())
+                    write_json(folder / "metrics.json", evaluation.to_dict())
             if log is not None:
                 log.epoch(epoch + 1, (epoch + 1) * length, row, evaluation.per_class if evaluation else {})
             position |= {"epoch": epoch + 1, "done": 0, "sums": {}}
@@ -313,6 +316,8 @@ def read_data(settings: Settings, console: Console) -> tuple[Annotations, Docume
         raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
     if not val_document["images"]:
         raise ValueError(f"{settings.val_annotations} has no pictures to evaluate on")
+    if all(annotation["iscrowd"] for annotation in val_document["annotations"]):
+        raise ValueError(f"{settings.val_annotations} has no boxes to evaluate on")
     return annotations, val_document
 
 
@@ -444,7 +449,7 @@ def _stop_on_signals(processes: Processes) -> Iterator[_Stop]:
 
 
 def main() -> int:
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     try:
         settings = read_options(sys.argv[1:], __doc__)
         keep_tensors_memory()

@@ -87,6 +87,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         ({"weights": {}}, "not a checkpoint of this project"),
         ({"format_version": 99}, "has checkpoint format 99"),
         ({"format_version": 1, "config": {"colour": 1}}, "damaged checkpoint"),
+        ({"format_version": 1, "config": []}, "damaged checkpoint: its config"),
+        ({"format_version": 1, "weights": []}, "damaged checkpoint: its weights"),
+        ({"format_version": 1, "training": 3}, "damaged checkpoint: its training"),
     ],
 )
 def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: Any, says: str) -> None:

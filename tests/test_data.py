@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,9 +246,15 @@ def set_of(entries: str, position: int, **values: Any) -> Callable[[Document, Pa
     return spoil(lambda document: document[entries][position].update(values))
 
 
+def save_as(kind: str, mode: str, images: Path) -> None:
+    Image.new(mode, (64, 96)).save(images / "picture-1.png", kind)
+
+
 SPOILT = [
     ("missing picture", "image 10", lambda _, images: (images / "picture-1.png").unlink()),
     ("unreadable picture", "image 10", lambda _, images: (images / "picture-1.png").write_bytes(b"no picture")),
+    ("unreadable picture", "image 10", lambda _, images: save_as("PPM", "RGB", images)),  # not of the service's
+    ("unreadable picture", "image 10", lambda _, images: save_as("TIFF", "F", images)),
     ("wrong size", "image 10", set_of("images", 1, width=65)),
     ("unknown image id", "annotation 3 of image 11", set_of("annotations", 2, image_id=11)),
     ("unknown category id", "annotation 3 of image 10 (picture-1.png): 4", set_of("annotations", 2, category_id=4)),
@@ -257,9 +264,13 @@ SPOILT = [
     ("box outside", "annotation 3 of image 10", set_of("annotations", 2, bbox=[50, 50, 60, 60])),
     ("box outside", "annotation 3 of image 10", set_of("annotations", 2, bbox=[-20, 5, 30, 30])),
     ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, bbox=[1, 2, 3])),
+    ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, bbox=[10**400, 5, 9, 9])),
+    ("unreadable entry", "image at position 1", set_of("images", 1, width=math.inf)),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("width"))),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("file_name"))),
     ("unreadable entry", "category at position 1", spoil(lambda document: document["categories"][1].pop("name"))),
+    ("unreadable entry", "category at position 1", set_of("categories", 1, name=" ")),
+    ("unreadable entry", "category at position 1", set_of("categories", 1, name="x" * 201)),
     ("duplicate id", "image 10", set_of("images", 2, id=10)),
     ("duplicate id", "picture-1.png", set_of("images", 2, file_name="picture-1.png")),
     ("duplicate id", "green", set_of("categories", 2, name="green")),
@@ -281,6 +292,48 @@ def test_every_kind_of_bad_data_is_found_named_and_left_out(
     assert clean != before
     again, problems = check(clean, "it", tmp_path)
     assert again == clean and not problems.errors
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "of_annotation"), [("images", "file_name", "image_id"), ("categories", "name", "category_id")]
+)
+def test_an_id_of_two_things_is_left_out_with_its_boxes(
+    tmp_path: Path, part: str, name: str, of_annotation: str
+) -> None:
+    document = write_pictures(tmp_path, 6)
+    first, second = document[part][1:3]
+    number = first["id"]
+    second["id"] = number
+    clean, problems = check(document, "it")
+    assert [kind for kind, _ in problems.errors if kind == "duplicate id"] == ["duplicate id"] * 2
+    assert {first[name], second[name]}.isdisjoint(one[name] for one in clean[part])
+    assert clean["annotations"] and number not in {one[of_annotation] for one in clean["annotations"]}
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_of_an_entry_that_is_repeated_the_first_is_kept(tmp_path: Path, part: str) -> None:
+    document = write_pictures(tmp_path, 4)
+    before = check(document, "it")[0]
+    document[part].append(dict(document[part][1]))
+    clean, problems = check(document, "it")
+    assert [kind for kind, _ in problems.errors] == ["duplicate id"]
+    assert clean == before
+
+
+def test_boxes_of_a_class_that_was_taken_out_are_no_further_problems(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 4)
+    document["categories"][1]["name"] = ""
+    _, problems = check(document, "it")
+    assert problems.errors == [("unreadable entry", "category at position 1")]
+
+
+def test_class_names_are_as_the_service_will_have_them(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 4)
+    document["categories"][0]["name"] = " light red\n"
+    clean, problems = check(document, "it")
+    assert not problems.errors
+    assert clean["categories"][0]["name"] == "light red"
+    assert document["categories"][0]["name"] == " light red\n"  # the given one stays as it is
 
 
 def test_all_problems_are_counted_and_the_first_ten_shown(tmp_path: Path) -> None:

@@ -67,6 +67,28 @@ def test_an_onnx_file_is_measured(
     assert written["metrics"]["AR100"] > 0  # it finds rectangles, if not their exact size
 
 
+def test_numbers_are_said_whatever_becomes_of_their_file(
+    model_file: Path,
+    toy: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "out.json").mkdir()
+    found = evaluate.evaluate
+
+    def renamed(*arguments: Any) -> Any:
+        return dataclasses.replace(found(*arguments), per_class={"[/b] [1, 2]": {"AP": 0.25, "AP50": 0.5}})
+
+    monkeypatch.setattr(evaluate, "evaluate", renamed)
+    out = ["--json", tmp_path / "out.json"]
+    assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1], *out) == 2
+    said = capsys.readouterr()
+    assert "[/b] [1, 2]  AP 0.250" in said.out and "best F1" in said.out
+    assert "out.json could not be written" in said.err and said.err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
 def test_batching_does_not_change_what_is_found(model_file: Path, toy: tuple[Path, Path]) -> None:
     runner, metadata = evaluate.open_model(model_file, "cpu")
     document, _ = read_checked(*toy)

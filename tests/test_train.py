@@ -234,8 +234,11 @@ def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
     assert [row["epoch"] for row in rows(uninterrupted)] == ["1", "2", "3"]
 
 
-def test_the_best_epoch_is_kept(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, values = script.evaluate, iter((0.2, 0.5, 0.3))
+@pytest.mark.parametrize(("aps", "epoch"), [((0.2, 0.5, 0.3), 2), ((0.2, 0.5, 0.5), 3)])
+def test_the_best_epoch_is_kept_of_equal_ones_the_later(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aps: tuple[float, ...], epoch: int
+) -> None:
+    found, values = script.evaluate, iter(aps)
 
     def evaluated(*arguments: Any) -> Any:
         evaluation, detections = found(*arguments)
@@ -244,7 +247,7 @@ def test_the_best_epoch_is_kept(data: Data, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(script, "evaluate", evaluated)
     assert train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
     best = checkpoints.load(tmp_path / "best.pt")
-    assert (best.metrics["AP"], best.training["epochs"]) == (0.5, 2)
+    assert (best.metrics["AP"], best.training["epochs"]) == (0.5, epoch)
     assert best.resume is None and best.model() is not None
     assert isinstance(best.metadata("toy"), Metadata)
 
@@ -280,6 +283,13 @@ def test_resuming_with_other_data_is_refused(data: Data, tmp_path: Path, monkeyp
 def test_a_run_is_not_overwritten(data: Data, uninterrupted: Path) -> None:
     with pytest.raises(ValueError, match="already holds a run"):
         train(settings(data, uninterrupted), ALONE, QUIET)
+
+
+def test_the_best_of_a_run_is_not_overwritten(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"holds the best\.pt of another run"):
+        train(settings(data, tmp_path), ALONE, QUIET)
+    assert (tmp_path / "best.pt").read_bytes() == b"precious"
 
 
 # --- shared out
@@ -430,6 +440,21 @@ def test_a_loss_that_is_not_finite_names_the_pictures(data: Data, tmp_path: Path
         train(options, ALONE, QUIET)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 10.0])
+def test_a_gradient_that_is_not_finite_leaves_the_weights(data: Data, tmp_path: Path, clip_norm: float) -> None:
+    options = settings(data, tmp_path, clip_norm=clip_norm)
+    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    learner.model.head.class_logits.bias.register_hook(lambda gradient: gradient * math.inf)
+    before = [parameter.detach().clone() for parameter in learner.model.parameters()]
+    batch = Batch(
+        torch.zeros(2, 3, 96, 96, dtype=torch.uint8), [torch.tensor([[10.0, 10, 60, 70]])] * 2,
+        [torch.tensor([1])] * 2, [0, 1],
+    )  # fmt: skip
+    with pytest.raises(FloatingPointError, match="gradient"):
+        learner.step([batch], 0)
+    assert all(new.equal(old) for new, old in zip(learner.model.parameters(), before, strict=True))
+
+
 def test_fine_tuning_starts_from_the_others_weights(data: Data, uninterrupted: Path, tmp_path: Path) -> None:
     document = json.loads(data[0].read_text())
     document["categories"][0]["name"] = "crimson"
@@ -532,13 +557,26 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--iou-threshold", "1.5"], "--iou-threshold must be between 0 and 1"),
         (["--size", "100"], "--size must be a multiple of 32"),
+        (["--size", "65568"], "--size must be a multiple of 32"),
+        (["--lr", "inf"], "--lr must be finite"),
+        (["--weight-decay", "nan"], "--weight-decay must be finite"),
+        (["--clip-norm", "inf"], "--clip-norm must be finite"),
+        (["--repeat-thin", "inf"], "--repeat-thin must be finite"),
+        (["--backbone-lr-factor", "-1"], "--backbone-lr-factor must be finite"),
+        (["--final-lr-factor", "nan"], "--final-lr-factor must be finite"),
+        (["--seed", "-1"], "--seed must be between 0 and 2147483647"),
+        (["--name", " "], "--name must have 1 to 200 characters"),
+        (["--name", "x" * 201], "--name must have 1 to 200 characters"),
+        (["--head-kernel", "-1"], "head_kernel must be odd and at least 1"),
         (["--augmentation.flip", "7"], "augmentation.flip must be a probability"),
+        (["--augmentation.scale", "0.6", "inf"], "augmentation.scale must be a range of"),
         (["--backbone", "resnet5O"], "timm knows no model 'resnet5O'"),
         (["--train-annotations", "gone.json"], "no annotations at gone.json"),
         (["--from", "gone.pt"], "no checkpoint at gone.pt"),
         (["--resume"], "no checkpoint at"),
         (["--batch-size", "100"], "lower --batch-size"),
         (["--device", "abacus"], "--device must be"),
+        (["--device", "meta"], "--device must be"),
         (["--weights", "gone.pth"], "no weights file at gone.pth"),
     ],
 )
@@ -571,6 +609,15 @@ def test_bad_data_stop_a_run_or_are_left_out(
     assert "degenerate box: annotation 1 of image 0" in error and "--bad-data skip" in error
     assert not (tmp_path / "run").exists()
     assert train(settings(bad, tmp_path / "run", bad_data="skip"), ALONE, QUIET)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_a_val_without_boxes_is_refused(data: Data, tmp_path: Path, crowd: bool) -> None:
+    document = json.loads(data[0].read_text())
+    document["annotations"] = [one | {"iscrowd": 1} for one in document["annotations"]] if crowd else []
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"val\.json has no boxes to evaluate on"):
+        train(settings(data, tmp_path / "run", val_annotations=tmp_path / "val.json"), ALONE, QUIET)
 
 
 def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(data: Data, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What the scripts say of a user's data is said as it is."""
+
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from model import average, recipes, train
+from model.files import plain_console
+from tests.toy import settings
+
+TEXT = "class [/b] :dog: bbox [1, 2, 3, 4]"
+
+
+def test_no_text_is_markup() -> None:
+    file = io.StringIO()
+    plain_console(file).print(TEXT * 9)
+    assert file.getvalue() == TEXT * 9 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "work", "words"),
+    [
+        (average, "average", "a.pt --data data --output b.pt"),
+        (recipes, "compare", "--data data --output runs"),
+        (train, "train", "--data data --output runs --device cpu"),
+    ],
+)
+def test_a_script_says_it_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: ModuleType, work: str, words: str
+) -> None:
+    def say(*arguments: Any, **_: Any) -> bool:
+        next(one for one in arguments if isinstance(one, Console)).print(TEXT)
+        return True
+
+    monkeypatch.setattr(script, work, say)
+    monkeypatch.setattr(sys, "argv", [work, *words.split()])
+    assert script.main() == 0
+    assert capsys.readouterr().out == TEXT + "\n"
+
+
+def test_so_does_the_log_of_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        recipes._train(settings((tmp_path / "[red].json", tmp_path), tmp_path / "run"))
+    assert "[red].json" in (tmp_path / "run.log").read_text()
