@@ -36,7 +36,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        super().connection_lost(exc)  # which resumes writing
+        self._stop_send_timer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         began_before = self._in_head
@@ -90,8 +91,7 @@ class Connection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._send_timer is not None:
-            self._send_timer.cancel()
+        self._stop_send_timer()
 
     def _limit_time(self) -> None:
         self._timer = self.loop.call_later(HEAD_S, self.transport.close)
@@ -100,3 +100,8 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None

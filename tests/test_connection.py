@@ -1,4 +1,4 @@
-"""What a connection costs that sends no request."""
+"""What a connection costs that sends no request or takes no answer, and whose every byte is read as what it is."""
 
 import contextlib
 import socket
