@@ -179,7 +179,7 @@ class Lines:
         try:
             self._file = self._path.open("wb", buffering=0)  # a buffer that a full disk does not take fails twice
         except OSError as error:
-            raise self._failed(error) from None
+            raise _unwritten(self._path, error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -191,10 +191,7 @@ class Lines:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise self._failed(error) from None
-
-    def _failed(self, error: OSError) -> StartError:
-        return StartError(f"{self._path} cannot be written: {error.strerror}.")
+            raise _unwritten(self._path, error) from None
 
 
 @dataclass(frozen=True)
@@ -292,4 +289,8 @@ def _write(path: Path, content: str | bytes) -> None:
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise StartError(f"{path} cannot be written: {error.strerror}.") from None
+        raise _unwritten(path, error) from None
+
+
+def _unwritten(path: Path, error: OSError) -> StartError:
+    return StartError(f"{path} cannot be written: {error.strerror}.")

@@ -244,7 +244,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """Scales greys of 16 bits, or a TIFF's 12, which Pillow's own conversion would clip at 255."""
+    """Scales greys of 16 bits, or a TIFF's 12, which Pillow would clip at 255, and turns a TIFF's whose white is 0."""
     tags = picture.tag_v2 if isinstance(picture, _tiff.TiffImageFile) else {}
     bits = 12 if tags.get(_BITS) == (12,) else 16
     greys: NDArray[np.uint8] = (np.asarray(picture).clip(0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)

@@ -115,7 +115,7 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
         if not parser.ended:
             raise Refusal(
                 "malformed_request",
-                f"The form breaks off after {len(files)} whole files: its closing boundary is missing. Send all of it.",
+                "The form breaks off: its closing boundary is missing. Send all of it.",
             )
         return files
     except MultiPartException as error:

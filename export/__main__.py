@@ -115,7 +115,7 @@ def write(proto: onnx.ModelProto, output: Path) -> None:
         with replaced(output) as temporary:
             temporary.write_bytes(proto.SerializeToString())
     except OSError as error:
-        raise ValueError(f"{output} cannot be written: {error.strerror}") from error
+        raise ValueError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

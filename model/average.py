@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
+from model.console import plain_console
 from model.data import Annotations, plain_batches, read_usable
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
-from model.files import plain_console, require_folder
+from model.files import require_folder
 from model.presets import data_folder
 
 BATCH = 16

@@ -32,8 +32,9 @@ from app.detector import Detector
 from app.errors import StartError
 from app.files import COCO_SCORE_THRESHOLD
 from app.postprocess import Heads, Parameters
+from model.console import plain_console
 from model.data import open_as_served, read_usable
-from model.files import plain_console, require_folder, write_json
+from model.files import require_folder, write_json
 from model.formats import Document
 from model.scoring import Evaluation, Found, score
 

@@ -1,5 +1,5 @@
-"""What is written: a file only where there is a folder for it, and whole or not at all, as a service or another run may
-be watching it; on the console, every text as it is."""
+"""What is written: only where there is a folder for it, and whole or not at all, as a service or another run may be
+watching it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-
-from rich.console import Console
+from typing import Any
 
 
 def require_folder(path: Path) -> None:
@@ -25,24 +23,22 @@ def require_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the path's place once it is whole."""
+    """A temporary file that takes the path's place once it is whole.
+
+    Raises:
+        OSError: it cannot be written; the message names the path.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Raises: OSError: it cannot be written; the message names the path."""
-    try:
-        with replaced(path) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n")
-    except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror})") from None
-
-
-def plain_console(file: IO[str] | None = None) -> Console:
-    """Takes nothing for markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`."""
-    return Console(file=file, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    """Raises: OSError: as `replaced`."""
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n")

@@ -29,9 +29,10 @@ import numpy as np
 from rich.console import Console
 
 from model import checkpoint as checkpoints
+from model.console import plain_console
 from model.data import read_usable
 from model.distributed import started
-from model.files import plain_console, write_json
+from model.files import write_json
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.settings import Settings

@@ -48,11 +48,12 @@ from model import data, plots, report
 from model.backbone import load_imagenet_weights
 from model.checkpoint import Checkpoint
 from model.checks import Problems, check_classes
+from model.console import plain_console
 from model.data import Annotations, Batch, CanvasBatches
 from model.distributed import Processes, started
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
-from model.files import plain_console, write_json
+from model.files import write_json
 from model.finetune import adopt, restate_statistics
 from model.formats import Document
 from model.learner import Learner

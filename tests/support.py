@@ -4,6 +4,7 @@ Each level averages its cells; class i is how much colour i stands out of the ot
 around its point. Grey, which the canvas is padded with, is nothing.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,9 @@ def rectangle_picture(
     picture = Image.new("RGB", (width, height), (127, 127, 127))
     picture.paste(colour, box)
     return picture
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()

@@ -14,14 +14,7 @@ from app.artifact import file_version
 from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
-from tests.support import rectangle_picture
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, kind, **options)
-    return out.getvalue()
-
+from tests.support import encoded, rectangle_picture
 
 PICTURE = encoded(rectangle_picture())
 

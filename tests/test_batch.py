@@ -14,8 +14,8 @@ from app.errors import ClientGone
 from app.postprocess import Parameters
 from app.settings import Settings
 from app.uploads import MOST_PICTURES
-from tests.support import rectangle_picture
-from tests.test_api import encoded, problem, ready
+from tests.support import encoded, rectangle_picture
+from tests.test_api import problem, ready
 
 PARAMETERS = Parameters(0.3, 0.6, 100)
 COLOURS = ("red", "green", "blue")

@@ -15,8 +15,7 @@ from PIL import Image
 from app.api import create_app
 from app.client import Answer, AsyncClient, Client, ServiceProblem
 from app.settings import Settings
-from tests.support import rectangle_picture
-from tests.test_api import encoded
+from tests.support import encoded, rectangle_picture
 
 PICTURE = encoded(rectangle_picture())
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from model import average, recipes, train
-from model.files import plain_console
+from model.console import plain_console
 from tests.toy import settings
 
 TEXT = "class [/b] :dog: bbox [1, 2, 3, 4]"

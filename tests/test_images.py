@@ -14,14 +14,9 @@ from app.artifact import Resize, Size
 from app.canvas import resized_size
 from app.errors import Refusal
 from app.images import DRAFT_GAP, MOST_SCANS, decode, open_picture
+from tests.support import encoded
 
 MAX_PIXELS = 1_000_000
-
-
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, kind, **options)
-    return out.getvalue()
 
 
 def turned(orientation: int) -> Image.Exif:

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import json
 import os
 import signal
@@ -19,18 +18,12 @@ import pytest
 from PIL import Image
 
 from tests.serving import ROOT, served
-from tests.support import metadata, rectangle_picture, write_model
+from tests.support import encoded, metadata, rectangle_picture, write_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
 
 
-def encoded(picture: Image.Image, kind: str) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, kind)
-    return out.getvalue()
-
-
-PICTURE = encoded(rectangle_picture(), "PNG")
+PICTURE = encoded(rectangle_picture())
 
 
 class Clients:

@@ -27,15 +27,9 @@ from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
 from tests.held import Held, HeldDecoder
-from tests.support import metadata, rectangle_picture, write_model
+from tests.support import encoded, metadata, rectangle_picture, write_model
 
 DEFAULTS = DetectQuery().parameters
-
-
-def encoded(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
 
 
 PICTURE = encoded(rectangle_picture())

@@ -12,8 +12,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from app.draw import class_colour
 from app.pages import STATIC
 from tests.serving import Served, served
-from tests.support import rectangle_picture
-from tests.test_api import encoded
+from tests.support import encoded, rectangle_picture
 
 RED = encoded(rectangle_picture(320, 240, (40, 40, 160, 160), "red"))
 TWO_COLOURS = rectangle_picture(320, 240, (20, 20, 130, 130), "red")

@@ -1,0 +1,12 @@
+"""Where the scripts speak: every text as it is."""
+
+from __future__ import annotations
+
+from typing import IO
+
+from rich.console import Console
+
+
+def plain_console(file: IO[str] | None = None) -> Console:
+    """Takes nothing for markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`."""
+    return Console(file=file, soft_wrap=True, highlight=False, markup=False, emoji=False)
