@@ -25,13 +25,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import platform
-import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 if not __package__:  # run as a script: the repository's packages lie one level up
@@ -39,10 +35,8 @@ if not __package__:  # run as a script: the repository's packages lie one level 
 
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from app.artifact import Metadata
-from app.cores import core_count
 from model import checkpoint as checkpoints
 from model import data, plots, report
 from model.backbone import load_imagenet_weights
@@ -57,11 +51,12 @@ from model.files import write_json
 from model.finetune import adopt, restate_statistics
 from model.formats import Document
 from model.learner import Learner
+from model.loading import Feed, end_workers, make_loader
 from model.optim import keep_tensors_memory
 from model.presets import read_options
-from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack
 from model.scoring import Evaluation, Found, score
 from model.settings import Settings
+from model.stopping import stop_on_signals
 
 STATISTICS_BATCHES = 12
 """From which the statistics of a start are measured."""
@@ -83,19 +78,10 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True  # a closed set of canvases
 
-    # where it starts: from nothing, from other weights, or from where it stopped
-    stopped = start = None
-    if settings.resume:
-        stopped = checkpoints.load(folder / "last.pt")
-        if stopped.resume is None:
-            console.print(f"the run in {folder} is finished, with AP {stopped.metrics.get('AP', -1):.4f}")
-            return True
-    elif (folder / "last.pt").exists():
-        raise ValueError(f"{folder} already holds a run: add --resume, or choose another --output")
-    elif (folder / "best.pt").exists():
-        raise ValueError(f"{folder} holds the best.pt of another run: move it, or choose another --output")
-    elif settings.from_ is not None:
-        start = load_start(settings.from_)
+    stopped, start = find_start(settings)
+    if stopped is not None and stopped.resume is None:
+        console.print(f"the run in {folder} is finished, with AP {stopped.metrics.get('AP', -1):.4f}")
+        return True
 
     # data
     annotations, val_document = read_data(settings, console)
@@ -135,10 +121,8 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         origin = {"start": f"{file}: {adopt(model, start).describe()}", "before": start.training}
         if settings.backbone_norm == "trained":
             part = settings.batch_size // settings.accumulate // processes.count
-            pictures = islice(
-                data.plain_batches(annotations, settings.train_images, metadata, part), STATISTICS_BATCHES
-            )
-            restate_statistics(model.to(device), (batch.images for batch in pictures))
+            plain = data.plain_batches(annotations, settings.train_images, metadata, part)
+            restate_statistics(model.to(device), (batch.images for batch in islice(plain, STATISTICS_BATCHES)))
     else:
         weights = load_imagenet_weights(model.backbone, config.backbone, settings.weights)
         origin = {"start": f"backbone {weights}"}
@@ -166,8 +150,8 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
 
     log = None
     with contextlib.ExitStack() as stack:
-        stack.callback(_end_workers, loader)
-        stop = stack.enter_context(_stop_on_signals(processes))
+        stack.callback(end_workers, loader)
+        stop = stack.enter_context(stop_on_signals(processes))
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
             network = {"network": config.to_dict(), "input": input_config.to_dict(), "learning-rate": settings.base_lr}
@@ -187,7 +171,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         for epoch in range(position["epoch"], settings.epochs):
             position["epoch"] = epoch
             batches.start(epoch, skip=position["done"] * settings.accumulate)
-            feed = _Feed(loader)
+            feed = Feed(loader)
             title = f"epoch {epoch + 1}/{settings.epochs}"
             with report.progress(title, position["done"], length, console, quiet=log is None) as advance:
                 while position["done"] < length:
@@ -195,15 +179,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
                     parts = [next(feed) for _ in range(settings.accumulate)]
                     if iteration == 0 and processes.first:
                         plots.draw_batch(parts[0], config.classes, folder / "batches.jpg")
-                    try:
-                        values = learner.step(parts, iteration)
-                    except FloatingPointError as error:
-                        mine = annotations.file_names[[picture for part in parts for picture in part.pictures]].tolist()
-                        names = ", ".join(name for names in processes.gather(mine) for name in names)
-                        raise ValueError(
-                            f"the loss or its gradient is not finite at iteration {iteration} ({error}), whose "
-                            f"pictures were {names}: look at their boxes, or lower --lr"
-                        ) from None
+                    values = step(learner, parts, iteration, annotations)
                     position["done"] += 1
                     sums = position["sums"]
                     position["sums"] = {key: sums.get(key, 0.0) + value for key, value in values.items()}
@@ -243,63 +219,29 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
     return True
 
 
-def make_loader(
-    settings: Settings, annotations: Annotations, metadata: Metadata, batches: CanvasBatches, device: torch.device
-) -> Iterable[Batch]:
-    """What gives an epoch's batches each time it is iterated over.
+def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Where a run starts: neither is there where it is from ImageNet's weights.
+
+    Returns:
+        The run to go on with, or the weights of another to begin from: a checkpoint of ours, or torchvision's file.
 
     Raises:
-        ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
+        ValueError: the folder holds a run that this one would write over, or there is none to go on with.
     """
-    _allow_many_files()  # a worker hands over every tensor of a batch as one
-    plans = data.Plans(annotations, metadata, settings.augmentation)
-    resident = settings.loader == "resident"
-    workers = min(settings.workers, core_count())
-    loader: DataLoader[Any] = DataLoader(
-        plans if resident else data.TrainingPictures(plans, settings.train_images),
-        batch_sampler=batches,
-        collate_fn=pack if resident else data.collate,
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_parent,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-    )
-    if not resident:
-        return loader
-    largest = largest_shown(settings.augmentation, settings.zooms)
-    pictures = ResidentPictures(annotations, settings.train_images, metadata, device, largest)
-    return ResidentBatches(loader, pictures)
-
-
-def _allow_many_files() -> None:
-    """Opens as many files as the process may: 1,024, the usual number until it asks for more, are soon in use."""
-    if sys.platform != "win32":
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Both may be sent to every process of a group; a worker that obeyed would take its parent along, unsaved."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers(loader: Iterable[Batch]) -> None:
-    """Lets the workers end. Left to Python's own exit, they would be sent SIGTERM, and waited for, for ever."""
-    workers = getattr(loader.packs if isinstance(loader, ResidentBatches) else loader, "_iterator", None)
-    if workers is not None:
-        workers._shutdown_workers()
-
-
-def load_start(path: Path) -> Checkpoint:
-    """The weights to start from: a checkpoint of ours, or torchvision's file."""
+    folder, path = settings.output, settings.from_
+    if settings.resume:
+        return checkpoints.load(folder / "last.pt"), None
+    if (folder / "last.pt").exists():
+        raise ValueError(f"{folder} already holds a run: add --resume, or choose another --output")
+    if (folder / "best.pt").exists():
+        raise ValueError(f"{folder} holds the best.pt of another run: move it, or choose another --output")
+    if path is None:
+        return None, None
     if path.suffix == ".pth":
         from model.torchvision_weights import load_torchvision
 
-        return load_torchvision(path)
-    return checkpoints.load(path)
+        return None, load_torchvision(path)
+    return None, checkpoints.load(path)
 
 
 def read_data(settings: Settings, console: Console) -> tuple[Annotations, Document]:
@@ -367,6 +309,19 @@ def fingerprint(annotations: Annotations) -> str:
     return digest.hexdigest()
 
 
+def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Annotations) -> dict[str, float]:
+    """One iteration. Returns: Its losses. Raises: ValueError: They are not finite; names the pictures."""
+    try:
+        return learner.step(parts, iteration)
+    except FloatingPointError as error:
+        mine = annotations.file_names[[picture for part in parts for picture in part.pictures]].tolist()
+        names = ", ".join(name for names in learner.processes.gather(mine) for name in names)
+        raise ValueError(
+            f"the loss or its gradient is not finite at iteration {iteration} ({error}), whose pictures were {names}: "
+            "look at their boxes, or lower --lr"
+        ) from None
+
+
 def evaluate(
     learner: Learner, metadata: Metadata, document: Document, settings: Settings, console: Console
 ) -> tuple[Evaluation, Found]:
@@ -390,63 +345,6 @@ def describe(settings: Settings, annotations: Annotations, epochs: float, origin
         "options": options,
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
-
-
-class _Feed:
-    """The batches of an epoch, and the time that was spent waiting for them."""
-
-    def __init__(self, loader: Iterable[Batch]) -> None:
-        self.loader = iter(loader)
-        self.count = 0
-        self.waited_s = 0.0
-        self.started = time.monotonic()
-
-    def __next__(self) -> Batch:
-        asked = time.monotonic()
-        try:
-            batch = next(self.loader)
-        except ValueError as error:  # from a worker it comes with the worker's traceback in its text
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
-        self.waited_s += time.monotonic() - asked
-        self.count += len(batch.pictures)
-        return batch
-
-    def speed(self, processes: int) -> dict[str, float]:
-        """Pictures per second of all processes, and the share of the time spent waiting for them."""
-        if not self.count:
-            return {}
-        elapsed = time.monotonic() - self.started
-        return {"pictures_per_s": self.count * processes / elapsed, "waiting": self.waited_s / elapsed}
-
-
-class _Stop:
-    """Whether a signal asks to stop. All processes get the same answer, at the same iteration."""
-
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-        self.signal: int | None = None
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def requested(self) -> bool:
-        if self.processes.count == 1:
-            return self.signal is not None
-        asked = torch.tensor(0.0 if self.signal is None else 1.0, device=self.processes.device)
-        return bool(self.processes.average(asked) > 0)
-
-
-@contextlib.contextmanager
-def _stop_on_signals(processes: Processes) -> Iterator[_Stop]:
-    stop = _Stop(processes)
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main() -> int:

@@ -15,13 +15,14 @@ from PIL import Image
 
 from app.artifact import Size
 from model import checkpoint as checkpoints
-from model import train as script
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate
+from model.data import Annotations, Batch, CanvasBatches, Draw, Plans, TrainingPictures, collate
 from model.layout import NO_AUGMENTATION, Augmentation
+from model.loading import make_loader
 from model.resident import ResidentPictures, largest_shown, pack, turn_hue
-from model.train import make_loader, train
+from model.stopping import Stop
+from model.train import train
 from tests.toy import ALONE, COLOURS, IDS, QUIET, read_annotations, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,7 +189,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     whole, parted = run_options(data, tmp_path / "whole"), run_options(data, tmp_path / "parted")
     assert train(whole, ALONE, QUIET)
     with monkeypatch.context() as patch:
-        patch.setattr(script._Stop, "requested", lambda _: True)
+        patch.setattr(Stop, "requested", lambda _: True)
         assert not train(parted, ALONE, QUIET)
     assert train(dataclasses.replace(parted, resume=True), ALONE, QUIET)
     one, other = (checkpoints.load(folder / "last.pt").weights for folder in (tmp_path / "whole", tmp_path / "parted"))
@@ -199,7 +200,7 @@ def test_workers_plan_what_the_process_itself_would(data: tuple[Path, Path], ann
     found = []
     for workers in (0, 2):
         options = run_options(data, Path("nowhere"), workers=workers)
-        batches = script.CanvasBatches(np.full(9, 2), CANVASES, 4, 0)
+        batches = CanvasBatches(np.full(9, 2), CANVASES, 4, 0)
         found.append(list(make_loader(options, annotations, METADATA, batches, CPU)))
     for one, other in zip(*found, strict=True):
         assert one.images.equal(other.images)

@@ -32,6 +32,7 @@ from model.layout import NO_AUGMENTATION, Augmentation
 from model.learner import Learner
 from model.optim import lr_factor, make_optimizer
 from model.settings import Settings
+from model.stopping import Stop
 from model.train import evaluate, train
 from tests.toy import ALONE, IDS, QUIET, settings, write_coco
 from tests.two_processes import gradients
@@ -180,7 +181,7 @@ def test_a_run_that_dies_in_an_evaluation_makes_up_for_it(
 
 
 def test_a_resumable_state_is_read_without_running_code(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(script._Stop, "requested", lambda _: True)
+    monkeypatch.setattr(Stop, "requested", lambda _: True)
     assert not train(settings(data, tmp_path / "run"), ALONE, QUIET)
     document = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert document["resume"]["done"] == 1
@@ -202,7 +203,7 @@ def test_the_averaged_weights_are_the_models_and_those_that_learn_are_beside_the
         return values
 
     monkeypatch.setattr(Learner, "step", follow)
-    monkeypatch.setattr(script._Stop, "requested", lambda _: len(learnt) == 4)
+    monkeypatch.setattr(Stop, "requested", lambda _: len(learnt) == 4)
     assert not train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
     stopped = checkpoints.load(tmp_path / "last.pt")
     assert stopped.resume is not None
@@ -263,7 +264,7 @@ def test_a_model_file_names_no_path_of_the_machine(uninterrupted: Path) -> None:
 def test_resuming_with_other_options_is_refused(
     data: Data, tmp_path: Path, monkeypatch: Any, changes: dict[str, Any], says: str
 ) -> None:
-    monkeypatch.setattr(script._Stop, "requested", lambda _: True)
+    monkeypatch.setattr(Stop, "requested", lambda _: True)
     options = settings(data, tmp_path / "run")
     train(options, ALONE, QUIET)
     with pytest.raises(ValueError, match=says):
@@ -271,7 +272,7 @@ def test_resuming_with_other_options_is_refused(
 
 
 def test_resuming_with_other_data_is_refused(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(script._Stop, "requested", lambda _: True)
+    monkeypatch.setattr(Stop, "requested", lambda _: True)
     options = settings(data, tmp_path / "run")
     train(options, ALONE, QUIET)
     other = write_coco(tmp_path / "other", 8, seed=1)
@@ -638,7 +639,7 @@ def test_there_are_no_more_workers_than_cores(data: Data, tmp_path: Path, monkey
         return step(learner, parts, iteration)
 
     monkeypatch.setattr(Learner, "step", counted)
-    monkeypatch.setattr(script, "core_count", lambda: 1)
+    monkeypatch.setattr("model.loading.core_count", lambda: 1)
     assert train(settings(data, tmp_path / "run", epochs=1, workers=3), ALONE, QUIET)
     assert counts == {1}
 

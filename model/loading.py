@@ -1,0 +1,96 @@
+"""An epoch's batches: by worker processes, or from a device's memory."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from app.artifact import Metadata
+from app.cores import core_count
+from model import data
+from model.data import Annotations, Batch, CanvasBatches
+from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack
+from model.settings import Settings
+
+
+def make_loader(
+    settings: Settings, annotations: Annotations, metadata: Metadata, batches: CanvasBatches, device: torch.device
+) -> Iterable[Batch]:
+    """What gives an epoch's batches each time it is iterated over.
+
+    Raises:
+        ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
+    """
+    _allow_many_files()  # a worker hands over every tensor of a batch as one
+    plans = data.Plans(annotations, metadata, settings.augmentation)
+    resident = settings.loader == "resident"
+    workers = min(settings.workers, core_count())
+    loader: DataLoader[Any] = DataLoader(
+        plans if resident else data.TrainingPictures(plans, settings.train_images),
+        batch_sampler=batches,
+        collate_fn=pack if resident else data.collate,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_parent,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    if not resident:
+        return loader
+    largest = largest_shown(settings.augmentation, settings.zooms)
+    pictures = ResidentPictures(annotations, settings.train_images, metadata, device, largest)
+    return ResidentBatches(loader, pictures)
+
+
+def _allow_many_files() -> None:
+    """Opens as many files as the process may: 1,024, the usual number until it asks for more, are soon in use."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Both may be sent to every process of a group; a worker that obeyed would take its parent along, unsaved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers(loader: Iterable[Batch]) -> None:
+    """Lets the workers end. Left to Python's own exit, they would be sent SIGTERM, and waited for, for ever."""
+    workers = getattr(loader.packs if isinstance(loader, ResidentBatches) else loader, "_iterator", None)
+    if workers is not None:
+        workers._shutdown_workers()
+
+
+class Feed:
+    """The batches of an epoch, and the time that was spent waiting for them."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self.loader = iter(loader)
+        self.count = 0
+        self.waited_s = 0.0
+        self.started = time.monotonic()
+
+    def __next__(self) -> Batch:
+        asked = time.monotonic()
+        try:
+            batch = next(self.loader)
+        except ValueError as error:  # from a worker it comes with the worker's traceback in its text
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+        self.waited_s += time.monotonic() - asked
+        self.count += len(batch.pictures)
+        return batch
+
+    def speed(self, processes: int) -> dict[str, float]:
+        """Pictures per second of all processes, and the share of the time spent waiting for them."""
+        if not self.count:
+            return {}
+        elapsed = time.monotonic() - self.started
+        return {"pictures_per_s": self.count * processes / elapsed, "waiting": self.waited_s / elapsed}

@@ -1,0 +1,42 @@
+"""Signals that ask a run to stop: it saves first."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+from model.distributed import Processes
+
+
+class Stop:
+    """Whether a signal asks to stop. All processes get the same answer, at the same iteration."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.signal: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def requested(self) -> bool:
+        if self.processes.count == 1:
+            return self.signal is not None
+        asked = torch.tensor(0.0 if self.signal is None else 1.0, device=self.processes.device)
+        return bool(self.processes.average(asked) > 0)
+
+
+@contextlib.contextmanager
+def stop_on_signals(processes: Processes) -> Iterator[Stop]:
+    stop = Stop(processes)
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
