@@ -1,76 +1,109 @@
-"""A client's connection. uvicorn's has bounds for what follows a request's headers, but none for these."""
+"""A client's connection. uvicorn's bounds what a request's handler reads, but not what comes before or after that."""
 
 import asyncio
 import sys
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 2**10
 HEAD_S = 10.0
+REST_S = 60.0
 SEND_S = 60.0
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class Connection(HttpToolsProtocol):
-    """Ends where a request's head, its first line and its headers, is larger than `HEAD_BYTES`, by at most what was
-    read at once, or takes longer than `HEAD_S`. Nothing of it is counted by the service: it was never a request.
+    """Ends where a client sends more than `HEAD_BYTES`, by at most what was read at once, that begins no request and is
+    no part of a body: a head, its first line and its headers, without end, or trailers. These are passed over: they
+    would count as headers of a request that has been judged by its own.
 
-    So does one whose client has not taken most of an answer after `SEND_S`: what is not taken lies in memory.
+    While nothing is being answered, it also ends where a head takes longer than `HEAD_S`, or the rest of a body whose
+    request is answered already longer than `REST_S`. So does one whose client has not taken most of an answer after
+    `SEND_S`: what is not taken lies in memory. None of this is counted by the service: it is no request.
 
     An offer to go on in another protocol is not taken up. Of a request that makes one httptools passes over the body,
     which would then be taken for the next request, whatever its sender put there: it is parsed anew without the offer.
     """
 
     _in_head = False
+    _in_body = False  # or among the trailers
+    _unused_bytes = 0  # since a request began, a piece of a body came, or it ended
+    _came_further = False  # in what is being read
+    _answering: RequestResponseCycle | None = None  # uvicorn knows but the last of those that came at once
     _offers_upgrade = False
     _parsed: bytes | memoryview = b""  # at the moment
     _anew: tuple[bytes | memoryview, ...] = ()  # what is to be parsed next
-    _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._limit_time()
+        self._limit_time(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_send_timer()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        began_before = self._in_head
+        self._came_further = False
         waiting: list[bytes | memoryview] = [data]
         while waiting and not self.transport.is_closing():
             self._parsed, self._anew = waiting.pop(0), ()
             super().data_received(self._parsed)  # type: ignore[arg-type]
             waiting = [*self._anew, *waiting]
-        if not self._in_head:
-            return
-        if self._timer is None:
-            self._limit_time()
-        if began_before:
-            self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES:
-            if self.cycle is None or self.cycle.response_complete:
+        idle = self.cycle is None or self.cycle.response_complete
+        self._unused_bytes = 0 if self._came_further else self._unused_bytes + len(data)
+        if self._unused_bytes > HEAD_BYTES:
+            if idle and self._in_head:
                 self.transport.write(_TOO_LARGE)
             self.transport.close()
+        elif idle and not self.transport.is_closing():
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        if self._in_head or self._in_body:
+            if self._timer is None:
+                self._limit_time(HEAD_S if self._in_head else REST_S)
+        elif self.cycle is not None and self.timeout_keep_alive_task is None:
+            # uvicorn's own timer: it stops at every byte, and would begin again with the next answer alone.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = self._came_further = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         self._stop_timer()
         self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if not self._offers_upgrade:
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._came_further = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._in_body, self._came_further = False, True
+        self._stop_timer()
         if not self._offers_upgrade:
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _unsupported_upgrade_warning(self) -> None:
         offer = sys.exception()
@@ -93,8 +126,8 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_send_timer()
 
-    def _limit_time(self) -> None:
-        self._timer = self.loop.call_later(HEAD_S, self.transport.close)
+    def _limit_time(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

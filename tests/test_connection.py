@@ -1,5 +1,6 @@
 """What a connection costs that sends no request or takes no answer, and whose every byte is read as what it is."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -16,13 +17,22 @@ REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 200000\r\n\r\n" + b
 PIECE = b"a" * 20_000
 
 
+HAS_LEFT = threading.Event()
+
+
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the request and says how large it was."""
-    size, more = 0, True
+    """Reads the request, but for /early, and says how large it was and how many headers it had."""
+    size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    body = bytes(50_000_000) if scope["path"] == "/large" else b"%d" % size
+    if scope["path"] == "/late":
+        await asyncio.sleep(0.6)
+    elif scope["path"] == "/never":
+        await receive()
+        HAS_LEFT.set()
+        return
+    body = bytes(50_000_000) if scope["path"] == "/large" else b"%d, %d headers" % (size, len(scope["headers"]))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -30,7 +40,9 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 def client() -> Iterator[socket.socket]:
     server = uvicorn.Server(
-        uvicorn.Config(answer, port=0, http=Connection, ws="none", lifespan="off", log_level="warning")
+        uvicorn.Config(
+            answer, port=0, http=Connection, ws="none", lifespan="off", log_level="warning", timeout_keep_alive=1
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -76,8 +88,8 @@ def test_a_body_behind_such_an_offer_is_never_a_request(client: socket.socket) -
     while data := client.recv(65536):
         received += data
     assert [answer.split(b"\r\n\r\n")[-1] for answer in received.split(b"HTTP/1.1 200")[1:]] == [
-        b"%d" % len(hidden),
-        b"0",
+        b"%d, 3 headers" % len(hidden),
+        b"0, 2 headers",
     ]
 
 
@@ -139,3 +151,74 @@ def test_an_answer_that_is_not_taken_ends_the_connection(
             while received < 50_000_000 and (data := client.recv(2**20)):
                 received += len(data)
         assert (received >= 50_000_000) == (idle_s == 0)
+
+
+CHUNKED = b"POST /early HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def test_trailers_are_no_headers(client: socket.socket) -> None:
+    client.sendall(CHUNKED.replace(b"/early", b"/") + b"1\r\na\r\n0\r\nx-api-key: mine\r\n\r\n")
+    assert b"1, 2 headers" in client.recv(65536)
+
+
+@pytest.mark.parametrize("trailer", [b"x-a: b\r\n" * 2000, b"a" * 20_000], ids=["many", "one"])
+def test_trailers_without_end_are_cut_off(client: socket.socket, trailer: bytes) -> None:
+    client.sendall(CHUNKED + b"0\r\nx: ")
+    assert b" 200 " in client.recv(65536)
+    sent = 0
+    with pytest.raises(OSError):
+        while sent < 100 * HEAD_BYTES:
+            client.sendall(trailer)
+            sent += len(trailer)
+            time.sleep(0.001)
+    assert sent < 100 * HEAD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("asked", "after"),
+    [
+        (b"GET / HTTP/1.1\r\nhost: here\r\n\r\n", b"\r\n"),
+        (b"POST /early HTTP/1.1\r\nhost: here\r\ncontent-length: 2\r\n\r\n", b"a"),
+        (b"POST /early HTTP/1.1\r\nhost: here\r\ncontent-length: 2\r\n\r\n", b"ab"),
+        (CHUNKED, b"5;a"),
+        (CHUNKED, b"0\r\nx: "),
+    ],
+    ids=["a blank line", "a part of the body", "the body", "half a chunk", "half a trailer"],
+)
+def test_what_comes_after_an_answer_does_not_keep_the_connection(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, asked: bytes, after: bytes
+) -> None:
+    monkeypatch.setattr("app.connection.REST_S", 1.0)
+    client: socket.socket = request.getfixturevalue("client")
+    client.sendall(asked)
+    assert b" 200 " in client.recv(65536)
+    client.sendall(after)
+    client.settimeout(3)
+    assert client.recv(1) == b""
+
+
+def test_a_body_may_follow_an_answer_and_a_request_that_body(client: socket.socket) -> None:
+    client.sendall(b"POST /early HTTP/1.1\r\nhost: here\r\ncontent-length: 200\r\n\r\n")
+    assert b" 200 " in client.recv(65536)
+    for _ in range(4):
+        client.sendall(bytes(50))
+        time.sleep(0.4)
+    client.sendall(REQUEST)
+    assert b"200000" in client.recv(65536)
+
+
+def test_the_time_for_a_head_ends_no_answer_under_way(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr("app.connection.HEAD_S", 0.2)
+    client: socket.socket = request.getfixturevalue("client")
+    client.sendall(b"GET /late HTTP/1.1\r\nhost: here\r\n\r\nGET / HTTP/1.1\r\nho")
+    assert b" 200 " in client.recv(65536)
+
+
+def test_that_a_client_has_left_is_known_also_where_it_had_sent_a_further_request(client: socket.socket) -> None:
+    client.sendall(b"GET /never HTTP/1.1\r\nhost: here\r\n\r\nGET / HTTP/1.1\r\nhost: here\r\n\r\n")
+    time.sleep(0.2)
+    assert not HAS_LEFT.is_set()
+    client.close()
+    assert HAS_LEFT.wait(5)
