@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.detect import PATH
 from app.errors import Refusal
-from app.problems import counted_response
+from app.problems import counted_response, nothing_at
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import header, record_of
@@ -35,6 +35,10 @@ class Gate:
         self._requests_of: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's routes also match before a line break at the end, where this path is none of `KEY_PATHS`.
+        if scope["type"] == "http" and not scope["path"].isprintable():
+            await counted_response(scope["app"], nothing_at(scope["path"]))(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["path"] not in KEY_PATHS:
             await self._app(scope, receive, send)
             return

@@ -1,5 +1,6 @@
 """Refusals as HTTP answers: every error a client sees is an `application/problem+json` document (RFC 9457)."""
 
+from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from app.errors import KINDS, ClientGone, Refusal, failed
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+MOST_FAULTS = 10  # that one answer names
 EXPECTED = (Refusal, RequestValidationError, HTTPException, ClientDisconnect, ClientGone)
 
 
@@ -65,13 +67,17 @@ def internal_error(scope: Scope) -> Response:
     return counted_response(scope["app"], failed("request"))
 
 
+def nothing_at(path: str) -> Refusal:
+    return Refusal("not_found", f"There is nothing at {path}; /docs lists what there is.")
+
+
 async def _expected(request: Request, error: Exception) -> Response:
     return response_of(request.scope, error)
 
 
 def _invalid(error: RequestValidationError) -> Refusal:
     sentences = []
-    for fault in error.errors():
+    for fault in islice(error.errors(), MOST_FAULTS):
         name = ".".join(str(key) for key in fault["loc"][1:])
         if fault["type"] == "extra_forbidden":
             sentences.append(f"{name} is not a parameter of this address; /docs lists those that are.")
@@ -85,7 +91,7 @@ def _invalid(error: RequestValidationError) -> Refusal:
 def _http(scope: Scope, error: HTTPException) -> Refusal:
     path = scope["path"]
     if error.status_code == 404:
-        return Refusal("not_found", f"There is nothing at {path}; /docs lists what there is.")
+        return nothing_at(path)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         return Refusal(

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 
 from app.api import create_app
 from app.errors import KINDS
+from app.gate import KEY_PATHS
 from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
@@ -72,6 +73,14 @@ def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:
                 assert response.headers["www-authenticate"] == "Bearer"
         for headers in (bearer(KEY), bearer(OTHER_KEY), {"X-API-Key": KEY}):
             assert client.post("/detect", content=PICTURE, headers=headers).status_code == 200
+
+
+def test_no_address_is_asked_past_the_gate(model_file: Path) -> None:
+    with client_of(model_file, api_keys=KEY) as client:
+        for path in KEY_PATHS:
+            for end in ("%0a", "%0A%0a", "%0d%0a", "%00", "/", "%e2%80%a8"):
+                for response in (client.get(path + end), client.post(path + end, files={"images": PICTURE})):
+                    assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
 def test_without_keys_everybody_may_ask_but_not_reload(model_file: Path) -> None:
