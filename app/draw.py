@@ -12,7 +12,7 @@ from app.schemas import Box, Detection
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # xyxy
 
-MOST_JPEG_PIXELS = 65_535  # of one side
+MOST_JPEG_PIXELS = 65_500  # of one side
 
 _GOLDEN_RATIO = 0.618033988749895  # steps of it around the colour circle never come back to the same hue
 

@@ -3,8 +3,6 @@
 What a picture is, is read from its bytes alone; a file's name and a request's content type are never trusted.
 """
 
-import io
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from PIL import TiffImagePlugin as _tiff
 from PIL import WebPImagePlugin as _webp  # noqa: F401
 
 from app.artifact import Size
+from app.bombs import JPEGS, BoundedFile
 from app.errors import Refusal
 
 MOST_PIXELS = 178_956_970  # Pillow refuses more
@@ -34,18 +33,11 @@ BACKGROUND = (255, 255, 255)  # what transparent pixels show
 DRAFT_GAP = 2
 DRAFT_SCALES = (8, 4, 2)  # what a JPEG's 8 x 8 blocks can be decoded to
 
-# A progressive JPEG has about ten scans. One costs a sender some bytes, and its reader a pass over all pixels.
-MOST_SCANS = 100
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # 00 and the restarts D0 to D7 stand among a scan's pixels
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
-
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _BITS, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
 
-_JPEGS = {"JPEG", "MPO"}  # an MPO is a JPEG with further ones behind it
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation → what makes the picture upright.
 _UPRIGHT = {
@@ -113,7 +105,10 @@ def decode(
     if not data:
         raise Refusal("empty_body", "The picture has no bytes. Send a whole picture file.")
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        file = BoundedFile(data)
+        picture = Image.open(file, formats=FORMATS)
+    except Refusal:
+        raise
     except UnidentifiedImageError:
         raise Refusal(
             "not_a_picture", f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read."
@@ -127,16 +122,14 @@ def decode(
         if picture.width * picture.height > max_pixels:
             raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
         try:
+            file.allow_decoding(picture)
             tile = _tile_pixels(picture)
             if tile > max_pixels:
                 raise _too_large(f"in one tile {tile}", max_pixels)
             size, scale = Size(picture.height, picture.width), 1
-            if picture.format in _JPEGS:
-                if _scans(data) > MOST_SCANS:
-                    raise Refusal("corrupt_picture", f"The JPEG has more than {MOST_SCANS} scans. Save it anew.")
-                if resized is not None:
-                    # As it lies in the file, perhaps on its side: both sides shrink alike.
-                    scale = _draft(picture, resized(size))
+            if resized is not None and picture.format in JPEGS:
+                # As it lies in the file, perhaps on its side: both sides shrink alike.
+                scale = _draft(picture, resized(size))
             # A progressive JPEG's decoder holds the whole picture's coefficients, however small it decodes it.
             held = size if picture.info.get("progressive") else Size(picture.height, picture.width)
             reserve(held.height * held.width * _copies(picture) + tile)
@@ -155,23 +148,6 @@ def decode(
         left = upright.width - width if orientation in _REST_AT_LEFT else 0.0
         top = upright.height - height if orientation in _REST_AT_TOP else 0.0
         return Decoded(upright, size, (left, top, left + width, top + height))
-
-
-def _scans(jpeg: bytes) -> int:
-    """Returns: The number of a JPEG's scans, or one more than `MOST_SCANS` where there are as many.
-
-    Only up to its end: behind it a telephone may have put a film, whose bytes look like anything.
-    """
-    position, scans = 2, 0
-    while scans <= MOST_SCANS and (found := _MARKER.search(jpeg, position)):
-        marker = found[1][0]
-        if marker == _END_OF_IMAGE:
-            break
-        scans += marker == _START_OF_SCAN
-        position = found.end()
-        if marker in _WITH_LENGTH:  # what follows is skipped by libjpeg too, whatever it looks like
-            position += max(2, int.from_bytes(jpeg[position : position + 2], "big"))
-    return scans
 
 
 def _draft(picture: Image.Image, resized: Size) -> int:
@@ -201,7 +177,7 @@ def _copies(picture: Image.Image) -> int:
     if picture.mode not in ("RGB", "L", "P", "1") or picture.format == "TIFF":
         return 2
     # Of other formats the orientation may lie behind the pixels, and is hardly ever there.
-    return 2 if picture.format in _JPEGS and _orientation(picture) != 1 else 1
+    return 2 if picture.format in JPEGS and _orientation(picture) != 1 else 1
 
 
 def _too_large(size: str, max_pixels: int) -> Refusal:
@@ -230,7 +206,7 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture.copy() if picture.readonly else picture
+        return picture
     if picture.mode.startswith("I"):
         return Image.fromarray(_eight_bits(picture)).convert("RGB")
     if picture.mode == "F":

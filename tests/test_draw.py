@@ -1,8 +1,11 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.draw import class_colour, draw
+from app.draw import MOST_JPEG_PIXELS, class_colour, draw, drawing
+from app.negotiation import JPEG
 from app.schemas import Box, Detection
 
 
@@ -19,6 +22,11 @@ def test_the_box_is_drawn_and_the_picture_itself_is_not(size: tuple[int, int]) -
     assert drawn.size == size
     assert np.asarray(drawn).any()
     assert not np.asarray(picture).any()
+
+
+def test_the_longest_jpeg_that_is_drawn_is_one() -> None:
+    drawn = drawing(Image.new("RGB", (1, MOST_JPEG_PIXELS)), [], JPEG)
+    assert Image.open(io.BytesIO(drawn)).size == (1, MOST_JPEG_PIXELS)
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (1280, 960), (5000, 4000)])
