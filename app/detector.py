@@ -6,7 +6,7 @@ detections = detector.detect(Image.open("cat.jpg").convert("RGB"))
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,7 @@ class Detector:
     def finish(self, heads: PictureHeads, placement: Placement, parameters: Parameters) -> Detections:
         """Stage 3, after `run`. Returns: Detections, best first; boxes xyxy in the picture's own pixels."""
         found = postprocess(heads, placement, self.metadata, parameters)
-        boxes = unfit(found.boxes, placement)
-        # Points beyond the picture, on the canvas's padding, decode to boxes that clipping leaves without area.
-        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Detections(boxes, found.scores, found.class_ids).take(has_area)
+        return replace(found, boxes=unfit(found.boxes, placement))
 
     def detect(self, picture: Image.Image | NDArray[np.uint8], parameters: Parameters | None = None) -> Detections:
         """Detects objects in one upright RGB picture.

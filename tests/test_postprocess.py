@@ -1,5 +1,6 @@
 """L: levels. P: points. C: classes. Boxes are xyxy."""
 
+import dataclasses
 from functools import cache
 
 import numpy as np
@@ -43,6 +44,10 @@ def random_heads(seed: int, canvas: Size, classes: int, level_of_background: flo
 @cache
 def torchvision_model(classes: int) -> FCOS:
     return fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
+
+
+def having_area(found: Detections) -> Detections:
+    return found.take((found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1))
 
 
 def by_torchvision(
@@ -106,8 +111,20 @@ def test_torchvision_gives_the_same_boxes(
     heads = random_heads(seed, canvas, classes=7)
     parameters = Parameters(score_threshold, iou_threshold, max_detections=100)
     ours = postprocess(heads, placed(canvas, resized), like_torchvision(7), parameters)
-    assert_matched(ours, by_torchvision(heads, canvas, resized, parameters))
+    all_of_them = dataclasses.replace(parameters, max_detections=10_000)
+    theirs = having_area(by_torchvision(heads, canvas, resized, all_of_them))
+    assert_matched(ours, theirs.take(np.arange(len(theirs)) < 100))
     assert len(ours) == 100 or score_threshold == 0.5
+
+
+def test_what_lies_beyond_the_picture_takes_no_place_of_what_lies_in_it() -> None:
+    canvas, resized = Size(160, 160), Size(80, 160)
+    heads = random_heads(0, canvas, classes=3)
+    beyond = point_centres(STRIDES, like_torchvision(3).points, canvas)[:, 1] > 120
+    heads.distances[beyond] = 1
+    heads.class_logits[beyond] = 9
+    found = postprocess(heads, placed(canvas, resized), like_torchvision(3), Parameters(0.05, 0.5, 10))
+    assert len(having_area(found)) == 10
 
 
 def test_torchvision_gives_the_same_boxes_where_levels_overflow_top_k() -> None:
@@ -233,6 +250,21 @@ def test_heads_of_another_model_are_refused() -> None:
 def test_a_pictures_heads_are_views() -> None:
     heads = Heads(np.zeros((2, 5, 3), np.float32), np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.float32))
     assert all(np.shares_memory(one, whole) for one, whole in zip(heads.of(1), heads, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_next_to_1_lose_no_candidate(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas = Size(320, 416)
+    random = np.random.default_rng(seed)
+    heads = random_heads(seed, canvas, 3)
+    heads.class_logits[:] = random.normal(10, 3, heads.class_logits.shape)
+    heads.centerness[:] = random.normal(12, 3, heads.centerness.shape)
+    few = like_torchvision(3, top_k=20)
+    thinned = postprocess(heads, placed(canvas), few, Parameters(0.0, 1.0, 1000))
+    monkeypatch.setattr("app.postprocess.MANY_CANDIDATES", 10**9)
+    np.testing.assert_array_equal(
+        thinned.scores, postprocess(heads, placed(canvas), few, Parameters(0.0, 1.0, 1000)).scores
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
