@@ -29,6 +29,7 @@ from app.uploads import picture_bytes
 
 T = TypeVar("T")
 PATH = "/detect"
+LONGEST_KEPT = 2048  # bytes of a query
 
 
 class Detect:
@@ -57,13 +58,16 @@ class LargeResponse(Response):
         await send({"type": "http.response.body"})
 
 
-@lru_cache(maxsize=256)
 def picture_query(query_string: bytes) -> PictureQuery:
     """Reads a query; of a parameter that stands there more than once the last, of `classes` all.
 
     Raises:
         RequestValidationError: A value cannot be used, or a name is unknown.
     """
+    return (_read_query if len(query_string) > LONGEST_KEPT else _read_query_once)(query_string)
+
+
+def _read_query(query_string: bytes) -> PictureQuery:
     values: dict[str, Any] = {}
     for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True):
         if name == "classes":
@@ -75,6 +79,9 @@ def picture_query(query_string: bytes) -> PictureQuery:
     except ValidationError as error:
         faults = [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None
+
+
+_read_query_once = lru_cache(maxsize=256)(_read_query)
 
 
 async def _detect(request: Request) -> Response:

@@ -6,11 +6,14 @@ from app.errors import Refusal
 
 JSON, JPEG, PNG = "application/json", "image/jpeg", "image/png"
 ANSWERS = (JSON, JPEG, PNG)  # where an Accept header likes several equally, the first of these
+LONGEST = 2048  # characters of an Accept header; a browser's has a hundred
 
 
 @lru_cache(maxsize=256)
 def answer_type(accept: str) -> str:
     """Returns: The one of `ANSWERS` that an Accept header likes best. Raises: Refusal: `not_acceptable`."""
+    if len(accept) > LONGEST:
+        raise Refusal("not_acceptable", f"The header Accept has more than {LONGEST} characters.")
     liked = {answer: _quality(answer, accept) for answer in ANSWERS}
     best = max(ANSWERS, key=lambda answer: liked[answer])
     if liked[best] <= 0:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -16,6 +17,7 @@ FIELDS = "images"  # of POST /detect/batch; repeated
 MOST_PICTURES = 32  # of one POST /detect/batch
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))  # of a form's names
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
 
@@ -109,6 +111,10 @@ class _InMemory(MultiPartParser):
 
 
 async def _files(request: Request, field: str, most: int) -> list[bytes]:
+    _, options = parse_options_header(header(request.scope, b"content-type"))
+    # Of every other name Python would remember for ever that it is none of a charset.
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+        raise HTTPException(400, "The form's charset cannot be read: leave it out")
     parser = _InMemory(request.headers, request.stream(), max_files=most, max_fields=1)
     try:
         files = await _files_of(await parser.parse(), field)

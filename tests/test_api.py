@@ -1,3 +1,4 @@
+import encodings
 import io
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from PIL import Image
 
 from app.api import create_app
 from app.artifact import file_version
+from app.detect import _read_query_once
 from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
@@ -156,6 +158,29 @@ def test_bad_requests_are_problems_that_say_what_is_wrong(
     client: TestClient, request_: dict[str, Any], status: int, code: str, hint: str
 ) -> None:
     assert hint in problem(client.post("/detect", **request_), status, code)
+
+
+def test_what_is_no_charset_is_not_remembered(client: TestClient) -> None:
+    """Python keeps the name of every charset that it was asked for and does not have."""
+    known = len(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(20):
+        kind = f"multipart/form-data; boundary=B; charset=none-{number}"
+        problem(client.post("/detect", content=b"--B--\r\n", headers={"Content-Type": kind}), 400, "malformed_request")
+    assert len(encodings._cache) == known  # type: ignore[attr-defined]
+
+
+def test_a_request_of_a_thousand_faults_is_answered_shortly(client: TestClient) -> None:
+    response = client.post("/detect?" + "&".join(f"{number}=x" for number in range(1000)), content=PICTURE)
+    assert len(problem(response, 422, "invalid_parameter")) < 1000
+    accept = {"Accept": "image/png," * 1000}
+    assert "more than" in problem(client.post("/detect", content=PICTURE, headers=accept), 406, "not_acceptable")
+
+
+def test_long_queries_are_not_kept(client: TestClient) -> None:
+    kept = _read_query_once.cache_info().currsize
+    long = client.post("/detect?classes=red" + "&classes=red" * 200, content=PICTURE)
+    assert long.status_code == 200
+    assert _read_query_once.cache_info().currsize == kept
 
 
 def test_an_unknown_class_names_the_nearest(client: TestClient) -> None:
