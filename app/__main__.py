@@ -8,6 +8,7 @@ app/settings.py. Exit codes: 0, 1 where a picture failed, 2 where the service or
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
     detect.add_argument("--class-agnostic", action="store_true", help=_help("class_agnostic"))
     options = parser.parse_args(arguments)
-    if options.command == "settings":
-        print(settings_table())
-        return 0
     try:
+        if options.command == "settings":
+            print(settings_table(), flush=True)
+            return 0
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format)
         return detect_files(settings, options) if options.command == "detect" else serve(settings)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written at the exit, too
+        return 0
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

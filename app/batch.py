@@ -18,10 +18,10 @@ AT_ONCE = 16  # enough to fill the model's largest batch, and few enough to leav
 async def detect_each(
     service: Service,
     pictures: Sequence[bytes],
-    parameters: Parameters | Callable[[Metadata], Parameters],
+    parameters: Callable[[Metadata], Parameters],
     *,
-    deadline: float | None = None,
-    gone: Callable[[], Awaitable[None]] | None = None,
+    deadline: float,
+    gone: Callable[[], Awaitable[None]],
 ) -> BatchAnswer:
     """Takes pictures through the pipeline together. One picture's fault is its own.
 
@@ -35,8 +35,6 @@ async def detect_each(
         ClientGone: Nobody waits for the answer any more; what is left of it is dropped.
     """
     work = asyncio.ensure_future(_detect_all(service, pictures, parameters, deadline))
-    if gone is None:
-        return await work
     left = asyncio.ensure_future(gone())
     try:
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
@@ -51,8 +49,8 @@ async def detect_each(
 async def _detect_all(
     service: Service,
     pictures: Sequence[bytes],
-    parameters: Parameters | Callable[[Metadata], Parameters],
-    deadline: float | None,
+    parameters: Callable[[Metadata], Parameters],
+    deadline: float,
 ) -> BatchAnswer:
     free = asyncio.Semaphore(min(AT_ONCE, service.settings.max_queue))
 

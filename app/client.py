@@ -150,7 +150,7 @@ class Client:
     def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """Returns: The picture with its boxes, as the bytes of a file; `parameters` are those of `detect`."""
         query = _query(**parameters) | {"draw": kind}
-        return self._send("POST", "/detect", params=query, content=_read(picture)).content
+        return _picture(self._send("POST", "/detect", params=query, content=_read(picture)))
 
     def model(self) -> dict[str, Any]:
         """Returns: What is served: class names, canvases, provider, version, AP, ..."""
@@ -221,7 +221,7 @@ class AsyncClient:
     async def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """See `Client.draw`."""
         query = _query(**parameters) | {"draw": kind}
-        return (await self._send("POST", "/detect", query, lambda: {"content": _read(picture)})).content
+        return _picture(await self._send("POST", "/detect", query, lambda: {"content": _read(picture)}))
 
     async def model(self) -> dict[str, Any]:
         """See `Client.model`."""
@@ -292,8 +292,15 @@ def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) ->
     """Raises: ServiceProblem: It is no answer of the service's: a login page, say."""
     try:
         return reading(response.json())
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _not_the_services(response) from None
+
+
+def _picture(response: httpx.Response) -> bytes:
+    """Raises: ServiceProblem: It is none."""
+    if not response.headers.get("Content-Type", "").startswith("image/"):
+        raise _not_the_services(response)
+    return response.content
 
 
 def _wait_s(response: httpx.Response) -> float | None:

@@ -8,7 +8,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def core_count(cgroup: Path = CGROUP) -> int:
-    """Returns: The cores that the process may run on, no more than its control group's quota pays for; at least 1."""
+    """Returns: The cores that the process may run on, no more than its control group's quota, rounded up, pays for."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(min(allowed, _quota(cgroup)))
 

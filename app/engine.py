@@ -47,7 +47,7 @@ from app.workers import Workers
 log = logging.getLogger(__name__)
 
 OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
-MOST_BATCH_S = 30.0  # or the deadline, where that is longer
+MOST_WORK_S = 30.0  # or the deadline, where that is longer
 _CROWD_BATCHES = 4  # for as long as so many take, pictures side by side are remembered
 _PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
 _PACE_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
@@ -73,8 +73,8 @@ class Engine:
         self.failing = False
         self.seconds_per_picture = 0.0
         self._batch_s = 0.0
-        self._running: dict[int, float] = {}  # thread → when its batch began
-        self._hanging_s = max(MOST_BATCH_S, settings.deadline_s)
+        self._running: dict[int, float] = {}  # thread → when its picture or batch began
+        self._hanging_s = max(MOST_WORK_S, settings.deadline_s)
         self._max_pixels = settings.max_pixels
         self._workers = workers
         self._pixels = pixels
@@ -99,18 +99,19 @@ class Engine:
 
     @property
     def hangs(self) -> bool:
-        """Whether a batch has been running for longer than any should: a GPU may never come back."""
+        """Whether a picture has been decoded, or a batch run, for longer than any should: a GPU may never come back."""
         return min(list(self._running.values()), default=math.inf) < perf_counter() - self._hanging_s
 
     async def warm_up(self) -> None:
         """Runs the canary picture in every shape, where requests will be run. Raises: What the session raised."""
         if self._session is None:
-            await asyncio.to_thread(self._warm_up_on_workers)
+            await asyncio.to_thread(self._warm_up_on_cpu)
         else:
             self._session.start()
-            await asyncio.wrap_future(self._warm)
+            # Shielded: the thread sets the future's result, which of a cancelled one would be an error.
+            await asyncio.shield(asyncio.wrap_future(self._warm))
 
-    def _warm_up_on_workers(self) -> None:
+    def _warm_up_on_cpu(self) -> None:
         """Warms up, and finds out what makes this model fast here: batches, or several cores for a picture."""
         quick = seconds_per_picture(self.runner, times=3) < QUICK_S
         self._cores = 1 if quick else max(self.runner.wider, default=1)
@@ -156,7 +157,8 @@ class Engine:
         if job.abandoned:
             self._drop(job)
             return
-        job.decode_begun = perf_counter()
+        thread = threading.get_ident()
+        job.decode_begun = self._running[thread] = perf_counter()
         try:
             resize = self.metadata.resize
             decoded = decode(
@@ -173,6 +175,8 @@ class Engine:
         except Exception as error:
             job.fail(error)
             return
+        finally:
+            del self._running[thread]
         if job.abandoned:  # while it was decoded
             self._drop_if_queued(job)
 

@@ -1,6 +1,6 @@
 """Every refusal: code, HTTP status, title and message; and the errors that keep the service from starting.
 
-Nothing here knows HTTP's machinery: `api.py` turns a `Refusal` into an `application/problem+json` document (RFC 9457).
+Nothing here knows HTTP's machinery: `problems.py` turns a `Refusal` into a problem document (RFC 9457).
 """
 
 from collections.abc import Mapping

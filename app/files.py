@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import math
 import os
 import sys
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from app.errors import Refusal, StartError
+from app.errors import Refusal, StartError, failed
 from app.images import SUFFIXES
 from app.negotiation import PNG
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 COCO_SCORE_THRESHOLD = 0.01  # AP is the whole curve's
 AHEAD = 8  # pictures being worked on: some decode while others are in the model
@@ -52,7 +55,8 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         if path is not None and not path.parent.is_dir():  # better now than after all the work
             raise StartError(f"{path} cannot be written: there is no folder {path.parent}.")
     ids = CocoIds.read(outputs.coco_annotations)
-    ids.require(files)
+    if outputs.coco is not None:
+        ids.require(files)
     drawings = [None] * len(files) if outputs.drawings is None else _drawings(files, outputs.drawings)
     service = Service.load(settings)
     try:
@@ -125,8 +129,11 @@ async def _detect(service: Service, file: Path, drawing: Path | None, query: Det
         outcome = await service.detect_in_time(
             data, query.parameters, deadline=math.inf, draw=None if drawing is None else PNG
         )
-    except Refusal as refusal:
-        return {"file": _name(file), "problem": refusal.problem()}
+    except Refusal as expected:
+        return {"file": _name(file), "problem": expected.problem()}
+    except Exception:
+        log.exception("The model failed on %s.", _name(file))
+        return {"file": _name(file), "problem": failed("picture").problem()}
     if drawing is not None and outcome.drawn is not None:
         await asyncio.to_thread(_write, drawing, outcome.drawn)
     return {"file": _name(file), **outcome.answer.model_dump()}
@@ -225,9 +232,12 @@ class CocoIds:
             raise StartError(f"{path} is no COCO annotation file: it needs `images` and `categories`.") from None
 
     def require(self, files: Iterable[Path]) -> None:
-        """Raises: StartError: A file is not in the annotations; better now than after all the work."""
+        """Raises: StartError: A file is not in the annotations, or two have one id; better now than after the work."""
+        files_of: dict[int | str, Path] = {}
         for file in files:
-            self._image(file)
+            other = files_of.setdefault(self._image(file), file)
+            if other is not file:
+                raise StartError(f"{other} and {file} would have the same image id in --coco: take one at a time.")
 
     def rows(self, result: Result) -> Iterator[Result]:
         """Yields a row for each detection. Raises: StartError: A class is not in the annotations."""

@@ -15,7 +15,8 @@ from app.postprocess import Parameters
 
 @dataclass(eq=False)
 class Job:
-    """Belongs to one thread at a time; `answered`, `abandoned` and `settled` to the event loop.
+    """Belongs to one thread at a time; `answered`, `abandoned` and `settled` to the event loop, which also takes
+    the `data` of an abandoned one away.
 
     Attributes:
         draw: The media type of the picture with its boxes, where that is wanted.

@@ -36,7 +36,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.dropped = Counter(
-            "fcos_pictures_dropped", "Pictures that nobody waited for any more, dropped before the session.",
+            "fcos_pictures_dropped", "Pictures dropped before the session: too late, or nobody waited any more.",
             registry=registry,
         )  # fmt: skip
         responses = Counter("fcos_responses", "Responses by class of status.", ["status"], registry=registry)

@@ -114,10 +114,10 @@ class Service:
     async def require_working(self) -> None:
         """Where the model failed last, tries it on a picture that is surely good.
 
-        Raises: Refusal: `not_ready`: It fails on that one, too, or does not come back from a batch.
+        Raises: Refusal: `not_ready`: It fails on that one, too, or something does not come back.
         """
         if self._engine.hangs:
-            raise Refusal("not_ready", "The model does not come back from a batch. Restart the service.")
+            raise Refusal("not_ready", "The model, or a picture, does not come back. Restart the service.")
         if not self._engine.failing:
             return
         try:
@@ -150,7 +150,7 @@ class Service:
     async def detect(
         self,
         data: bytes,
-        parameters: Parameters | Callable[[Metadata], Parameters],
+        parameters: Callable[[Metadata], Parameters],
         *,
         deadline: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
@@ -160,7 +160,7 @@ class Service:
 
         Args:
             data: A whole picture file, not to be trusted.
-            parameters: Or what makes them for the model that takes the picture: `DetectQuery.parameters`.
+            parameters: What makes them for the model that takes the picture: `DetectQuery.parameters`.
             deadline: On `time.perf_counter`'s clock; from now on what the settings say where None.
             gone: Returns once nobody waits for the answer any more.
             draw: The media type, JPEG or PNG, of a picture with its boxes that is wanted as well.
@@ -170,12 +170,10 @@ class Service:
         """
         self.require_ready()
         now = perf_counter()
-        deadline = self._deadline(deadline)
+        deadline = now + self.settings.deadline_s if deadline is None else deadline
         self.require_room(deadline)
         engine = self._engine
-        if callable(parameters):
-            parameters = parameters(engine.metadata)
-        job = Job(data, parameters, draw, deadline, now, asyncio.get_running_loop().create_future())
+        job = Job(data, parameters(engine.metadata), draw, deadline, now, asyncio.get_running_loop().create_future())
         self._in_flight += 1
         engine.users += 1
         timer = self.timers.call_at(deadline, partial(_expire, job))
@@ -197,13 +195,12 @@ class Service:
     async def detect_in_time(
         self,
         data: bytes,
-        parameters: Parameters | Callable[[Metadata], Parameters],
+        parameters: Callable[[Metadata], Parameters],
         *,
-        deadline: float | None = None,
+        deadline: float,
         draw: str | None = None,
     ) -> Outcome:
         """As `detect`, but where there is no room, waits for some until the deadline."""
-        deadline = self._deadline(deadline)
         while True:
             try:
                 return await self.detect(data, parameters, deadline=deadline, draw=draw)
@@ -211,9 +208,6 @@ class Service:
                 if refusal.code != "overloaded" or perf_counter() + LOOK_FOR_ROOM_S > deadline:
                     raise
             await asyncio.sleep(LOOK_FOR_ROOM_S)
-
-    def _deadline(self, deadline: float | None) -> float:
-        return perf_counter() + self.settings.deadline_s if deadline is None else deadline
 
     async def reload(self, *, wait: bool = False) -> ModelInfo:
         """Puts the model file as it is now in the place of the served one, without a gap.
@@ -245,8 +239,10 @@ class Service:
         except StartError:
             await asyncio.to_thread(engine.close)
             raise
-        except Exception as error:
+        except BaseException as error:
             await asyncio.to_thread(engine.close)
+            if not isinstance(error, Exception):  # the reload is cancelled
+                raise
             raise ArtifactError(f"{self.settings.model} failed on its first pictures ({error}).") from error
         old, self._engine = self._engine, engine
         self.not_ready = None

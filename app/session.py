@@ -195,7 +195,7 @@ def widths(widest: int) -> list[int]:
 
 
 def _check_contract(session: ort.InferenceSession, path: Path) -> None:
-    """Compares the graph's inputs and outputs with DESIGN's version 1."""
+    """Raises: ArtifactError: The graph has other inputs or outputs than canvases in and heads out."""
     inputs = {one.name: (one.type, len(one.shape)) for one in session.get_inputs()}
     outputs = {one.name: (one.type, len(one.shape)) for one in session.get_outputs()}
     ranks = zip(Heads._fields, (3, 3, 2), strict=True)

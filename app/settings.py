@@ -107,13 +107,13 @@ class Settings(BaseSettings):
     @field_validator("admin_key", mode="before")
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
-        return value or None
+        return (value.strip() if isinstance(value, str) else value) or None
 
     @field_validator("api_keys", "admin_key")
     @classmethod
     def _can_be_sent(cls, given: frozenset[str] | str | None) -> frozenset[str] | str | None:
         keys = {given} if isinstance(given, str) else given or ()
-        if any(len(key) < MIN_KEY_LENGTH or not key.isascii() for key in keys):
+        if any(len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()) for key in keys):
             raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters, of ASCII")
         return given
 

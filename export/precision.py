@@ -210,7 +210,8 @@ def _without_convolution_after(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _before_first_convolution(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """From the picture to the first convolution: bytes to normalised float, which must not be quantised once more."""
+    """What is worked out from the picture with no convolution between: bytes to normalised float, which must not be
+    quantised once more; and through its shape, on which theirs depend, what resizes and reshapes features."""
     reached = {INPUT}
     nodes = []
     for node in proto.graph.node:

@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
 
     async def ask() -> None:
         with pytest.raises(ClientGone):
-            await detect_each(Slow(), [b"a", b"b"], PARAMETERS, gone=leave)  # type: ignore[arg-type]
+            await detect_each(Slow(), [b"a", b"b"], lambda _: PARAMETERS, deadline=math.inf, gone=leave)  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         assert sorted(dropped) == [b"a", b"b"]  # here: the end of the loop would cancel them anyway
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from app.artifact import Resize, Size
 from app.canvas import fit, place, resized_size, unfit
-from tests.support import metadata, rectangle_picture
+from app.images import decode
+from tests.support import encoded, metadata, rectangle_picture
 
 SIDES = st.integers(1, 6000)
 
@@ -22,6 +23,22 @@ def test_every_picture_fits_its_canvas_and_touches_a_limit(height: int, width: i
     assert 1 <= resized.width <= canvas.width
     assert canvas in rule.canvases
     assert max(resized) == rule.resize.long
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_a_jpeg_that_is_decoded_smaller_lies_where_it_would(orientation: int) -> None:
+    """Neither side can be divided by 8: a part of a decoded pixel is left over."""
+    pixels = np.zeros((1529, 2041, 3), np.uint8)
+    pixels[:, 1020:] = 255
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_180)
+    rule = metadata()
+    smaller = decode(encoded(stored, "JPEG", exif=exif), 10**7, resized=lambda size: resized_size(size, rule.resize))
+    assert smaller.picture.width < 1000
+    edges = [160 - fit(picture, rule)[0][50, :160, 0].sum() / 255 for picture in (upright, smaller)]
+    assert abs(edges[0] - edges[1]) < 0.03
 
 
 @given(SIDES, SIDES)

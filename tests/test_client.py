@@ -4,8 +4,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -168,6 +169,22 @@ def test_a_page_in_the_place_of_an_answer_is_a_problem(text: str) -> None:
                 ask()
             assert (caught.value.code, caught.value.status) == ("unknown", 200)
             assert text in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (lambda client: client.draw(b"picture"), httpx.Response(200, text="<html>log in</html>")),
+        (lambda client: client.detect_batch([b"one"]), httpx.Response(200, json={"results": [{"problem": "no"}]})),
+    ],
+)
+def test_what_is_no_picture_or_no_answer_is_a_problem(asked: Callable[[Client], Any], answer: httpx.Response) -> None:
+    transport = httpx.MockTransport(lambda _: answer)
+    with (
+        Client("http://there", transport=transport) as client,
+        pytest.raises(ServiceProblem, match="not the service's"),
+    ):
+        asked(client)
 
 
 def test_a_redirect_is_named_with_its_target() -> None:

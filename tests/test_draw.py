@@ -61,6 +61,13 @@ def test_a_box_along_the_pictures_edges_has_all_its_sides() -> None:
     draw(Image.new("RGB", (90, 60)), [detection(90, 60, 90, 60)])
 
 
+def test_the_better_ones_are_on_top() -> None:
+    one, other = (detection(100, 100, 300, 300, class_id) for class_id in (0, 1))
+    for found in ([one, other], [other, one]):
+        drawn = np.asarray(draw(Image.new("RGB", (400, 400)), found))
+        assert tuple(drawn[200, 300].tolist()) == class_colour(found[0].class_id)
+
+
 def test_nothing_found_leaves_the_picture_as_it_is() -> None:
     picture = Image.new("RGB", (50, 50), "teal")
     assert draw(picture, []).tobytes() == picture.tobytes()

@@ -145,7 +145,7 @@ def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Pa
         await service.warm_up()
         parameters = evaluate.parameters_for(metadata)
         try:
-            return (await service.detect((tmp_path / "large.jpg").read_bytes(), parameters)).found
+            return (await service.detect((tmp_path / "large.jpg").read_bytes(), lambda _: parameters)).found
         finally:
             await asyncio.to_thread(service.close)
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from faster_coco_eval import COCO
 
+from app.detector import Detector
 from app.errors import StartError
 from app.files import Outputs, Progress, _drawings, detect_files, pictures_in
+from app.postprocess import Detections
 from app.schemas import DetectQuery
 from app.settings import Settings
 from tests.support import rectangle_picture
@@ -56,6 +58,34 @@ def test_coco_results_are_read_by_cocos_own_tools(model_file: Path, folder: Path
     box = json.loads(answers.read_text())[0]["detections"][0]["box"]
     assert rows[0]["bbox"] == [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]]
     assert len(COCO(str(path)).loadRes(str(out)).anns) == len(rows)
+
+
+def test_two_pictures_of_one_id_stop_before_any_work(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    same = tmp_path / "same"
+    same.mkdir()
+    name = sorted(folder.iterdir())[0].name
+    (same / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(StartError, match="same image id"):
+        run(model_file, folder, same, coco=tmp_path / "coco.json")
+    assert run(model_file, folder, same, json=tmp_path / "a.json") == 0
+
+
+def test_a_picture_that_the_model_fails_on_is_its_own_fault(
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, calls = Detector.finish, []
+
+    def fails_once(*arguments: Any) -> Detections:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise FloatingPointError("the model gave values that are not finite")
+        return finish(*arguments)
+
+    monkeypatch.setattr(Detector, "finish", fails_once)
+    assert run(model_file, folder, json=tmp_path / "a.json") == 1
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert ["problem" in result for result in results].count(True) == 1
+    assert len(results) == 3
 
 
 def test_without_annotations_ids_are_the_files_numbers_and_the_classes(

@@ -55,6 +55,18 @@ def test_a_foreign_model(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("arguments", [["settings"], ["detect", *["app/static/sample.jpg"] * 400]], ids=lambda a: a[0])
+def test_a_reader_that_has_enough_is_no_failure(model_file: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "app", *arguments]
+    settings = environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu")
+    with subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(60) == 0
+
+
 def test_a_bad_setting(model_file: Path) -> None:
     assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_PROVIDER="gpu"), "FCOS_PROVIDER has value 'gpu'")
 

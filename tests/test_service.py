@@ -653,7 +653,7 @@ def test_a_model_that_goes_wrong_says_so(
 def test_a_session_that_does_not_come_back_is_noticed(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine.MOST_BATCH_S", 0.0)
+    monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
 
     async def run() -> None:
         async with served(model_file, deadline_s=0.1) as service:

@@ -48,6 +48,18 @@ def test_an_empty_admin_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().admin_key is None
 
 
+def test_a_keys_blanks_are_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets come from files, which end in a line break."""
+    monkeypatch.setenv("FCOS_ADMIN_KEY", "secret-123\n")
+    monkeypatch.setenv("FCOS_API_KEYS", "secret-456 ,\nsecret-789\n")
+    settings = load_settings()
+    assert settings.admin_key == "secret-123"
+    assert settings.api_keys == {"secret-456", "secret-789"}
+    monkeypatch.setenv("FCOS_ADMIN_KEY", "secret\n-123")
+    with pytest.raises(SettingsError, match="FCOS_ADMIN_KEY"):
+        load_settings()
+
+
 def test_an_origin_has_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_CORS_ORIGINS", "https://shop.example/")
     with pytest.raises(SettingsError, match=r"FCOS_CORS_ORIGINS.*without a path"):

@@ -1,12 +1,35 @@
 """Who has how many cores, and which batches pay."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from app.providers import CPU, CUDA
 from app.session import OnnxRunner
-from app.sharing import best_batch
+from app.settings import Settings
+from app.sharing import best_batch, most_threads, session_count, session_threads
+
+
+@pytest.mark.parametrize(
+    ("settings", "sessions", "threads", "most"),
+    [
+        ({}, 4, 1, 4),
+        ({"threads": 3}, 4, 3, 1),
+        ({"sessions": 2}, 2, 2, 1),
+        ({"sessions": 8}, 8, 1, 1),
+        ({"sessions": 2, "threads": 1}, 2, 1, 1),
+    ],
+)
+def test_the_settings_share_out_four_cores(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], sessions: int, threads: int, most: int
+) -> None:
+    monkeypatch.setattr("app.sharing.core_count", lambda: 4)
+    given = Settings(model=model_file, **settings)
+    assert session_count(given, CPU) == sessions
+    assert session_count(given, CUDA) == 1
+    assert (session_threads(given), most_threads(given)) == (threads, most)
 
 
 @pytest.mark.parametrize(
