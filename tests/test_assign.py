@@ -4,6 +4,7 @@ import math
 import statistics
 from typing import get_args
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,15 +113,12 @@ def atss_by_hand(boxes: list[list[float]]) -> list[int]:
     return [g for _, g in best]
 
 
-def test_atss_is_the_papers_algorithm() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_atss_is_the_papers_algorithm(seed: int) -> None:
     # Off the grid, so that no two points are equally near.
-    boxes = [
-        [21.3, 33.1, 101.7, 90.9],
-        [140.2, 17.7, 301.1, 239.3],
-        [30.1, 40.7, 120.3, 211.9],
-        [200.3, 200.9, 217.1, 213.7],
-    ]
-    assert one(torch.tensor(boxes), "atss").tolist() == atss_by_hand(boxes)
+    corners = torch.rand(40, 2, 2, generator=torch.Generator().manual_seed(seed))
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1) * torch.tensor([CANVAS[1], CANVAS[0]] * 2)
+    assert one(boxes, "atss").tolist() == atss_by_hand(boxes.tolist())
 
 
 def test_atss_without_boxes_is_background() -> None:

@@ -240,6 +240,23 @@ def test_the_threshold_parts_the_right_from_the_wrong(tmp_path_factory: pytest.T
     assert wrong.scores[0] <= evaluation.score_threshold < right.scores[0]
 
 
+def test_of_two_detections_of_one_object_the_surer_is_right(tmp_path: Path) -> None:
+    document = document_of(tmp_path, 1, boxes=1)
+    unsure, sure = (truth_as_found(document, confidence) for confidence in (0.3, 0.8))
+    evaluation = score(Found.join([unsure, sure]), document, CLASSES)
+    assert evaluation.f1 == 1
+    assert 0.3 <= evaluation.score_threshold < 0.8
+
+
+@pytest.mark.parametrize(("iou", "right"), [(0.45, 0), (0.55, 1)])
+def test_a_box_counts_as_found_from_an_iou_of_one_half(tmp_path: Path, iou: float, right: int) -> None:
+    document = document_of(tmp_path, 1, boxes=1)
+    found = truth_as_found(document)
+    found.boxes[:, 2] = found.boxes[:, 0] + iou * (found.boxes[:, 2] - found.boxes[:, 0])
+    evaluation = score(found, document, CLASSES)
+    assert evaluation.f1 == evaluation.confusion.trace() == right
+
+
 def test_what_is_found_in_a_crowd_is_no_error(tmp_path: Path) -> None:
     document = document_of(tmp_path)
     found = truth_as_found(document)

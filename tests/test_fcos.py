@@ -77,6 +77,14 @@ def test_head_convolutions_start_small_and_without_bias() -> None:
     assert all(scale.item() == 1 for scale in head.scales)
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_convolutions_start_with_unit_gain(kernel: int) -> None:
+    head = tiny(head_kernel=kernel, channels=64).head
+    depthwise = [module for module in head.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    weights = torch.cat([module.weight.flatten() for module in depthwise])
+    assert weights.std().item() == pytest.approx(1 / kernel, rel=0.05)
+
+
 def test_a_negative_scale_never_gives_a_negative_distance() -> None:
     model = tiny().eval()
     with torch.no_grad():

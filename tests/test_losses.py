@@ -1,16 +1,19 @@
 """The losses at inputs whose value is known, and where there is nothing to learn."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from model.assign import assign
 from model.config import FCOSConfig
 from model.losses import Objective, centerness_target, fcos_losses, paired_iou
-from model.points import canvas_points, encode
+from model.points import canvas_points, encode, level_shapes
 
 CANVAS = (128, 160)
 POINTS, STRIDES = canvas_points(CANVAS, FCOSConfig(classes=("cat", "dog", "bird")))
@@ -150,6 +153,41 @@ def test_the_quality_of_a_box_gives_it_no_gradient() -> None:
     centerness.requires_grad_()
     iou_losses(class_logits, distances, centerness)["centerness"].backward()
     assert distances.grad is None or not distances.grad.any()
+
+
+@pytest.fixture(scope="module")
+def theirs() -> FCOS:
+    no_backbone: Any = nn.Identity()
+    no_backbone.out_channels = 32
+    return FCOS(no_backbone, num_classes=3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_losses_are_torchvisions(theirs: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    height, width = canvas = (256, 320)
+    points, strides = canvas_points(canvas, FCOSConfig.torchvision(("cat", "dog", "bird")))
+    corners = torch.rand(2, 6, 2, 2, generator=generator) * torch.tensor([width, height])
+    boxes = list(torch.cat((corners.amin(2), corners.amax(2)), 2))
+    labels = list(torch.randint(3, (2, 6), generator=generator))
+    class_logits, distances, centerness = (torch.randn(2, len(points), k, generator=generator) for k in (3, 4, 1))
+    distances = distances.exp()  # in strides
+
+    features = [torch.zeros(2, 32, *shape) for shape in level_shapes(canvas)]
+    anchors = theirs.anchor_generator(ImageList(torch.zeros(2, 3, *canvas), [canvas] * 2), features)
+    expected = theirs.compute_loss(
+        [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)],
+        {"cls_logits": class_logits, "bbox_regression": distances, "bbox_ctrness": centerness},
+        anchors,
+        [rows * columns for rows, columns in level_shapes(canvas)],
+    )
+    heads = (class_logits, distances * strides[:, None], centerness.squeeze(2))
+    ours = fcos_losses(*heads, points, strides, boxes, labels)
+    torch.testing.assert_close(ours["class"], expected["classification"])
+    torch.testing.assert_close(ours["centerness"], expected["bbox_ctrness"])
+    # Theirs lacks the paper's weights in the box loss; so does ours with IoU as quality.
+    unweighted = fcos_losses(*heads, points, strides, boxes, labels, Objective(quality="iou"))
+    torch.testing.assert_close(unweighted["box"], expected["bbox_regression"])
 
 
 def test_with_iou_as_quality_every_positive_point_counts_the_same() -> None:

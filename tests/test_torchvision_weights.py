@@ -15,6 +15,7 @@ from app.detector import Detector
 from app.postprocess import Detections
 from benchmarks.torchvision_parity import CATEGORIES, PARAMETERS, USED, lively_model, matched
 from export.__main__ import main
+from model.checkpoint import Checkpoint
 from model.config import InputConfig
 from model.evaluate import torch_runner
 from model.torchvision_weights import from_state_dict, rename, torchvision_canvases
@@ -36,8 +37,13 @@ def theirs() -> torch.nn.Module:
     return model
 
 
-def test_torchvisions_detections_are_ours(theirs: torch.nn.Module) -> None:
-    checkpoint = dataclasses.replace(from_state_dict(theirs.state_dict(), "random"), input_config=SMALL)
+@pytest.fixture(scope="module")
+def checkpoint(theirs: torch.nn.Module) -> Checkpoint:
+    return from_state_dict(theirs.state_dict(), "random")
+
+
+def test_torchvisions_detections_are_ours(theirs: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    checkpoint = dataclasses.replace(checkpoint, input_config=SMALL)
     metadata = checkpoint.metadata("coco")
     detector = Detector(metadata, torch_runner(checkpoint.model(), torch.device("cpu")))
     # The crop has another shape, so it lies on a canvas with padding.
@@ -56,8 +62,19 @@ def test_torchvisions_detections_are_ours(theirs: torch.nn.Module) -> None:
         assert found == count
 
 
-def test_the_classes_are_cocos_eighty(theirs: torch.nn.Module) -> None:
-    checkpoint = from_state_dict(theirs.state_dict(), "random")
+@torch.inference_mode()
+def test_torchvisions_heads_are_ours_at_every_point(theirs: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    ours = checkpoint.model()
+    x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    class_logits, distances, centerness = ours.head(ours.fpn(ours.backbone(x)))
+    _, strides = ours.points_of(x)
+    expected = theirs.head(list(theirs.backbone(x).values()))
+    torch.testing.assert_close(class_logits, expected["cls_logits"][..., USED], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(distances / strides[:, None], expected["bbox_regression"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(centerness[..., None], expected["bbox_ctrness"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_classes_are_cocos_eighty(theirs: torch.nn.Module, checkpoint: Checkpoint) -> None:
     assert len(checkpoint.config.classes) == 80
     assert checkpoint.config.classes[:3] == ("person", "bicycle", "car")
     assert checkpoint.config.classes[-1] == "toothbrush"
@@ -65,8 +82,8 @@ def test_the_classes_are_cocos_eighty(theirs: torch.nn.Module) -> None:
     torch.testing.assert_close(checkpoint.weights["head.class_logits.bias"], bias[USED])
 
 
-def test_the_metadata_says_torchvisions_rules(theirs: torch.nn.Module) -> None:
-    metadata = from_state_dict(theirs.state_dict(), "random").metadata("coco")
+def test_the_metadata_says_torchvisions_rules(checkpoint: Checkpoint) -> None:
+    metadata = checkpoint.metadata("coco")
     assert (metadata.resize.short, metadata.resize.long) == (800, 1333)
     assert (metadata.points.offset, metadata.points.step) == (0, "canvas")
     assert (metadata.defaults.score_threshold, metadata.defaults.iou_threshold) == (0.2, 0.6)
