@@ -562,6 +562,19 @@ def test_a_plain_draw_is_only_mirrored_and_a_zoom_reaches_its_picture(toy: tuple
     np.testing.assert_allclose(plans[Draw(index, canvas, 0.5, True, 1)].boxes, plain.boxes / 2, atol=1.5)
 
 
+def test_mosaics_blends_and_flips_come_as_often_as_said_and_with_any_picture(toy: tuple[Path, Path]) -> None:
+    plans = Plans(read_annotations(*toy), metadata(), Augmentation(flip=0.2, mosaic=0.4, mixup=0.7))
+    found = [plans[Draw(0, CANVASES[2], 1.0, False, seed)] for seed in range(1000)]
+    flipped = [plan.layouts[0].flipped for plan in found]
+    mosaics = [len(plan.layouts[0].layers) == 4 for plan in found]
+    blended = [len(plan.layouts) == 2 for plan in found]
+    assert np.mean([flipped, mosaics, blended], axis=1) == pytest.approx([0.2, 0.4, 0.7], abs=0.05)
+    beside = [layer.picture for plan in found for layer in plan.layouts[0].layers[1:]]
+    under = [plan.layouts[1].layers[0].picture for plan in found if len(plan.layouts) == 2]
+    for others in (beside, under):
+        assert np.bincount(others) / len(others) == pytest.approx([1 / 7] * 7, abs=0.05)
+
+
 def test_more_pixels_than_pillow_reads_are_a_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (400, 400)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70_000)  # it warns of more, and refuses twice as much
