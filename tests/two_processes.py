@@ -1,10 +1,12 @@
-"""The gradient of one batch: whole, in parts, or shared out: `torchrun tests/two_processes.py DATA OUT`.
+"""One batch, whole, in parts, or shared out: `torchrun tests/two_processes.py DATA OUT`.
 
-DATA: the folder of toy data. OUT: where the first process saves the losses and gradients.
+DATA: the folder of toy data. OUT: where the first process saves the losses and gradients, and of every process
+BatchNorm's statistics and what it draws.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import metadata_of
-from model.data import CanvasBatches, Plans, TrainingPictures, canvas_indices, collate
+from model.data import Batch, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate
 from model.distributed import Processes, started
 from model.fcos import FCOS
 from model.learner import Learner
@@ -21,9 +23,11 @@ from model.optim import train_mode
 from tests.toy import read_annotations, settings
 
 
-def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
-    """The losses, and the gradient of every parameter, after a batch of eight pictures."""
-    options = settings(data, Path("nowhere"), batch_size=8, backbone_norm="frozen", accumulate=accumulate)
+def prepared(
+    data: tuple[Path, Path], processes: Processes, accumulate: int = 1, **changes: Any
+) -> tuple[Learner, list[Batch]]:
+    """A learner, and its process's share of a batch of eight pictures, in parts."""
+    options = settings(data, Path("nowhere"), batch_size=8, accumulate=accumulate, **changes)
     annotations = read_annotations(*data)
     config, input_config = options.network(annotations.classes, None)
     metadata = metadata_of(config, input_config)
@@ -39,19 +43,37 @@ def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1
     torch.manual_seed(0)
     model = FCOS(config, input_config)
     learner = Learner(model, options, processes, 1)
-    train_mode(model, options)
     draws = list(next(iter(batches)))
     size = len(draws) // accumulate
     parts = [collate([pictures[draw] for draw in draws[first : first + size]]) for first in range(0, len(draws), size)]
+    return learner, parts
+
+
+def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
+    """The losses, and the gradient of every parameter, after a batch."""
+    learner, parts = prepared(data, processes, accumulate, backbone_norm="frozen")
+    train_mode(learner.model, learner.settings)
     losses = learner.backward(parts)
     found = {f"loss.{key}": value for key, value in losses.items()}
-    return found | {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    return found | {key: p.grad.clone() for key, p in learner.model.named_parameters() if p.grad is not None}
+
+
+def statistics(learner: Learner) -> Tensor:
+    """What BatchNorm's averaged statistics are."""
+    return torch.cat([value.flatten() for key, value in learner.averaged_weights().items() if "running" in key])
 
 
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     with started("cpu") as processes:
-        found = gradients((folder / "boxes.json", folder / "pictures"), processes, accumulate=2)
+        data = (folder / "boxes.json", folder / "pictures")
+        found: dict[str, Any] = {"gradients": gradients(data, processes, accumulate=2)}
+        learner, parts = prepared(data, processes, norm="bn")
+        learner.step(parts, 0)
+        found["drawn"] = processes.gather(torch.rand(8))
+        own = statistics(learner)
+        learner.averaged()
+        found["statistics"] = processes.gather((own, statistics(learner)))
         if processes.first:
             torch.save(found, out)
 
