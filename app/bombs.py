@@ -22,7 +22,8 @@ MOST_VALUES = 200_000  # of one of a TIFF's tags, which is read as a whole; a ta
 JPEGS = frozenset(("JPEG", "MPO"))  # an MPO is a JPEG with further ones behind it
 # A progressive JPEG has about ten scans. One costs a sender some bytes, and its reader a pass over all pixels.
 MOST_SCANS = 100
-MOST_SCANNED_PIXELS = 2 * 10**9  # in all scans together
+MOST_SCANNED_PIXELS = 10**9  # in all scans together, where there are more than
+USUAL_SCANS = 20
 MOST_MARKERS = 10_000
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # 00 and the restarts D0 to D7 stand among a scan's pixels
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -98,7 +99,8 @@ def _require_few_scans(jpeg: bytes, size: Size) -> None:
         if marker == _END_OF_IMAGE:
             return
         scans += marker == _START_OF_SCAN
-        if scans > MOST_SCANS or scans * size.height * size.width > MOST_SCANNED_PIXELS:
+        long = scans > USUAL_SCANS and scans * size.height * size.width > MOST_SCANNED_PIXELS
+        if scans > MOST_SCANS or long:
             raise _too_many("scans")
         position = found.end()
         if marker in _WITH_LENGTH:  # what follows is skipped by libjpeg too, whatever it looks like
