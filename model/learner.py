@@ -12,6 +12,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.config import InputConfig
 from model.data import Batch
 from model.distributed import Processes
 from model.fcos import FCOS
@@ -42,6 +43,7 @@ class Learner:
         # The window grows with the run, to about a tenth of it: runs are too short for a constant one.
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75)
         if settings.compile:
+            _allow_shapes(settings, model.input_config)
             model.compile(dynamic=False)
         self._objective = Objective(quality=settings.quality, assignment=settings.assignment)
         self._losses: nn.Module = _Losses(model, self._objective)
@@ -151,5 +153,18 @@ class _Losses(nn.Module):
 def _precision(settings: Settings, device: torch.device) -> torch.dtype | None:
     """What the convolutions are computed in; None for float32."""
     if settings.amp == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        # Where it is emulated, as before Ampere, nothing is gained by it.
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[settings.amp]
+
+
+def _allow_shapes(settings: Settings, input_config: InputConfig) -> None:
+    """Let torch compile every shape there is; what is beyond its limit, usually 8, it runs uncompiled, silently.
+
+    Leftovers of several canvases share one, whose sides are each a side of one of them.
+    """
+    heights, widths = (set(sides) for sides in zip(*input_config.canvases, strict=True))
+    shapes = len(heights) * len(widths) * len({*settings.zooms, 1.0})  # plain epochs are at zoom 1
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, shapes)

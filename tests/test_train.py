@@ -29,7 +29,7 @@ from model.checkpoint import Checkpoint
 from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_checked, repeat_factors
 from model.fcos import FCOS
 from model.layout import NO_AUGMENTATION, Augmentation
-from model.learner import Learner
+from model.learner import Learner, _precision
 from model.losses import Objective
 from model.optim import lr_factor, make_optimizer
 from model.settings import Settings
@@ -399,6 +399,33 @@ def test_batches_without_a_single_box_train(data: Data, tmp_path: Path, quality:
         assert all(map(math.isfinite, values.values())) and values["box_loss"] == 0
     after = dict(learner.model.named_parameters())
     assert not after["head.class_logits.bias"].equal(before["head.class_logits.bias"])
+
+
+def test_a_gpu_that_only_emulates_half_precision_is_left_in_full(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert _precision(settings(data, tmp_path), torch.device("cuda")) is None
+
+
+def test_every_shape_that_a_run_has_is_compiled(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = settings(data, tmp_path, compile=True, size=128, zooms=(0.5,))
+    model = FCOS(*options.network(tuple(IDS), None))
+    graphs: list[Any] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(
+        FCOS, "compile", lambda model, dynamic: nn.Module.compile(model, backend=count, dynamic=dynamic)
+    )
+    canvases = (*model.input_config.canvases, (64, 64))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        Learner(model, options, ALONE, 1)
+        for canvas in canvases:
+            model(torch.zeros(2, 3, *canvas, dtype=torch.uint8))
+    assert len(graphs) == len(canvases) == 4
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
