@@ -105,7 +105,8 @@ class Settings:
     evaluate_every: int = 1
     """Epochs between evaluations on val; the last epoch is always evaluated."""
     save_every: int = 500
-    """Iterations between saves inside an epoch; every epoch, and a signal to stop, saves anyway."""
+    """Iterations between saves inside an epoch. An evaluation and a signal to stop save anyway, and so does an epoch's
+    end where the last save is more than 30 seconds ago."""
     seed: int = 0
     workers: int = 4
     """Processes that prepare pictures, for each process that trains; no more than there are cores."""

@@ -26,6 +26,7 @@ import contextlib
 import hashlib
 import platform
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ STATISTICS_BATCHES = 12
 """From which the statistics of a start are measured."""
 BOARD_EVERY = 20
 """Iterations between TensorBoard's points inside an epoch."""
+SAVE_AFTER_S = 30.0
+"""Since the last save, after which an epoch's end saves: beside an epoch of seconds, a save is no small thing."""
 
 
 def train(settings: Settings, processes: Processes, console: Console) -> bool:
@@ -132,8 +135,10 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         learner.restore(stopped.resume, stopped.weights)
         position |= {key: stopped.resume[key] for key in position}
     run = {"options": settings.of_the_result(), "data": fingerprint(annotations)}
+    saved_at = time.monotonic()
 
     def save(name: str, evaluation: Evaluation | None = None, resumable: bool = True) -> None:
+        nonlocal saved_at
         if not processes.first:
             return
         checkpoint = Checkpoint(
@@ -147,6 +152,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
             resume=position | run | learner.state() if resumable else None,
         )
         checkpoints.save(folder / name, checkpoint)
+        saved_at = time.monotonic()
 
     log = None
     with contextlib.ExitStack() as stack:
@@ -208,8 +214,10 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
             if log is not None:
                 log.epoch(epoch + 1, (epoch + 1) * length, row, evaluation.per_class if evaluation else {})
             position |= {"epoch": epoch + 1, "done": 0, "sums": {}}
-            save("last.pt", evaluation, resumable=epoch + 1 < settings.epochs)
-            if epoch + 1 < settings.epochs and stop.requested():
+            stopping = epoch + 1 < settings.epochs and stop.requested()
+            if evaluation is not None or stopping or time.monotonic() - saved_at > SAVE_AFTER_S:
+                save("last.pt", evaluation, resumable=epoch + 1 < settings.epochs)
+            if stopping:
                 return False
 
         if processes.first:

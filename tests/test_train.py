@@ -117,6 +117,43 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one(
     assert rows(tmp_path / "run") == rows(uninterrupted)
 
 
+def test_an_epochs_end_saves_where_the_last_save_is_some_time_ago(
+    data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(data, tmp_path / "run", evaluate_every=3, **EVERYTHING)
+    step = Learner.step
+
+    def die_in_the_second_epoch(learner: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        if iteration == 3:
+            raise KeyboardInterrupt
+        return step(learner, parts, iteration)
+
+    for seconds, saved in ((math.inf, False), (0.0, True)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(script, "SAVE_AFTER_S", seconds)
+            patch.setattr(Learner, "step", die_in_the_second_epoch)
+            train(options, ALONE, QUIET)
+        assert (tmp_path / "run" / "last.pt").exists() == saved
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    one, other = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", uninterrupted))
+    assert difference(one, other) == 0
+
+
+def test_a_run_stopped_at_an_epochs_end_is_saved_and_resumed(
+    data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(data, tmp_path / "run", evaluate_every=3, **EVERYTHING)
+    answers = iter([False, False, True])  # after each of the two iterations, and after the epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", lambda _: next(answers))
+        assert not train(options, ALONE, QUIET)
+    stopped = checkpoints.load(tmp_path / "run" / "last.pt")
+    assert stopped.resume is not None and (stopped.resume["epoch"], stopped.resume["done"]) == (1, 0)
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    one, other = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", uninterrupted))
+    assert difference(one, other) == 0
+
+
 def test_a_fine_tuned_run_is_resumed_by_its_own_command(
     data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
