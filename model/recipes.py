@@ -6,7 +6,7 @@
 
 A recipe is the preset `everyday` and what it changes of it. Each learns from nine tenths of train, the same for all,
 and is scored on the tenth; val is not looked at, so that nothing is chosen by it. `recipes.json` in the output gets a
-row as each recipe ends: what is cut off at the limit has a row, too, and its run can be resumed.
+row as each recipe ends: what is cut off at the limit has a row, too, and its run can be resumed; what failed says why.
 
 --final trains on all of train with the preset's own number of epochs, scores once on val, and leaves `final.pt`, whose
 convolutions are fp16: `python -m export` takes it as any other checkpoint.
@@ -36,7 +36,7 @@ from model.files import write_json
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.settings import Settings
-from model.train import train
+from model.train import MENDABLE, in_words, train
 
 EVERYDAY = PRESETS["everyday"]
 AUGMENTATION: Augmentation = EVERYDAY["augmentation"]
@@ -59,6 +59,8 @@ HELD_OUT = 0.1
 """Of train's pictures, to score on."""
 SAVING_S = 20.0
 """What a run that is told to stop may take to save itself."""
+REFUSED = 2
+"""Exit code of a run that has said why it failed."""
 
 
 def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
@@ -101,6 +103,8 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
         process.join(SAVING_S)
         process.kill()
     row: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - began, 1), "run": settings.output.name}
+    if state == "failed":
+        row["why"] = _last_words(_log(settings)) if process.exitcode == REFUSED else f"exit code {process.exitcode}"
     lines = _lines(settings.output / "metrics.csv")
     if lines:
         row["epochs"] = int(lines[-1]["epoch"])
@@ -117,10 +121,19 @@ def _train(settings: Settings) -> None:
     with settings.output.with_suffix(".log").open("a") as log, started(settings.device) as processes:
         console = plain_console(log)
         try:
-            train(settings, processes, console)
-        except ValueError as error:
-            console.print(f"train: {error}")
-            sys.exit(2)
+            with started(settings.device) as processes:
+                train(settings, processes, console)
+        except MENDABLE as error:
+            console.print(in_words(error))
+            sys.exit(REFUSED)
+
+
+def _log(settings: Settings) -> Path:
+    return settings.output.with_suffix(".log")
+
+
+def _last_words(log: Path) -> str:
+    return f"\n{log.read_text()}".rpartition("\ntrain: ")[2].strip()
 
 
 def _begun(folder: Path) -> bool:
@@ -134,8 +147,8 @@ def _lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def compare(options: argparse.Namespace, until: float, console: Console) -> None:
-    """Run the recipes; a row each in `recipes.json`."""
+def compare(options: argparse.Namespace, until: float, console: Console) -> list[dict[str, Any]]:
+    """Run the recipes. Returns: A row each, as in `recipes.json`."""
     paths = split(options.data, options.output / "split", console)
     rows: list[dict[str, Any]] = []
 
@@ -153,20 +166,22 @@ def compare(options: argparse.Namespace, until: float, console: Console) -> None
                 rows.append(row)
                 write_json(options.output / "recipes.json", rows)
                 console.print("  ".join(f"{key} {value}" for key, value in row.items()))
+    return rows
 
 
-def finish(options: argparse.Namespace, until: float, console: Console) -> None:
-    """Train a recipe on all of train, and write its weights small."""
+def finish(options: argparse.Namespace, until: float, console: Console) -> list[dict[str, Any]]:
+    """Train a recipe on all of train, and write its weights small, if it has not failed. Returns: Its row."""
     folder = options.output / f"final-{options.final}"
     paths = data_folder(options.data)
     settings = settings_of(options.final, options.epochs, **paths, output=folder, resume=_begun(folder), **options.more)
     row = run(settings, until)
     console.print("  ".join(f"{key} {value}" for key, value in row.items()))
     last = folder / ("best.pt" if row["state"] == "finished" else "last.pt")
-    if last.exists():
+    if row["state"] != "failed" and last.exists():
         checkpoint = checkpoints.load(last)
         checkpoints.save(options.output / "final.pt", checkpoint.small())
         write_json(options.output / "final.json", row | {"metrics": checkpoint.metrics})
+    return [row]
 
 
 def main() -> int:
@@ -183,13 +198,13 @@ def main() -> int:
     console = plain_console()
     until = time.monotonic() + options.minutes * 60 - SAVING_S
     try:
-        (finish if options.final else compare)(options, until, console)
+        rows = (finish if options.final else compare)(options, until, console)
     except (ValueError, TypeError, OSError) as error:
         print(f"recipes: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return int(any(row["state"] == "failed" for row in rows))
 
 
 if __name__ == "__main__":

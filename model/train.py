@@ -65,6 +65,8 @@ BOARD_EVERY = 20
 """Iterations between TensorBoard's points inside an epoch."""
 SAVE_AFTER_S = 30.0
 """Since the last save, after which an epoch's end saves: beside an epoch of seconds, a save is no small thing."""
+MENDABLE = (ValueError, OSError, torch.OutOfMemoryError)
+"""What ends a run where the user can do something about it."""
 
 
 def train(settings: Settings, processes: Processes, console: Console) -> bool:
@@ -355,6 +357,13 @@ def describe(settings: Settings, annotations: Annotations, epochs: float, origin
     }
 
 
+def in_words(error: Exception) -> str:
+    """What a run says last that one of `MENDABLE` ends."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "train: the device's memory is full: --accumulate 2, or more, takes a batch in parts"
+    return f"train: {error}"
+
+
 def main() -> int:
     console = plain_console()
     try:
@@ -365,11 +374,8 @@ def main() -> int:
             if not train(settings, processes, console):
                 print("train: stopped and saved; --resume goes on from there", file=sys.stderr)
                 return 130
-    except (ValueError, OSError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print("train: the device's memory is full: --accumulate 2, or more, takes a batch in parts", file=sys.stderr)
+    except MENDABLE as error:
+        print(in_words(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train: stopped; --resume goes on from the last save, if there was one", file=sys.stderr)

@@ -4,17 +4,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from model import recipes
 from model.checkpoint import load
 from model.layout import Augmentation
-from model.presets import PRESETS, read_options
+from model.presets import PRESETS, data_folder, read_options
 from model.recipes import RECIPES, settings_of, split
 from model.settings import Settings
-from tests.toy import QUIET, read_annotations, write_folder
+from model.stopping import Stop
+from model.train import train
+from tests.toy import ALONE, QUIET, read_annotations, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -108,9 +113,13 @@ def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(fol
     assert learnt.classes == scored.classes == whole.classes
 
 
-def command(folder: Path, output: Path, *more: str) -> None:
+def command(folder: Path, output: Path, *more: str, code: int = 0, **changes: Any) -> str:
     words = [sys.executable, "-m", "model.recipes", "--data", str(folder), "--output", str(output), *more]
-    subprocess.run([*words, "--more", json.dumps(TINY)], check=True, cwd=ROOT, timeout=600)
+    done = subprocess.run(
+        [*words, "--more", json.dumps(TINY | changes)], capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
 
 
 def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp_path: Path) -> None:
@@ -126,6 +135,54 @@ def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp
     assert (tmp_path / "final.pt").stat().st_size < 0.7 * (tmp_path / "final-base" / "best.pt").stat().st_size
     for key, value in small.model().state_dict().items():
         assert (value - large.weights[key]).abs().max() <= 1e-3 * large.weights[key].abs().max()
+
+
+def test_a_run_that_fails_says_why_and_so_does_the_command(folder: Path, tmp_path: Path) -> None:
+    why = "18 training pictures do not fill one batch of 64: lower --batch-size"
+    said = command(folder, tmp_path, "--only", "base", code=1, batch_size=64)
+    rows = json.loads((tmp_path / "recipes.json").read_text())
+    assert [(row["state"], row["why"]) for row in rows] == [("failed", why)]
+    assert why in said
+
+
+def test_a_run_that_fails_leaves_no_final_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stop, "requested", lambda _: True)
+    assert not train(settings_of("base", **data_folder(folder), output=tmp_path / "final-base", **TINY), ALONE, QUIET)
+    assert (tmp_path / "final-base" / "last.pt").exists()
+    assert "--lr was 0.0005, is 0.5" in command(folder, tmp_path, "--final", "base", code=1, lr=0.5)
+    assert not list(tmp_path.glob("final.*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("annotations are wrong:\n  here"), "annotations are wrong:\n  here"),
+        (OSError("no space left"), "no space left"),
+        (torch.OutOfMemoryError("CUDA"), "the device's memory is full: --accumulate 2, or more"),
+    ],
+)
+def test_the_last_words_of_a_run_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def fail(*_: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(recipes, "train", fail)
+    (tmp_path / "run.log").write_text("epoch 1\ntrain: what an earlier one said\n")
+    paths = dict.fromkeys(("train_annotations", "train_images", "val_annotations", "val_images"), tmp_path)
+    with pytest.raises(SystemExit) as exit_of:
+        recipes._train(settings_of("base", 9, **paths, output=tmp_path / "run", **TINY))
+    assert exit_of.value.code == recipes.REFUSED
+    assert recipes._last_words(tmp_path / "run.log").startswith(says)
+
+
+def test_a_run_that_dies_without_a_word_has_its_exit_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "_train", len)  # of settings, which have none
+    options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
+    row = recipes.run(options, until=time.monotonic() + 60)
+    assert (row["state"], row["why"]) == ("failed", "exit code 1")
 
 
 def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
