@@ -16,7 +16,7 @@ from app.schemas import Box, Detection
 from model.data import Batch, open_picture
 from model.files import replaced
 from model.formats import Document
-from model.scoring import Evaluation, Found
+from model.scoring import RECALLS, Evaluation, Found
 
 TILES = 16
 TILE_PX = 416
@@ -79,7 +79,7 @@ def _precision_recall(evaluation: Evaluation) -> Figure:
         if (curve >= 0).any():
             ap50 = evaluation.per_class[name]["AP50"]
             style = ("-", "--", ":")[position // 10 % 3]
-            axes.plot(evaluation.recalls, curve, style, color=f"C{position % 10}", label=f"{_literal(name)} {ap50:.2f}")
+            axes.plot(RECALLS, curve, style, color=f"C{position % 10}", label=f"{_literal(name)} {ap50:.2f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.set_title(f"IoU 0.5; AP50 {evaluation.metrics['AP50']:.3f}")
     if axes.lines and len(evaluation.curves) <= 40:

@@ -22,6 +22,8 @@ THRESHOLDS = np.arange(5, 96) / 100
 """Score thresholds of which the one of best F1 is chosen."""
 MATCH_IOU = 0.5
 """From which a box counts as found, for F1 and for the confusion matrix."""
+RECALLS = np.linspace(0, 1, 101)
+"""At which COCO takes the precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,9 @@ class Evaluation:
     metrics: dict[str, float]
     """COCO's 12 numbers, 0..1; -1 where there is no ground truth of that size."""
     per_class: dict[str, dict[str, float]]
-    """AP and AP50 of each class that both the model and the document have."""
-    recalls: NDArray[np.float64]  # [101]
-    curves: dict[
-        str, NDArray[np.float64]
-    ]  # per class: [101] precision at IoU 0.5 at these recalls; -1: no ground truth
+    """AP and AP50 of each class that both the model and the document have; -1 where there is no ground truth of it."""
+    curves: dict[str, NDArray[np.float64]]
+    """Per class [101]: precision at IoU 0.5 at `RECALLS`; -1 where there is no ground truth of it."""
     score_threshold: float
     """Of best F1 over all boxes."""
     f1: float
@@ -98,11 +98,10 @@ def score(found: Found, document: Document, classes: Sequence[str]) -> Evaluatio
     truth = _truth(document, {category_of[name]: position for position, name in enumerate(common)})
 
     threshold, f1 = _best_threshold(found, truth)
-    metrics, per_class, recalls, curves = _coco(found, document, [category_of[name] for name in common], common)
+    metrics, per_class, curves = _coco(found, document, [category_of[name] for name in common], common)
     return Evaluation(
         metrics=metrics,
         per_class=per_class,
-        recalls=recalls,
         curves=curves,
         score_threshold=threshold,
         f1=f1,
@@ -116,12 +115,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _coco(
     found: Found, document: Document, categories: list[int], names: list[str]
-) -> tuple[dict[str, float], dict[str, dict[str, float]], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    recalls = np.linspace(0, 1, 101)
-    if len(found) == 0:
-        nothing = np.zeros(101)
-        per_class = {name: {"AP": 0.0, "AP50": 0.0} for name in names}
-        return dict.fromkeys(METRICS, 0.0), per_class, recalls, dict.fromkeys(names, nothing)
+) -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, NDArray[np.float64]]]:
     image_ids = [image["id"] for image in document["images"]]
     xywh = found.boxes.copy()
     xywh[:, 2:] -= xywh[:, :2]
@@ -130,9 +124,11 @@ def _coco(
         {"image_id": image_ids[picture], "category_id": categories[label], "bbox": box, "score": value}
         for picture, box, value, label in rows
     ]
+    # No detections at all are refused; one beside its picture stands for them.
+    beside = {"image_id": image_ids[0], "category_id": categories[0], "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(document, use_deepcopy=True)
-        coco = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox")
+        coco = COCOeval_faster(truth, truth.loadRes(results or [beside]), iouType="bbox")
         coco.params.catIds = categories
         coco.evaluate()
         coco.accumulate()
@@ -144,7 +140,7 @@ def _coco(
         name: precision[:, :, order.index(category), 0, -1] for name, category in zip(names, categories, strict=True)
     }
     per_class = {name: {"AP": _mean(curve), "AP50": _mean(curve[0])} for name, curve in curves.items()}
-    return metrics, per_class, recalls, {name: curve[0] for name, curve in curves.items()}
+    return metrics, per_class, {name: curve[0] for name, curve in curves.items()}
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

@@ -205,6 +205,18 @@ def test_nothing_found_is_zero(tmp_path: Path) -> None:
     assert evaluation.confusion[:, -1].sum() == len(document["annotations"])
 
 
+def test_nothing_found_has_no_number_where_nothing_was_to_be_found(tmp_path: Path) -> None:
+    document = document_of(tmp_path)  # with boxes of medium size only
+    document["annotations"] = [one for one in document["annotations"] if one["category_id"] != IDS["green"]]
+    nothing = score(Found.join([]), document, CLASSES)
+    far = np.array([[900, 900, 950, 950]], np.float32)
+    wrong = score(Found(np.zeros(1, np.int64), far, np.ones(1, np.float32), np.zeros(1, np.int64)), document, CLASSES)
+    assert nothing.metrics == wrong.metrics and nothing.per_class == wrong.per_class
+    assert {key for key, value in nothing.metrics.items() if value == -1} == {"APs", "APl", "ARs", "ARl"}
+    assert nothing.per_class["green"] == {"AP": -1, "AP50": -1} and nothing.per_class["red"] == {"AP": 0, "AP50": 0}
+    assert (nothing.curves["green"] == -1).all() and (nothing.curves["red"] == 0).all()
+
+
 def test_the_order_of_the_models_classes_does_not_matter(tmp_path: Path) -> None:
     document = document_of(tmp_path)
     found = truth_as_found(document)

@@ -17,7 +17,6 @@ def test_results_are_drawn_of_any_class(tmp_path: Path, precision: float) -> Non
     evaluation = Evaluation(
         metrics=dict.fromkeys(METRICS, precision),
         per_class={name: {"AP": precision, "AP50": precision} for name in CLASSES},
-        recalls=np.linspace(0, 1, 101),
         curves={name: np.full(101, precision) for name in CLASSES},
         score_threshold=0.5,
         f1=0.5,
