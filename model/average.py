@@ -27,6 +27,7 @@ from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.console import plain_console
 from model.data import Annotations, plain_batches, read_usable
+from model.distributed import choose_device
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
 from model.files import require_folder
@@ -54,10 +55,11 @@ def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
 
 
 def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
-    """What the mean says of its training: each part's, and once what all go back to."""
-    before = parts[0].training.get("before")
+    """What the mean says of its training: each part's, once what all go back to, and the name, if it is that of all."""
+    before, names = parts[0].training.get("before"), {part.training.get("name") for part in parts}
     own = [{key: value for key, value in part.training.items() if key != "before"} for part in parts]
-    return {"mean_of": own} | ({"before": before} if before else {})
+    name = names.pop() if len(names) == 1 else None
+    return {**({"name": name} if name else {}), "mean_of": own, **({"before": before} if before else {})}
 
 
 def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: Annotations, images: Path) -> None:
@@ -78,7 +80,7 @@ def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: An
         module.train()
     with torch.no_grad():
         for batch in islice(plain_batches(annotations, images, metadata, BATCH), STATISTICS_BATCHES):
-            model(batch.images.contiguous(memory_format=torch.channels_last))
+            model(batch.images.to(model.mean.device, memory_format=torch.channels_last))
     model.eval()
 
 
@@ -100,13 +102,14 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
         for part in ("train", "val")
     )
 
-    model = checkpoint.model().to(memory_format=torch.channels_last)
+    device = choose_device("auto")
+    model = checkpoint.model().to(device).to(memory_format=torch.channels_last)
     measure_statistics(model, parts, Annotations.from_document(document), paths["train_images"])
-    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = {key: value.cpu() for key, value in model.state_dict().items()}
     checkpoint = dataclasses.replace(checkpoint, weights=weights)
     if small:
         checkpoint = checkpoint.small()
-    runner = torch_runner(checkpoint.model().to(memory_format=torch.channels_last), torch.device("cpu"))
+    runner = torch_runner(checkpoint.model().to(device).to(memory_format=torch.channels_last), device)
     evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths["val_images"], console)
     scored = dataclasses.replace(checkpoint, metrics=evaluation.metrics, score_threshold=evaluation.score_threshold)
     checkpoints.save(output, scored)

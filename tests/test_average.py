@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model import average as script
 from model import checkpoint as checkpoints
-from model.average import average, mean_weights
+from model.average import average, mean_weights, training_of
 from model.checkpoint import Checkpoint
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
 from model.evaluate import evaluate, torch_runner
@@ -77,6 +77,14 @@ def test_statistics_in_which_the_runs_agree_are_left_alone(data: Path, runs: lis
     kept = [key for key in mean.weights if key.startswith("backbone.") and "running_" in key]
     assert kept
     assert all(mean.weights[key].equal(first.weights[key]) for key in kept)
+
+
+def test_the_mean_has_the_name_that_all_have(runs: list[Path]) -> None:
+    one = checkpoints.load(runs[0])
+    named, other = (dataclasses.replace(one, training=one.training | {"name": name}) for name in ("cats", "dogs"))
+    assert training_of([named, named])["name"] == "cats"
+    for parts in ([one, one], [named, one], [named, other]):
+        assert "name" not in training_of(parts)
 
 
 def test_the_mean_of_one_run_is_that_run(data: Path, runs: list[Path], tmp_path: Path) -> None:
