@@ -33,7 +33,7 @@ ADVICE = {
     "box outside": "COCO's bbox is [x, y, width, height], not [x1, y1, x2, y2]; with VOC and YOLO, see that the box "
     "belongs to this picture, upright",
     "duplicate box": "nothing to do: one of them is kept",
-    "box under 1 px": "nothing to do, but it is not learnt",
+    "box under 1 px": "nothing to do, but it is not learnt where it stays under 1 px on the canvas",
     "fractions": "a bbox is in pixels of the upright picture, not in fractions of it",
     "class without boxes": "nothing to do, but the class will not be learnt",
     "unknown class": "train and val need the same class names",

@@ -24,7 +24,7 @@ from model.settings import Settings
 EVERYDAY: dict[str, Any] = {
     "name": "fcos-everyday",
     "backbone": "tf_efficientnet_lite2",
-    "size": 512,  # which makes 4:3 canvases of 512 x 384: nothing is padding
+    "size": 512,  # which makes canvases of 512 x 384: a 4:3 picture has no padding
     "iou_threshold": 0.55,
     "norm": "bn",
     "assignment": "atss",
