@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from app.artifact import Resize, Size
 from app.canvas import resized_size
@@ -36,8 +33,6 @@ class Augmentation:
     """Probability of a horizontal flip."""
     scale: tuple[float, float] = (0.6, 1.6)
     """Large-scale jitter: range of the size relative to the served one, drawn log-uniformly; over 1 it crops."""
-    iou_crop: float = 0.0
-    """Probability of SSD's crop (arXiv:1512.02325, 2.2), in place of the scale."""
     color: float = 0.2
     """Largest relative change of brightness, contrast and saturation."""
     hue: float = 0.0
@@ -53,7 +48,7 @@ class Augmentation:
             raise ValueError(
                 f"augmentation.scale must be a range of positive factors such as 0.6 1.6, but got {low} {high}"
             )
-        for key in ("flip", "iou_crop", "mosaic", "mixup"):
+        for key in ("flip", "mosaic", "mixup"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"augmentation.{key} must be a probability, 0 to 1, but got {getattr(self, key)}")
         if not 0 <= self.color < 1:
@@ -162,36 +157,29 @@ def _lay(
     zoom: float,
 ) -> tuple[Layer, NDArray[np.float32], NDArray[np.int64]]:
     """Lay a picture, or a part of it, on a tile. Returns: The layer; its boxes [G', 4] and labels [G'] there."""
-    index, picture, boxes, labels = content
-    region = Rectangle(0, 0, picture.width, picture.height)
-    if rng.random() < augmentation.iou_crop and len(boxes):
-        region, factor, moves = _iou_crop(picture, boxes, rng), zoom, True
-    else:
-        low, high = augmentation.scale
-        drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
-        # Unscaled pictures lie where the service lays them.
-        factor, moves = drawn * zoom, drawn != 1.0
-    size = resized_size(Size(region.height, region.width), resize)
-    height, width = max(1, round(size.height * factor)), max(1, round(size.width * factor))
+    picture, size, boxes, labels = content
+    low, high = augmentation.scale
+    drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
+    resized = resized_size(size, resize)
+    height, width = (max(1, round(side * drawn * zoom)) for side in resized)
 
-    # The part of the resized region that the tile shows, and where it lies there: a random crop on an axis where it is
-    # larger than the tile, a random place where it is smaller.
-    top, place_y, shown_height = _window(height, tile.height, rng, moves)
-    left, place_x, shown_width = _window(width, tile.width, rng, moves)
-    ratio_y, ratio_x = region.height / height, region.width / width
+    # The part of the resized picture that the tile shows, and where it lies there: a random crop on an axis where it is
+    # larger than the tile, a random place where it is smaller. Unscaled pictures lie where the service lays them.
+    top, place_y, shown_height = _window(height, tile.height, rng, drawn != 1.0)
+    left, place_x, shown_width = _window(width, tile.width, rng, drawn != 1.0)
+    ratio_y, ratio_x = size.height / height, size.width / width
     source = (
-        region.left + left * ratio_x,
-        region.top + top * ratio_y,
-        min(region.left + (left + shown_width) * ratio_x, picture.width),
-        min(region.top + (top + shown_height) * ratio_y, picture.height),
+        left * ratio_x,
+        top * ratio_y,
+        min((left + shown_width) * ratio_x, size.width),
+        min((top + shown_height) * ratio_y, size.height),
     )
     light = _draw_light(augmentation, rng)
     place_x, place_y = place_x + tile.left, place_y + tile.top
-    layer = Layer(index, source, Rectangle(place_x, place_y, shown_width, shown_height), light)
+    layer = Layer(picture, source, Rectangle(place_x, place_y, shown_width, shown_height), light)
 
-    corner = np.array([region.left, region.top] * 2, dtype=np.float32)
     shift = np.array([left - place_x, top - place_y] * 2, dtype=np.float32)
-    moved = (boxes - corner) / np.array([ratio_x, ratio_y] * 2, dtype=np.float32) - shift
+    moved = boxes / np.array([ratio_x, ratio_y] * 2, dtype=np.float32) - shift
     low_edge = np.array([place_x, place_y] * 2, dtype=np.float32)
     high_edge = low_edge + np.array([shown_width, shown_height] * 2, dtype=np.float32)
     clipped = np.clip(moved, low_edge, high_edge)
@@ -213,16 +201,6 @@ def _window(side: int, tile: int, rng: np.random.Generator, moves: bool) -> tupl
     if side > tile:
         return int(rng.integers(side - tile + 1)), 0, tile
     return 0, int(rng.integers(tile - side + 1)) if moves else 0, side
-
-
-def _iou_crop(picture: Size, boxes: NDArray[np.float32], rng: np.random.Generator) -> Rectangle:
-    boxes_of = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=tuple(picture))
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-        torch.manual_seed(int(rng.integers(2**62)))
-        crop = v2.RandomIoUCrop().make_params([boxes_of]) if min(picture) >= 8 else {}
-    if not crop:
-        return Rectangle(0, 0, picture.width, picture.height)
-    return Rectangle(crop["left"], crop["top"], crop["width"], crop["height"])
 
 
 def _draw_light(augmentation: Augmentation, rng: np.random.Generator) -> Light:

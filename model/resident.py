@@ -122,7 +122,7 @@ class ResidentPictures:
     @torch.no_grad()
     def paint(self, pack: Pack) -> Batch:
         """The batch of a pack: images on the device, boxes on the CPU."""
-        bright = bool((pack.light != torch.tensor(Light())).any())
+        bright = bool((pack.light[:, :3] != torch.tensor(Light()[:3])).any())
         turned = bool(pack.light[:, 3].any())
         kept = self.kept[pack.layer].to(torch.float32)  # [L, 2]
         height, width = (int(side) for side in kept.amax(0))  # beyond these the layers' pictures have no pixels
@@ -165,11 +165,8 @@ class ResidentBatches:
 
 
 def largest_shown(augmentation: Augmentation, zooms: Iterable[float]) -> float:
-    """The largest size at which training shows a picture, relative to the served one.
-
-    SSD's crop enlarges its part without a limit that matters: with it, pictures are kept in full.
-    """
-    return float("inf") if augmentation.iou_crop else max(1.0, augmentation.scale[1]) * max(1.0, *zooms)
+    """The largest size at which training shows a picture, relative to the served one."""
+    return max(1.0, augmentation.scale[1]) * max(1.0, *zooms)
 
 
 def change_light(pixels: Tensor, light: Tensor, area: Tensor) -> Tensor:

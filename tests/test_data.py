@@ -537,7 +537,7 @@ def test_too_few_pictures_for_a_batch_say_so() -> None:
 
 def test_what_becomes_of_a_picture_depends_on_its_draw_alone(toy: tuple[Path, Path]) -> None:
     annotations = read_annotations(*toy)
-    strong = Augmentation(mosaic=0.5, mixup=0.5, iou_crop=0.5, hue=0.1)
+    strong = Augmentation(mosaic=0.5, mixup=0.5, hue=0.1)
     pictures = TrainingPictures(Plans(annotations, metadata(), strong), toy[1])
     batches = CanvasBatches(canvas_indices(annotations, metadata()), CANVASES, 1, seed=3)
     draws = [draw for batch in drawn(batches) for draw in batch]

@@ -106,7 +106,7 @@ def test_where_pillow_averages_whole_pixels_first_the_two_stay_close(
 def test_boxes_are_the_same_and_light_nearly_so_with_everything_on(
     annotations: Annotations, data: Any, seed: int
 ) -> None:
-    everything = dataclasses.replace(GEOMETRY, color=0.3, iou_crop=0.3)
+    everything = dataclasses.replace(GEOMETRY, color=0.3)
     files, resident = both(annotations, data[1], everything, draws_of(seed, 4))
     assert_same_boxes(files, resident)
     # Pillow cuts off the fractions after each of three steps.

@@ -42,7 +42,7 @@ Data = tuple[Path, Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING: dict[str, Any] = {
-    "augmentation": Augmentation(mosaic=0.5, mixup=0.3, iou_crop=0.3),
+    "augmentation": Augmentation(mosaic=0.5, mixup=0.3),
     "zooms": (1.0, 1.34),
     "repeat_thin": 0.9,
     "accumulate": 2,
@@ -776,6 +776,6 @@ def test_after_an_error_the_workers_end(data: Data, tmp_path: Path) -> None:
 def test_settings_name_their_options_as_the_command_line_does(data: Data, tmp_path: Path) -> None:
     values = settings(data, tmp_path).to_dict()
     assert {"train-annotations", "from", "batch-size", "ema-decay"} <= set(values)
-    assert set(values["augmentation"]) >= {"flip", "iou-crop"}
+    assert set(values["augmentation"]) >= {"flip", "mosaic"}
     assert set(settings(data, tmp_path).of_the_result()) < set(values)
     assert isinstance(Settings.__doc__, str)

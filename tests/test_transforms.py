@@ -14,7 +14,7 @@ from app.artifact import Metadata, Size
 from app.canvas import fit
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.layout import NO_AUGMENTATION, Augmentation, Content, Layer, Layout, Rectangle, lay_out, mirror
+from model.layout import NO_AUGMENTATION, Augmentation, Content, Layer, Layout, lay_out, mirror
 from model.transforms import mix, paint
 
 METADATA = metadata_of(
@@ -115,7 +115,6 @@ def pictures(draw: st.DrawFn, label: int = 0) -> Labelled:
 augmentations = st.builds(
     Augmentation,
     scale=st.sampled_from([(1.0, 1.0), (0.5, 2.0), (0.3, 0.8), (1.5, 2.5)]),
-    iou_crop=st.sampled_from([0.0, 1.0]),
     color=st.just(0.2),
     hue=st.sampled_from([0.0, 0.02]),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
@@ -131,13 +130,17 @@ def test_a_box_stays_on_its_object(one: Labelled, augmentation: Augmentation, se
         assert placed.boxes[0].tolist() == pytest.approx(extent(placed.image, 0), abs=1.5)
 
 
-@pytest.mark.parametrize(("right", "kept"), [(24, False), (26, True)])
-def test_a_box_of_which_little_is_left_is_not_learnt(monkeypatch: pytest.MonkeyPatch, right: int, kept: bool) -> None:
-    """The crop leaves a little less than a quarter of the box, or a little more."""
-    monkeypatch.setattr("model.layout._iou_crop", lambda *_: Rectangle(0, 0, right, 100))
-    one = picture(Size(100, 100), (0, 0, 100, 50), 0)
-    placed = augment([one], CANVAS, METADATA, Augmentation(iou_crop=1.0, color=0.0), np.random.default_rng(0))
-    assert len(placed.boxes) == kept
+def test_a_box_of_which_less_than_a_quarter_is_left_is_not_learnt() -> None:
+    content = Content(0, Size(100, 100), np.array([[0, 0, 100, 50]], np.float32), np.zeros(1, np.int64))
+    augmentation, rng = Augmentation(scale=(2.0, 4.0)), np.random.default_rng(0)
+    kept = []
+    for _ in range(200):
+        layout = lay_out([content], CANVAS, METADATA.resize, augmentation, rng)
+        left, top, right, bottom = layout.layers[0].source
+        share = (right - left) * max(min(bottom, 50) - top, 0) / (100 * 50)
+        kept.append(share > 0.25)
+        assert abs(share - 0.25) < 1e-3 or len(layout.boxes) == kept[-1]
+    assert {False, True} == set(kept)
 
 
 @pytest.mark.parametrize(("zoom", "kept"), [(1.0, True), (0.5, False)])
@@ -228,7 +231,7 @@ def test_a_blend_lies_between_its_pictures(share: float) -> None:
 
 def test_pictures_without_boxes_pass() -> None:
     empty = Labelled(Image.new("RGB", (50, 70)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    placed = augment([empty], CANVAS, METADATA, Augmentation(iou_crop=1.0), np.random.default_rng(0))
+    placed = augment([empty], CANVAS, METADATA, Augmentation(), np.random.default_rng(0))
     assert isinstance(placed, Placed) and placed.boxes.shape == (0, 4)
 
 
