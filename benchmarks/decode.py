@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.artifact import Size
 from app.canvas import resized_size
 from app.detector import Detector
 from app.images import Decoded, decode
@@ -71,8 +72,8 @@ def print_times(detector: Detector) -> None:
     print(f"decode + fit, 4000 x 3000, {len(content) / 1e6:.1f} MB, milliseconds (median, lowest of 15)")
 
     def naive(detector: Detector, data: bytes) -> Image.Image:
-        size = resized_size(as_served(detector, data).size, detector.metadata.resize)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
+        size = resized_size(Size(picture.height, picture.width), detector.metadata.resize)
         return picture.resize((size.width, size.height), Image.Resampling.BILINEAR)
 
     ways: dict[str, Callable[[], object]] = {

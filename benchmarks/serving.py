@@ -23,7 +23,6 @@ import csv
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median, quantiles
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -327,12 +327,12 @@ def _print_table(results: list[Result], deadline_ms: float) -> None:
                 errors[status] = errors.get(status, 0) + count
         rss = [value for one in own for value in one.rss_mb]
         print(
-            f"{model:8} {system:10} {loop + f' {level:g}':>10} {_median(one.rate() for one in own):8.1f} "
-            f"{_median(one.rate(deadline_ms) for one in own):8.1f} "
-            + " ".join(f"{_median(_percentile(one.latencies(), share) for one in own):8.1f}" for share in (50, 95, 99))
-            + f" {_median(_percentile(one.latencies('health'), 99) for one in own):8.1f} "
+            f"{model:8} {system:10} {loop + f' {level:g}':>10} {median(one.rate() for one in own):8.1f} "
+            f"{median(one.rate(deadline_ms) for one in own):8.1f} "
+            + " ".join(f"{median(_percentile(one.latencies(), share) for one in own):8.1f}" for share in (50, 95, 99))
+            + f" {median(_percentile(one.latencies('health'), 99) for one in own):8.1f} "
             + (f"{min(rss):6.0f}-{max(rss):6.0f}" if rss else f"{'':13}")
-            + f" {_median(one.client_cores() for one in own):6.2f}"
+            + f" {median(one.client_cores() for one in own):6.2f}"
             + "  " + " ".join(f"{count}x{status}" for status, count in sorted(errors.items()))
         )  # fmt: skip
 
@@ -340,23 +340,19 @@ def _print_table(results: list[Result], deadline_ms: float) -> None:
 def _print_ratios(model: str, rates: dict[str, list[float]]) -> None:
     """Of the service to each other system; of the bare pipeline's ways the best alone counts."""
     ways = [system for system in rates if system.startswith("bare")]
-    best = max(ways, key=lambda way: statistics.median(rates[way]), default=None)
+    best = max(ways, key=lambda way: median(rates[way]), default=None)
     print(f"{model:8} {'system':10} {'per s':>8} {'service / it':>14}  (quarters of the windows)")
     for system, values in rates.items():
-        text = f"{'':8} {system:10} {statistics.median(values):8.1f}"
+        text = f"{'':8} {system:10} {median(values):8.1f}"
         if "service" in rates and system != "service" and (system not in ways or system == best):
             pairs = [own / other for own, other in zip(rates["service"], values, strict=True)]
-            low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+            low, middle, high = quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
             text += f" {middle:14.3f}  ({low:.3f}, {high:.3f})"
         print(text, flush=True)
 
 
 def _percentile(values: list[float], share: int) -> float:
     return values[min(len(values) - 1, len(values) * share // 100)] if values else float("nan")
-
-
-def _median(values: Iterator[float]) -> float:
-    return statistics.median(values)
 
 
 if __name__ == "__main__":

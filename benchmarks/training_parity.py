@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import sys
 import time
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,11 @@ from torchvision.models.detection.image_list import ImageList
 
 from model import checkpoint as checkpoints
 from model import data
-from model.backbone import Backbone, load_imagenet_weights
+from model.backbone import load_imagenet_weights
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.distributed import Processes, choose_device
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS, Heads
-from model.fpn import FPN
 from model.learner import Learner
 from model.losses import Objective
 from model.optim import keep_tensors_memory
@@ -42,22 +40,18 @@ from model.scoring import score
 from model.settings import Settings
 
 
-class Torchvision(nn.Module):
+class Torchvision(FCOS):
     """torchvision's head, anchors, matching and losses on our backbone and pyramid, to be trained as ours is."""
 
     def __init__(self, config: FCOSConfig, input_config: InputConfig) -> None:
-        super().__init__()
-        self.config, self.input_config = config, input_config
-        self.backbone = Backbone(config.backbone)
-        self.fpn = FPN(self.backbone.channels, config.channels)
+        super().__init__(config, input_config)
         no_backbone: Any = nn.Identity()
         no_backbone.out_channels = config.channels
         self.theirs = TheirFCOS(no_backbone, num_classes=len(config.classes))
-        self.register_buffer("mean", torch.tensor(input_config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(input_config.std).view(1, 3, 1, 1), persistent=False)
+        del self.head
 
     def heads(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        features = self.fpn(self.backbone((images.float() - self.mean) / self.std))
+        features = self.fpn(self.backbone(self.normalize(images)))
         return features, self.theirs.head(features)
 
     def forward(self, images: Tensor) -> Heads:
@@ -76,9 +70,7 @@ class Torchvision(nn.Module):
         features, found = self.heads(images)
         found = {key: value.float() for key, value in found.items()}
         sizes = [(images.shape[2], images.shape[3])] * len(images)
-        anchors = self.theirs.anchor_generator(
-            ImageList(images, sizes), list(OrderedDict(enumerate(features)).values())
-        )
+        anchors = self.theirs.anchor_generator(ImageList(images, sizes), features)
         per_level = [feature.shape[2] * feature.shape[3] for feature in features]
         targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
         losses = self.theirs.compute_loss(targets, found, anchors, per_level)
