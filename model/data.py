@@ -33,8 +33,6 @@ class Annotations:
     """What there is to learn, as arrays: a forked worker reads them without copying a single page."""
 
     classes: tuple[str, ...]
-    category_ids: NDArray[np.int64]  # [C] the document's ids, often with gaps; a class's label is its position
-    image_ids: NDArray[np.int64]  # [N]
     file_names: NDArray[np.str_]  # [N]
     sizes: NDArray[np.int64]  # [N, 2] height, width
     starts: NDArray[np.int64]  # [N + 1] picture i owns boxes starts[i]:starts[i + 1]
@@ -42,7 +40,7 @@ class Annotations:
     labels: NDArray[np.int64]  # [B]
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.file_names)
 
     def of(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Boxes [G, 4] and labels [G] of a picture."""
@@ -58,6 +56,7 @@ class Annotations:
     def from_document(cls, document: Document) -> Annotations:
         """The arrays of a document that `model.checks.check` has cleaned. Crowds are left out, boxes clipped."""
         images, categories = document["images"], document["categories"]
+        # Ids often have gaps; a class's label is its position.
         category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
         image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
@@ -72,8 +71,6 @@ class Annotations:
         order = np.argsort(picture, kind="stable")
         return cls(
             classes=tuple(category["name"] for category in categories),
-            category_ids=category_ids,
-            image_ids=image_ids,
             file_names=np.array([image["file_name"] for image in images], dtype=np.str_),
             sizes=sizes,
             starts=np.searchsorted(picture[order], np.arange(len(image_ids) + 1)),
@@ -349,7 +346,8 @@ class CanvasBatches(Sampler[list[Draw]]):
         mine = slice(self.rank, None, self.processes)
         for position in rng.permutation(len(full))[self.skip : self.count].tolist():
             whole, members = full[position]
-            canvas, zoom = _zoomed(whole, 1.0 if plain else float(zooms[position]))
+            zoom = 1.0 if plain else float(zooms[position])
+            canvas = _zoomed(whole, zoom)
             for_me = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
             yield [Draw(picture, canvas, zoom, plain, seed) for picture, seed in for_me]
 
@@ -374,9 +372,6 @@ def plain_batches(annotations: Annotations, images: Path, metadata: Metadata, si
     return DataLoader(pictures, batch_sampler=batches, collate_fn=collate)
 
 
-def _zoomed(canvas: Size, zoom: float) -> tuple[Size, float]:
-    """The smallest allowed canvas that holds a given one at this zoom, and the zoom."""
-    if zoom == 1.0:
-        return canvas, 1.0
-    sides = [math.ceil(side * zoom / CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in canvas]
-    return Size(*sides), zoom
+def _zoomed(canvas: Size, zoom: float) -> Size:
+    """The smallest allowed canvas that holds a given one at this zoom."""
+    return Size(*(math.ceil(side * zoom / CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in canvas))

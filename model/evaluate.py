@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rich.progress import track
 
 from app.artifact import Metadata, Size
 from app.canvas import Placement
-from app.detector import Detector
+from app.detector import Detector, Runner
 from app.errors import StartError
 from app.files import COCO_SCORE_THRESHOLD
 from app.postprocess import Heads, Parameters
@@ -45,8 +45,6 @@ AHEAD = 256
 MOST_WAITING = 256
 """Pictures that wait for others of their canvas: with many canvases, hardly a batch ever becomes full."""
 
-Runner = Callable[[NDArray[np.uint8]], Heads]
-"""Canvases [N, H, W, 3] -> raw heads."""
 Prepared = tuple[int, NDArray[np.uint8], Placement]
 """A picture's position in the document, its canvas, and where it lies there."""
 

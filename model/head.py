@@ -25,8 +25,7 @@ class Tower(nn.Module):
     def forward(self, x: Tensor, level: int) -> Tensor:
         for conv, norms in zip(self.convs, self.norms, strict=True):
             assert isinstance(norms, nn.ModuleList)
-            norm = norms[level] if len(norms) > 1 else norms[0]
-            x = F.relu(norm(conv(x)))
+            x = F.relu(norms[level % len(norms)](conv(x)))
         return x
 
 

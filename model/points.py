@@ -8,13 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from app.artifact import Size, grids
 from model.config import STRIDES, FCOSConfig
-
-
-def level_shapes(canvas: tuple[int, int]) -> list[tuple[int, int]]:
-    """Grid (height, width) of each level on a canvas (height, width)."""
-    height, width = canvas
-    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
 
 
 def canvas_points(
@@ -26,7 +21,7 @@ def canvas_points(
         Points [P, 2] as (x, y) in canvas pixels, and the stride of each [P].
     """
     points, strides = [], []
-    for stride, (rows, columns) in zip(STRIDES, level_shapes(canvas), strict=True):
+    for stride, (rows, columns) in zip(STRIDES, grids(STRIDES, Size(*canvas)), strict=True):
         step_y, step_x = (
             (stride, stride) if config.point_step == "stride" else (canvas[0] // rows, canvas[1] // columns)
         )

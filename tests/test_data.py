@@ -409,11 +409,12 @@ def test_sparse_ids_become_positions(toy: tuple[Path, Path]) -> None:
     document = json.loads(toy[0].read_text())
     names = {number: name for name, number in IDS.items()}
     assert annotations.classes == tuple(names[number] for number in sorted(names))
-    for index, image_id in enumerate(annotations.image_ids.tolist()):
+    ids = {image["file_name"]: image["id"] for image in document["images"]}
+    for index, file_name in enumerate(annotations.file_names.tolist()):
         expected = [
             (names[a["category_id"]], [*a["bbox"][:2], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]])
             for a in document["annotations"]
-            if a["image_id"] == image_id
+            if a["image_id"] == ids[file_name]
         ]
         boxes, labels = annotations.of(index)
         assert [

@@ -8,11 +8,11 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
+from app.artifact import Size, grids
 from model.backbone import Backbone, StaticSameConv2d, load_imagenet_weights
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 from model.fpn import FPN
-from model.points import level_shapes
 
 CLASSES = ("cat", "dog", "bird")
 TINY = "test_efficientnet"
@@ -32,7 +32,7 @@ def pictures(batch: int = 2, canvas: tuple[int, int] = (128, 160)) -> torch.Tens
 @pytest.mark.parametrize("canvas", [(128, 160), (96, 32), (416, 416)])
 def test_every_level_gives_its_points(canvas: tuple[int, int]) -> None:
     heads = tiny().eval()(pictures(2, canvas))
-    points = sum(rows * columns for rows, columns in level_shapes(canvas))
+    points = sum(rows * columns for rows, columns in grids(STRIDES, Size(*canvas)))
     assert heads.class_logits.shape == (2, points, 3)
     assert heads.distances.shape == (2, points, 4)
     assert heads.centerness.shape == (2, points)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from app.artifact import Points, Size
+from app.artifact import Points, Size, grids
 from app.postprocess import point_centres
 from model.config import STRIDES, FCOSConfig
-from model.points import canvas_points, decode, encode, level_shapes
+from model.points import canvas_points, decode, encode
 
 CLASSES = ("cat", "dog")
 sides = st.integers(1, 20).map(lambda k: 32 * k)
@@ -35,7 +35,7 @@ def test_distances_are_left_top_right_bottom() -> None:
 
 def test_the_first_points_of_each_level_are_half_a_stride_in() -> None:
     points, strides = canvas_points((128, 256), FCOSConfig(classes=CLASSES))
-    starts = np.cumsum([0] + [rows * columns for rows, columns in level_shapes((128, 256))])
+    starts = np.cumsum([0] + [rows * columns for rows, columns in grids(STRIDES, Size(128, 256))])
     assert points[starts[:-1]].tolist() == [[s / 2, s / 2] for s in STRIDES]
     assert strides[starts[:-1]].tolist() == list(STRIDES)
     assert points[1].tolist() == [12.0, 4.0]  # x runs fastest
@@ -55,7 +55,7 @@ def test_training_and_serving_put_the_points_in_the_same_places(
 def test_step_canvas_and_no_offset_are_torchvisions_points(canvas: tuple[int, int]) -> None:
     config = FCOSConfig(classes=CLASSES, point_step="canvas", point_offset=0.0)
     generator = AnchorGenerator(sizes=tuple((s,) for s in STRIDES), aspect_ratios=((1.0,),) * 5)
-    features = [torch.zeros(1, 1, *shape) for shape in level_shapes(canvas)]
+    features = [torch.zeros(1, 1, *shape) for shape in grids(STRIDES, Size(*canvas))]
     (anchors,) = generator(ImageList(torch.zeros(1, 3, *canvas), [canvas]), features)
     theirs = (anchors[:, :2] + anchors[:, 2:]) / 2
     torch.testing.assert_close(canvas_points(canvas, config)[0], theirs, atol=0, rtol=0)
