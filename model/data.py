@@ -141,10 +141,21 @@ class Plan(NamedTuple):
 
 
 class Plans(Dataset[Plan]):
-    """Draws, planned without a look at a pixel. A plan depends on its draw alone, not on the worker that makes it."""
+    """Draws, planned without a look at a pixel. A plan depends on its draw alone, not on the worker that makes it.
 
-    def __init__(self, annotations: Annotations, metadata: Metadata, augmentation: Augmentation) -> None:
+    Args:
+        repeats: [N], how often each picture is drawn; those that join it on a canvas are as often of each.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        metadata: Metadata,
+        augmentation: Augmentation,
+        repeats: NDArray[np.float64] | None = None,
+    ) -> None:
         self.annotations, self.metadata, self.augmentation = annotations, metadata, augmentation
+        self.ends = np.cumsum(np.ones(len(annotations)) if repeats is None else repeats)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -168,7 +179,7 @@ class Plans(Dataset[Plan]):
         return lay_out(contents, draw.canvas, self.metadata.resize, augmentation, rng, draw.zoom)
 
     def _other(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(len(self.annotations)))
+        return int(np.searchsorted(self.ends, rng.random() * self.ends[-1], side="right"))
 
 
 class TrainingPictures(Dataset[Sample]):

@@ -28,7 +28,7 @@ def make_loader(
         ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
     """
     _allow_many_files()  # a worker hands over every tensor of a batch as one
-    plans = data.Plans(annotations, metadata, settings.augmentation)
+    plans = data.Plans(annotations, metadata, settings.augmentation, batches.repeats)
     resident = settings.loader == "resident"
     workers = min(settings.workers, core_count())
     loader: DataLoader[Any] = DataLoader(

@@ -548,6 +548,19 @@ def test_what_becomes_of_a_picture_depends_on_its_draw_alone(toy: tuple[Path, Pa
         assert one.image.equal(other.image) and one.boxes.equal(other.boxes) and one.labels.equal(other.labels)
 
 
+def test_pictures_join_others_on_a_canvas_as_often_as_they_are_repeated(toy: tuple[Path, Path]) -> None:
+    annotations = read_annotations(*toy)
+    repeats = np.array([1.0, 1.0, 3.5, 1.0, 2.0, 1.0, 1.0])
+    plans = Plans(annotations, metadata(), Augmentation(mosaic=1.0, mixup=1.0), repeats)
+    counts = np.zeros(len(repeats))
+    for seed in range(1000):
+        plan = plans[Draw(0, CANVASES[2], 1.0, False, seed)]
+        first, *others = (layer.picture for layout in plan.layouts for layer in layout.layers)
+        assert first == 0 and len(others) == 7
+        np.add.at(counts, others, 1)
+    assert counts / counts.sum() == pytest.approx(repeats / repeats.sum(), abs=0.02)
+
+
 def test_a_plain_draw_is_only_mirrored_and_a_zoom_reaches_its_picture(toy: tuple[Path, Path]) -> None:
     strong = Augmentation(scale=(0.3, 0.5), mosaic=1.0, mixup=1.0, color=0.5, flip=0.0)
     annotations = read_annotations(*toy)
