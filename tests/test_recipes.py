@@ -99,7 +99,7 @@ def test_a_recipe_is_the_preset_and_what_it_changes(recipe: str) -> None:
     paths = dict.fromkeys(("train_annotations", "train_images", "val_annotations", "val_images", "output"), path)
     found = settings_of(recipe, 40, **paths)
     assert isinstance(found, Settings) and isinstance(found.augmentation, Augmentation)
-    assert (found.epochs, found.plain_epochs, found.evaluate_every) == (40, 4, 40)
+    assert (found.epochs, found.plain_epochs, found.evaluate_every) == (40, 2, 40)
 
 
 def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(folder: Path, tmp_path: Path) -> None:
