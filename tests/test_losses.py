@@ -10,10 +10,12 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from app.artifact import Size, grids
+from model import config
 from model.assign import assign
 from model.config import FCOSConfig
 from model.losses import Objective, centerness_target, fcos_losses, paired_iou
-from model.points import canvas_points, encode, level_shapes
+from model.points import canvas_points, encode
 
 CANVAS = (128, 160)
 POINTS, STRIDES = canvas_points(CANVAS, FCOSConfig(classes=("cat", "dog", "bird")))
@@ -173,13 +175,14 @@ def test_the_losses_are_torchvisions(theirs: Any, seed: int) -> None:
     class_logits, distances, centerness = (torch.randn(2, len(points), k, generator=generator) for k in (3, 4, 1))
     distances = distances.exp()  # in strides
 
-    features = [torch.zeros(2, 32, *shape) for shape in level_shapes(canvas)]
+    shapes = grids(config.STRIDES, Size(*canvas))
+    features = [torch.zeros(2, 32, *shape) for shape in shapes]
     anchors = theirs.anchor_generator(ImageList(torch.zeros(2, 3, *canvas), [canvas] * 2), features)
     expected = theirs.compute_loss(
         [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)],
         {"cls_logits": class_logits, "bbox_regression": distances, "bbox_ctrness": centerness},
         anchors,
-        [rows * columns for rows, columns in level_shapes(canvas)],
+        [rows * columns for rows, columns in shapes],
     )
     heads = (class_logits, distances * strides[:, None], centerness.squeeze(2))
     ours = fcos_losses(*heads, points, strides, boxes, labels)
