@@ -148,8 +148,8 @@ def _lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def compare(options: argparse.Namespace, until: float, console: Console) -> list[dict[str, Any]]:
-    """Run the recipes. Returns: A row each, as in `recipes.json`."""
+def compare(options: argparse.Namespace, until: float, console: Console) -> bool:
+    """Run the recipes; a row each in `recipes.json`. Returns: Whether none has failed."""
     paths = split(options.data, options.output / "split", console)
     rows: list[dict[str, Any]] = []
 
@@ -167,22 +167,24 @@ def compare(options: argparse.Namespace, until: float, console: Console) -> list
                 rows.append(row)
                 write_json(options.output / "recipes.json", rows)
                 console.print("  ".join(f"{key} {value}" for key, value in row.items()))
-    return rows
+    return all(row["state"] != "failed" for row in rows)
 
 
-def finish(options: argparse.Namespace, until: float, console: Console) -> list[dict[str, Any]]:
-    """Train a recipe on all of train, and write its weights small, if it has not failed. Returns: Its row."""
+def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
+    """Train a recipe on all of train, and write its weights small. Returns: Whether it has not failed."""
     folder = options.output / f"final-{options.final}"
     paths = data_folder(options.data)
     settings = settings_of(options.final, options.epochs, **paths, output=folder, resume=_begun(folder), **options.more)
     row = run(settings, until)
     console.print("  ".join(f"{key} {value}" for key, value in row.items()))
+    if row["state"] == "failed":
+        return False
     last = folder / ("best.pt" if row["state"] == "finished" else "last.pt")
-    if row["state"] != "failed" and last.exists():
+    if last.exists():
         checkpoint = checkpoints.load(last)
         checkpoints.save(options.output / "final.pt", checkpoint.small())
         write_json(options.output / "final.json", row | {"metrics": checkpoint.metrics})
-    return [row]
+    return True
 
 
 def main() -> int:
@@ -199,13 +201,13 @@ def main() -> int:
     console = plain_console()
     until = time.monotonic() + options.minutes * 60 - SAVING_S
     try:
-        rows = (finish if options.final else compare)(options, until, console)
+        fine = (finish if options.final else compare)(options, until, console)
     except (ValueError, TypeError, OSError) as error:
         print(f"recipes: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return int(any(row["state"] == "failed" for row in rows))
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":
