@@ -133,7 +133,9 @@ def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
         clients.wait_for_answers(10)
         newer.replace(model)
         os.kill(service.pid, signal.SIGHUP)
+        limit = time.monotonic() + 30
         while len({version for _, version in clients.answers}) < 2:
+            assert time.monotonic() < limit
             clients.wait_for_answers(1)
         os.kill(service.pid, signal.SIGTERM)
         clients.join()

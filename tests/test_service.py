@@ -277,6 +277,25 @@ def test_decoded_pixels_are_bounded(model_file: Path, held: Held, monkeypatch: p
 
 
 @pytest.mark.usefixtures("session_thread")
+def test_a_decoded_picture_holds_its_canvas_and_no_more(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = encoded(Image.new("RGB", (2000, 2000)))
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            held.install(monkeypatch)
+            task = asyncio.create_task(service.detect(large, DEFAULTS))
+            await until(lambda: len(held.batches) == 1)
+            assert metric(service, "fcos_in_flight_pixels") == 160 * 160
+            held.open.set()
+            await task
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("session_thread")
 def test_late_pictures_are_refused_and_never_computed(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
