@@ -35,7 +35,7 @@ ADVICE = {
     "duplicate box": "nothing to do: one of them is kept",
     "box under 1 px": "nothing to do, but it is not learnt where it stays under 1 px on the canvas",
     "fractions": "a bbox is in pixels of the upright picture, not in fractions of it",
-    "class without boxes": "nothing to do, but the class will not be learnt",
+    "class without boxes": "nothing to do, but nothing is learnt of it, or measured",
     "unknown class": "train and val need the same class names",
 }
 WARNINGS = {"duplicate box", "box under 1 px", "class without boxes"}
