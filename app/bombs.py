@@ -8,15 +8,16 @@ import re
 
 import numpy as np
 from PIL import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from app.artifact import Size
 from app.errors import Refusal
 
 # Pieces are markers, chunks, blocks, strips. Pictures have some hundred before their pixels, and some ten thousand.
-MOST_READS_TO_OPEN = 10_000
-MOST_READS = 200_000
-MOST_EXIFS = 64  # pieces of a JPEG's; all that came before are copied with each
+MOST_READS_TO_OPEN = 50_000
+MOST_READS = 500_000
+MOST_COPIED = 64  # a JPEG's pieces of Exif, with each of which all before it are copied; a PNG's profiles, unpacked
 MOST_STRIPS = 2**16  # of a TIFF, or tiles
+MOST_OVERLAP = 2  # times a file's size that its strips have together
 MOST_VALUES = 200_000  # of one of a TIFF's tags, which is read as a whole; a table of 16-bit colours has 196,608
 
 JPEGS = frozenset(("JPEG", "MPO"))  # an MPO is a JPEG with further ones behind it
@@ -25,18 +26,24 @@ MOST_SCANS = 100
 MOST_SCANNED_PIXELS = 10**9  # in all scans together, where there are more than
 USUAL_SCANS = 20
 MOST_MARKERS = 10_000
+LONGEST_FRAME = 8 + 3 * 4  # bytes of a frame's head; a longer one says of more than four colours
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # 00 and the restarts D0 to D7 stand among a scan's pixels
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-_EXIF = b"Exif\0\0"
+_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 _BIG_TIFF = 43  # the version in the header
 _TIFF_BYTES = (1, 2, 6, 7)  # types that are kept as they are
 _SLOW = "bmp_rle"  # a BMP's decoder in Python, which fills up lines pixel by pixel
+_FAXES = ("tiff_ccitt", "group3", "tiff_raw_16")  # libtiff writes a line to stderr for every one that is damaged
 
 
 class BoundedFile(io.BytesIO):
     """A picture's bytes, for Pillow, which can read them only so many times.
+
+    Attributes:
+        scans: Of a JPEG.
 
     Raises:
         Refusal: `corrupt_picture`, also from `read`.
@@ -46,7 +53,8 @@ class BoundedFile(io.BytesIO):
         super().__init__(data)
         self._reads_left = MOST_READS_TO_OPEN
         _require_few_values(data)
-        if data.count(_EXIF) > MOST_EXIFS:
+        self.scans = _scans(data) if data.startswith(b"\xff\xd8") else 0
+        if max(data.count(b"Exif\0\0"), data.count(b"iCCP")) > MOST_COPIED:
             raise _too_many("pieces")
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -58,10 +66,16 @@ class BoundedFile(io.BytesIO):
     def allow_decoding(self, picture: ImageFile.ImageFile) -> None:
         """Lets the pixels be read. Raises: Refusal: `corrupt_picture` or `not_a_picture`: They would take long."""
         self._reads_left = MOST_READS
-        if picture.format in JPEGS:
-            _require_few_scans(self.getvalue(), Size(picture.height, picture.width))
-        elif picture.format == "TIFF" and len(picture.tile) > MOST_STRIPS:
-            raise _too_many("strips or tiles")
+        if self.scans > USUAL_SCANS and self.scans * picture.height * picture.width > MOST_SCANNED_PIXELS:
+            raise _too_many("scans")
+        if isinstance(picture, TiffImageFile):
+            tags = picture.tag_v2
+            places = tags.get(_TILES, tags.get(_STRIPS, ()))
+            sizes = tags.get(_TILE_BYTES, tags.get(_STRIP_BYTES, ()))
+            if len(places) > MOST_STRIPS or sum(sizes) > MOST_OVERLAP * len(self.getbuffer()):
+                raise _too_many("strips or tiles")
+            if picture.info.get("compression") in _FAXES:
+                raise Refusal("not_a_picture", "The TIFF is compressed as a fax. Send it otherwise, or as PNG.")
         elif any(tile.codec_name == _SLOW for tile in picture.tile):
             raise Refusal("not_a_picture", "The BMP is run-length encoded. Send it uncompressed, or as PNG.")
 
@@ -84,27 +98,32 @@ def _require_few_values(data: bytes) -> None:
         raise _too_many("values in a tag")
 
 
-def _require_few_scans(jpeg: bytes, size: Size) -> None:
+def _scans(jpeg: bytes) -> int:
     """Looks no further than a JPEG's end: behind it a telephone may have put a film, whose bytes look like anything.
 
+    Returns:
+        The number of its scans.
+
     Raises:
-        Refusal: It has so many scans that decoding it would take long.
+        Refusal: It has so many scans, markers or colours that reading it would take long.
     """
     position, scans = 2, 0
     for _ in range(MOST_MARKERS):
         found = _MARKER.search(jpeg, position)
         if found is None:
-            return
+            return scans
         marker = found[1][0]
-        if marker == _END_OF_IMAGE:
-            return
+        if marker == _END_OF_IMAGE and scans:  # Pillow passes over one before any scan
+            return scans
         scans += marker == _START_OF_SCAN
-        long = scans > USUAL_SCANS and scans * size.height * size.width > MOST_SCANNED_PIXELS
-        if scans > MOST_SCANS or long:
+        if scans > MOST_SCANS:
             raise _too_many("scans")
         position = found.end()
         if marker in _WITH_LENGTH:  # what follows is skipped by libjpeg too, whatever it looks like
-            position += max(2, int.from_bytes(jpeg[position : position + 2], "big"))
+            length = int.from_bytes(jpeg[position : position + 2], "big")
+            if marker in _FRAMES and length > LONGEST_FRAME:
+                raise _too_many("colours")
+            position += max(2, length)
     raise _too_many("markers")
 
 

@@ -11,6 +11,7 @@ HEAD_BYTES = 64 * 2**10
 HEAD_S = 10.0
 REST_S = 60.0
 SEND_S = 60.0
+MOST_PIPELINED = 64
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -22,6 +23,8 @@ class Connection(HttpToolsProtocol):
     While nothing is being answered, it also ends where a head takes longer than `HEAD_S`, or the rest of a body whose
     request is answered already longer than `REST_S`. So does one whose client has not taken most of an answer after
     `SEND_S`: what is not taken lies in memory. None of this is counted by the service: it is no request.
+
+    Of requests that are sent before their turn, more than `MOST_PIPELINED` end it, too.
 
     An offer to go on in another protocol is not taken up. Of a request that makes one httptools passes over the body,
     which would then be taken for the next request, whatever its sender put there: it is parsed anew without the offer.
@@ -76,7 +79,14 @@ class Connection(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            self._wait_for_more()
+
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MOST_PIPELINED:  # which wait in memory
+            raise ConnectionError  # what httptools makes of it is answered with 400, and ends the connection
         super().on_message_begin()
         self._in_head = self._came_further = True
 

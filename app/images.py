@@ -34,7 +34,8 @@ DRAFT_GAP = 2
 DRAFT_SCALES = (8, 4, 2)  # what a JPEG's 8 x 8 blocks can be decoded to
 
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+MOST_TILED = 4  # times the largest picture: tiles at the edges, and each colour may have its own
+_TILE_WIDTH, _TILE_LENGTH, _TILES = 322, 323, 324
 _BITS, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
 
@@ -123,15 +124,15 @@ def decode(
             raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
         try:
             file.allow_decoding(picture)
-            tile = _tile_pixels(picture)
-            if tile > max_pixels:
-                raise _too_large(f"in one tile {tile}", max_pixels)
+            tile, tiles = _tile_pixels(picture)
+            if max(tile, tile * tiles // MOST_TILED) > max_pixels:
+                raise _too_large(f"in its tiles {tile * tiles}", max_pixels)
             size, scale = Size(picture.height, picture.width), 1
             if resized is not None and picture.format in JPEGS:
                 # As it lies in the file, perhaps on its side: both sides shrink alike.
                 scale = _draft(picture, resized(size))
-            # A progressive JPEG's decoder holds the whole picture's coefficients, however small it decodes it.
-            held = size if picture.info.get("progressive") else Size(picture.height, picture.width)
+            # The decoder of a JPEG of several scans holds all coefficients, however small it decodes the picture.
+            held = size if file.scans > 1 else Size(picture.height, picture.width)
             reserve(held.height * held.width * _copies(picture) + tile)
             picture.load()
             if scale == 1:
@@ -160,12 +161,12 @@ def _draft(picture: Image.Image, resized: Size) -> int:
     return 1
 
 
-def _tile_pixels(picture: Image.Image) -> int:
-    """Returns: Of a tile, where the picture is a TIFF that has such; else 0."""
+def _tile_pixels(picture: Image.Image) -> tuple[int, int]:
+    """Returns: Of a tile, and the number of tiles, where the picture is a TIFF that has such; else 0."""
     if not isinstance(picture, _tiff.TiffImageFile):
-        return 0
+        return 0, 0
     tags = picture.tag_v2
-    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0)), len(tags.get(_TILES, ()))
 
 
 def _copies(picture: Image.Image) -> int:

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from app.connection import HEAD_BYTES, Connection
+from app.connection import HEAD_BYTES, MOST_PIPELINED, Connection
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 200000\r\n\r\n" + bytes(200_000)
 PIECE = b"a" * 20_000
@@ -94,10 +94,20 @@ def test_a_body_behind_such_an_offer_is_never_a_request(client: socket.socket) -
 
 
 def test_many_such_offers_at_once_are_no_matter(client: socket.socket) -> None:
-    client.sendall(b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * 3000)
+    client.sendall(b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * MOST_PIPELINED)
     received = b""
-    while received.count(b"HTTP/1.1 200") < 3000:
+    while received.count(b"HTTP/1.1 200") < MOST_PIPELINED:
         received += client.recv(65536)
+
+
+def test_countless_requests_before_their_turn_end_the_connection(client: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        client.sendall(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n" * 10_000)
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := client.recv(65536):
+            received += data
+    assert received.count(b"HTTP/1.1 200") <= 10 * MOST_PIPELINED
 
 
 @pytest.mark.parametrize("between", [b"", b"\r\nx: "], ids=["one header", "many"])

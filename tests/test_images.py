@@ -149,11 +149,12 @@ def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
     assert refused(content[: int(len(content) * share)]) in ("corrupt_picture", "not_a_picture")
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 def png_that_claims(width: int, height: int) -> bytes:
     """A PNG header of any size, with next to nothing behind it."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -229,8 +230,8 @@ def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded() -> None:
         open_picture(many, MAX_PIXELS)
 
 
-def tiff(length: int, values: int, order: str = "<", version: int = 42) -> bytes:
-    """One column of grey pixels, each a strip of its own, all of them the same byte of the file."""
+def tiff(length: int, values: int, order: str = "<", version: int = 42, size: int = 1) -> bytes:
+    """One column of grey pixels, each a strip of its own, all of which are the same bytes of the file."""
     big = version == 43
     place, entry = ("Q", "HHQQ") if big else ("I", "HHII")
     head = 16 if big else 8
@@ -240,7 +241,7 @@ def tiff(length: int, values: int, order: str = "<", version: int = 42) -> bytes
     directory = b"".join(struct.pack(order + entry, *tag) for tag in tags)
     start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}H", version)
     start += struct.pack(f"{order}HH", 8, 0) if big else b""
-    numbers = struct.pack(f"{order}I", 1) * 2 * values
+    numbers = struct.pack(f"{order}I", 1) * values + struct.pack(f"{order}I", size) * values
     counted = struct.pack(order + ("Q" if big else "H"), len(tags))
     return start + struct.pack(order + place, head + len(numbers)) + numbers + counted + directory + bytes(8)
 
@@ -253,6 +254,24 @@ def test_a_tiff_of_countless_strips_is_refused_before_it_is_read(order: str, ver
         open_picture(tiff(100, MOST_VALUES + 1, order, version), MAX_PIXELS)
 
 
+def test_strips_that_are_one_another_are_refused() -> None:
+    assert open_picture(tiff(100, 100), MAX_PIXELS).size == (1, 100)
+    assert refused(tiff(100, 100, size=1000)) == "corrupt_picture"
+
+
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3"])
+def test_a_fax_is_refused(compression: str) -> None:
+    assert refused(encoded(Image.new("1", (64, 64)), "TIFF", compression=compression)) == "not_a_picture"
+
+
+def test_a_jpeg_of_countless_colours_is_refused() -> None:
+    content = grey("JPEG")
+    frame = content.index(b"\xff\xc0")
+    colours = b"\xff\xc0" + struct.pack(">HBHHB", 8 + 3 * 255, 8, 8, 8, 255) + bytes(3 * 255)
+    with pytest.raises(Refusal, match="too many colours"):
+        open_picture(content[:frame] + colours + content[frame:], MAX_PIXELS)
+
+
 def grey(kind: str, **options: Any) -> bytes:
     return encoded(Image.new("L", (8, 8)), kind, **options)
 
@@ -263,17 +282,18 @@ def grey(kind: str, **options: Any) -> bytes:
         ("JPEG", 2, b"\xff\xfe\x00\x02"),  # comments
         ("JPEG", 2, b"\xff"),  # what may stand between two markers
         ("JPEG", 2, b"\xff\xe1\x00\x08Exif\0\0"),
-        ("PNG", 33, b"\0\0\0\0prVt" + struct.pack(">I", zlib.crc32(b"prVt"))),
-        ("PNG", 33, b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))),
+        ("PNG", 33, chunk(b"prVt", b"")),
+        ("PNG", 33, chunk(b"IDAT", b"")),
+        ("PNG", 33, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100)))),
         ("GIF", 13 + 12, b"!\xfe\x01a\0"),
         ("GIF", 13 + 12, b"!\x01\x01a\0"),
     ],
 )
 def test_a_file_of_countless_pieces_is_refused(kind: str, place: int, piece: bytes) -> None:
     whole = grey(kind)
-    few, many = (whole[:place] + piece * count + whole[place:] for count in (20, 100_000))
+    few, many = (whole[:place] + piece * count + whole[place:] for count in (20, 300_000))
     assert open_picture(few, MAX_PIXELS).size == (8, 8)
-    with pytest.raises(Refusal, match="too many pieces"):
+    with pytest.raises(Refusal, match=r"too many (pieces|markers)"):
         open_picture(many, MAX_PIXELS)
 
 
@@ -335,22 +355,29 @@ def test_what_takes_more_memory_reserves_more(mode: str, format: str, options: d
     assert reserved == [30 * 20 * copies]
 
 
-def tiff_of_one_tile(width: int, length: int) -> bytes:
-    """16 x 16 pixels, in a tile of any size."""
+def tiff_of_tiles(width: int, length: int, count: int = 1) -> bytes:
+    """16 x 16 pixels for each tile of any size, all of which are the same."""
     pixels = zlib.compress(bytes(width * length * 3))
     tags = {
-        256: 16, 257: 16, 259: 8, 262: 2, 277: 3, 284: 1, 322: width, 323: length, 325: len(pixels), 339: 1
+        256: 16 * count, 257: 16, 259: 8, 262: 2, 277: 3, 284: 1, 322: width, 323: length, 325: len(pixels), 339: 1
     }  # fmt: skip
     after = 8 + 2 + 12 * (len(tags) + 2) + 4
     entries = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()}
     entries[258] = struct.pack("<HHII", 258, 3, 3, after)
+    places = sizes = b""
     entries[324] = struct.pack("<HHII", 324, 4, 1, after + 6)
+    if count > 1:
+        places = struct.pack("<I", after + 6 + 8 * count) * count
+        sizes = struct.pack("<I", 1) * count
+        entries[324] = struct.pack("<HHII", 324, 4, count, after + 6)
+        entries[325] = struct.pack("<HHII", 325, 4, count, after + 6 + 4 * count)
     directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 8, 8, 8) + pixels
+    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 8, 8, 8) + places + sizes + pixels
 
 
 def test_a_tiffs_tile_counts_in_full() -> None:
     reserved: list[int] = []
-    assert decode(tiff_of_one_tile(512, 256), MAX_PIXELS, reserve=reserved.append).size == Size(16, 16)
+    assert decode(tiff_of_tiles(512, 256), MAX_PIXELS, reserve=reserved.append).size == Size(16, 16)
     assert reserved == [2 * 16 * 16 + 512 * 256]
-    assert refused(tiff_of_one_tile(2048, 512)) == "picture_too_large"
+    assert refused(tiff_of_tiles(2048, 512)) == "picture_too_large"
+    assert refused(tiff_of_tiles(16, 40_000, 8)) == "picture_too_large"
