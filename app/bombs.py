@@ -51,6 +51,7 @@ class BoundedFile(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
+        self._size = len(data)
         self._reads_left = MOST_READS_TO_OPEN
         _require_few_values(data)
         self.scans = _scans(data) if data.startswith(b"\xff\xd8") else 0
@@ -72,7 +73,7 @@ class BoundedFile(io.BytesIO):
             tags = picture.tag_v2
             places = tags.get(_TILES, tags.get(_STRIPS, ()))
             sizes = tags.get(_TILE_BYTES, tags.get(_STRIP_BYTES, ()))
-            if len(places) > MOST_STRIPS or sum(sizes) > MOST_OVERLAP * len(self.getbuffer()):
+            if len(places) > MOST_STRIPS or sum(sizes) > MOST_OVERLAP * self._size:
                 raise _too_many("strips or tiles")
             if picture.info.get("compression") in _FAXES:
                 raise Refusal("not_a_picture", "The TIFF is compressed as a fax. Send it otherwise, or as PNG.")

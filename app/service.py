@@ -236,12 +236,9 @@ class Service:
         engine = self._new_engine(runner)
         try:
             await engine.warm_up()
-        except StartError:
+        except BaseException as error:  # a cancelled reload is one
             await asyncio.to_thread(engine.close)
-            raise
-        except BaseException as error:
-            await asyncio.to_thread(engine.close)
-            if not isinstance(error, Exception):  # the reload is cancelled
+            if isinstance(error, StartError) or not isinstance(error, Exception):
                 raise
             raise ArtifactError(f"{self.settings.model} failed on its first pictures ({error}).") from error
         old, self._engine = self._engine, engine

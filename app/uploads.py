@@ -126,8 +126,6 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
         return files
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None  # as Starlette's own `form` does; `problems` words it
-    except UnicodeError:
-        raise HTTPException(400, "The form's charset cannot be read: leave it out") from None
     finally:
         parser.close()
 

@@ -27,7 +27,7 @@ from export import precision as precisions
 from export.graph import add_metadata, to_onnx
 from export.verify import Difference, compare
 from model import checkpoint as checkpoints
-from model.config import service_name
+from model.config import require_name
 from model.fcos import FCOS
 from model.files import replaced, require_folder
 from model.torchvision_weights import download, load_torchvision
@@ -166,8 +166,7 @@ def _run(options: argparse.Namespace) -> str:
     pictures = [] if precision == "fp32" else precisions.choose_pictures(options.calibration_images)
     checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
     name = options.name or str(checkpoint.training.get("name", output.stem))
-    if service_name(name) is None:
-        raise ValueError(f"--name must have 1 to 200 characters, and not only space, but got {name!r}")
+    require_name(name)
     metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
     if precision == "fp32":
         lines = [str(export(checkpoint.model(), metadata, output))]

@@ -105,6 +105,12 @@ def service_name(value: Any) -> str | None:
         return None
 
 
+def require_name(name: str) -> None:
+    """Raises: ValueError: --name is none that the service takes."""
+    if service_name(name) is None:
+        raise ValueError(f"--name must have 1 to 200 characters, and not only space, but got {name!r}")
+
+
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 

@@ -11,7 +11,7 @@ import tyro
 
 from model.assign import Rule
 from model.checkpoint import IOU_THRESHOLD, Checkpoint
-from model.config import FCOSConfig, InputConfig, service_name
+from model.config import FCOSConfig, InputConfig, require_name
 from model.layout import Augmentation
 
 NOMINAL_BATCH = 16
@@ -140,8 +140,8 @@ class Settings:
                 raise ValueError(f"--{_option(key)} must be finite and not negative, but got {value}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed must be between 0 and {2**31 - 1}, but got {self.seed}")
-        if self.name is not None and service_name(self.name) is None:
-            raise ValueError(f"--name must have 1 to 200 characters, and not only space, but got {self.name!r}")
+        if self.name is not None:
+            require_name(self.name)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be at least 0 and under 1, such as 0.9998, but got {self.ema_decay}")
         if not 0 <= self.iou_threshold <= 1:

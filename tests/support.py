@@ -115,6 +115,14 @@ def rectangle_picture(
     return picture
 
 
+def value_of(metrics: str, series: str) -> float:
+    """What Prometheus' text says of a series."""
+    for line in metrics.splitlines():
+        if line.startswith(series + " "):
+            return float(line.split()[-1])
+    raise KeyError(series)
+
+
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **options)

@@ -1,6 +1,5 @@
 """Keys, places and deadlines, decided before a body is read; and what every response says of itself."""
 
-import io
 import re
 import socket
 import threading
@@ -23,19 +22,13 @@ from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
 from tests.serving import served as serving
-from tests.support import metadata, rectangle_picture, write_model
+from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
 from tests.test_api import ready
 
 KEY, OTHER_KEY = "correct-horse", "battery-staple"
 
 
-def picture() -> bytes:
-    out = io.BytesIO()
-    rectangle_picture().save(out, "PNG")
-    return out.getvalue()
-
-
-PICTURE = picture()
+PICTURE = encoded(rectangle_picture())
 
 
 @contextmanager
@@ -50,11 +43,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def metric(client: TestClient, line_start: str) -> float:
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(line_start + " "):
-            return float(line.split()[-1])
-    raise KeyError(line_start)
+def metric(client: TestClient, series: str) -> float:
+    return value_of(client.get("/metrics").text, series)
 
 
 def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:

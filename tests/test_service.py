@@ -27,7 +27,7 @@ from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
 from tests.held import Held, HeldDecoder
-from tests.support import encoded, metadata, rectangle_picture, write_model
+from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
 
 DEFAULTS = DetectQuery().parameters
 
@@ -58,10 +58,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def metric(service: Service, name: str) -> float:
-    for line in service.metrics.text().decode().splitlines():
-        if line.startswith(name + " "):
-            return float(line.split()[-1])
-    raise KeyError(name)
+    return value_of(service.metrics.text().decode(), name)
 
 
 @pytest.fixture(params=[False, True], ids=["on a worker", "on its own thread"])

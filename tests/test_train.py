@@ -117,6 +117,13 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one(
     assert rows(tmp_path / "run") == rows(uninterrupted)
 
 
+def assert_resumed_as(options: Settings, whole: Path) -> None:
+    """Resumed, the run comes to its end with what the whole one did."""
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    one, other = (checkpoints.load(folder / "last.pt") for folder in (options.output, whole))
+    assert difference(one, other) == 0
+
+
 def test_an_epochs_end_saves_where_the_last_save_is_some_time_ago(
     data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,9 +141,7 @@ def test_an_epochs_end_saves_where_the_last_save_is_some_time_ago(
             patch.setattr(Learner, "step", die_in_the_second_epoch)
             train(options, ALONE, QUIET)
         assert (tmp_path / "run" / "last.pt").exists() == saved
-    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
-    one, other = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", uninterrupted))
-    assert difference(one, other) == 0
+    assert_resumed_as(options, uninterrupted)
 
 
 def test_a_run_stopped_at_an_epochs_end_is_saved_and_resumed(
@@ -149,9 +154,7 @@ def test_a_run_stopped_at_an_epochs_end_is_saved_and_resumed(
         assert not train(options, ALONE, QUIET)
     stopped = checkpoints.load(tmp_path / "run" / "last.pt")
     assert stopped.resume is not None and (stopped.resume["epoch"], stopped.resume["done"]) == (1, 0)
-    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
-    one, other = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", uninterrupted))
-    assert difference(one, other) == 0
+    assert_resumed_as(options, uninterrupted)
 
 
 def test_a_fine_tuned_run_is_resumed_by_its_own_command(
