@@ -55,6 +55,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._came_further = False
+        kept = self.timeout_keep_alive_task
         waiting: list[bytes | memoryview] = [data]
         while waiting and not self.transport.is_closing():
             self._parsed, self._anew = waiting.pop(0), ()
@@ -67,17 +68,16 @@ class Connection(HttpToolsProtocol):
                 self.transport.write(_TOO_LARGE)
             self.transport.close()
         elif idle and not self.transport.is_closing():
-            self._wait_for_more()
+            self._wait_for_more(kept)
 
-    def _wait_for_more(self) -> None:
+    def _wait_for_more(self, kept: asyncio.TimerHandle | None = None) -> None:
+        """Args: kept: uvicorn's timer for an idle connection, which stops at every byte, before this one."""
         if self._in_head or self._in_body:
             if self._timer is None:
                 self._limit_time(HEAD_S if self._in_head else REST_S)
         elif self.cycle is not None and self.timeout_keep_alive_task is None:
-            # uvicorn's own timer: it stops at every byte, and would begin again with the next answer alone.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            until = kept.when() if kept is not None else self.loop.time() + self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_at(until, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

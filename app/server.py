@@ -1,7 +1,8 @@
 """The process: its port, and what signals do to it.
 
 SIGTERM   /readyz says 503 for `drain_s`, so that load balancers send no more; then the port closes, what is accepted
-          is finished, and the process exits with 0. A second one closes the port at once.
+          is finished, and the process exits with 0. A second one closes the port at once. Where a picture or the
+          model does not come back, it exits with 1 without it.
 SIGINT    the same without the wait
 SIGHUP    the model file is loaded again
 """
@@ -9,9 +10,11 @@ SIGHUP    the model file is loaded again
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from types import FrameType
 
 import uvicorn
@@ -27,6 +30,7 @@ from app.settings import Settings
 log = logging.getLogger("app")
 
 FINISH_S = 30  # what is accepted may take this long, or its deadline where that is longer
+LAST_S = 5  # and then what runs without anybody who waits for it
 _SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
@@ -73,6 +77,14 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloading: set[asyncio.Task[None]] = set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        assert self.config.timeout_graceful_shutdown is not None
+        last = threading.Timer(self.config.timeout_graceful_shutdown + LAST_S, _leave)
+        last.daemon = True
+        last.start()
+        await super().shutdown(sockets)  # which closes the service, and waits for its threads
+        last.cancel()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         if _SIGHUP is not None:
@@ -99,6 +111,11 @@ class Server(uvicorn.Server):
     async def _reload(self) -> None:
         with contextlib.suppress(Refusal):  # the log says why
             await self._service.reload(wait=True)
+
+
+def _leave() -> None:
+    log.error("Something does not come back: the process ends without it.")
+    os._exit(1)  # anything milder would wait for the thread that has it
 
 
 def _listen(host: str, port: int) -> socket.socket:

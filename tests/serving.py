@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,14 +33,14 @@ def served(*, model: Path, **settings: object) -> Iterator[Served]:
     process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait(f"{address}/readyz", process)
+        wait_until_ready(f"{address}/readyz", process)
         yield Served(address, process.pid)
     finally:
         process.terminate()
         process.wait(60)
 
 
-def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
     deadline_s = time.monotonic() + 60
     while True:
         try:

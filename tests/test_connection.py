@@ -207,6 +207,17 @@ def test_what_comes_after_an_answer_does_not_keep_the_connection(
     assert client.recv(1) == b""
 
 
+def test_blank_lines_do_not_keep_the_connection(client: socket.socket) -> None:
+    client.sendall(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+    assert b" 200 " in client.recv(65536)
+    begun_s = time.monotonic()
+    with pytest.raises(OSError):
+        while time.monotonic() < begun_s + 10:
+            client.sendall(b"\r\n")
+            time.sleep(0.3)
+    assert time.monotonic() < begun_s + 3
+
+
 def test_a_body_may_follow_an_answer_and_a_request_that_body(client: socket.socket) -> None:
     client.sendall(b"POST /early HTTP/1.1\r\nhost: here\r\ncontent-length: 200\r\n\r\n")
     assert b" 200 " in client.recv(65536)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving import ROOT, served
+from tests.serving import ROOT, served, wait_until_ready
 from tests.support import encoded, metadata, rectangle_picture, write_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -99,6 +99,38 @@ def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
     assert 503 in readiness, "readiness goes first"
     assert not clients.lost
     assert {status for status, _ in clients.answers} == {200}
+
+
+def test_sigterm_does_not_wait_for_what_never_comes_back(model_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = f"""
+import time
+import app.engine, app.server
+from app.settings import Settings
+def hang(*_, **__):
+    print("hangs", flush=True)
+    time.sleep(3600)
+app.engine.decode = hang
+app.server.FINISH_S, app.server.LAST_S = 1, 0.5
+app.server.serve(Settings(model={str(model_file)!r}, port={port}, provider="cpu", drain_s=0, deadline_s=1))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        client.request("POST", "/detect", PICTURE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hangs\n"
+        process.terminate()
+        assert client.getresponse().status == 504
+        log = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "does not come back" in log
 
 
 def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
