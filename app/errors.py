@@ -100,6 +100,6 @@ def failed(what: str) -> Refusal:
     return Refusal("internal_error", f"The service failed on this {what}; its log says how.")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns: The first line of what a library's exception says; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

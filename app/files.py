@@ -97,7 +97,7 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES]
+            inside = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES and not one.is_dir()]
             if not inside:
                 raise StartError(f"There are no pictures in the folder {path}.")
             found += inside

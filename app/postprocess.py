@@ -74,7 +74,7 @@ class Detections:
         return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
 
 
-@lru_cache(maxsize=64)  # more than a model has canvases
+@lru_cache(maxsize=128)  # more than a model has canvases
 def point_centres(strides: tuple[int, ...], points: Points, canvas: Size) -> Floats:
     """Returns: The points of all levels on a canvas, float32 [P, 2], x and y in canvas pixels. Read-only."""
     levels = []

@@ -82,7 +82,7 @@ class OnnxRunner:
         if provider == "cuda":
             raise ProviderError(
                 f"CUDA is wanted, but cannot be used ({reason}): install the extra `gpu` and a driver that fits it, or "
-                "set FCOS_PROVIDER to auto or cpu."
+                "choose auto or cpu (FCOS_PROVIDER, --device)."
             )
         if reason is not None:
             log.warning("CUDA cannot be used (%s): the model runs on the CPU.", reason)
@@ -106,7 +106,7 @@ class OnnxRunner:
                 raise ProviderError(reason) from None
             raise ArtifactError(
                 f"{path} is not an ONNX model that can be read ({reason}): write one with `python -m export`."
-            ) from None
+            ) from error
         if session.get_providers()[0] != provider:
             raise ProviderError(f"ONNX Runtime took {session.get_providers()[0]} in place of {provider}")
 
@@ -123,7 +123,7 @@ class OnnxRunner:
         except Exception as error:
             if provider == CUDA:
                 raise ProviderError(first_line(error)) from None
-            raise ArtifactError(f"{path} does not run ({first_line(error)}): export the model again.") from None
+            raise ArtifactError(f"{path} does not run ({first_line(error)}): export the model again.") from error
         return runner
 
     def __call__(self, canvases: NDArray[np.uint8], cores: int = 1) -> Heads:

@@ -21,7 +21,7 @@ from pathlib import Path
 import onnx
 
 from app.artifact import Metadata
-from app.errors import StartError
+from app.errors import StartError, first_line
 from app.session import OnnxRunner
 from export import precision as precisions
 from export.graph import add_metadata, to_onnx
@@ -78,7 +78,7 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
         try:
             share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, precision)
         except StartError as error:
-            raise ValueError(f"the {precision} graph does not run: {error}") from error
+            raise ValueError(f"the {precision} graph does not run ({first_line(error.__cause__ or error)})") from error
     if not count:
         raise ValueError(
             f"fp32 finds nothing on {len(pictures)} of the calibration pictures, so that {precision} cannot be judged: "
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(_run(options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -163,9 +163,13 @@ def _run(options: argparse.Namespace) -> str:
     require_folder(output)
     if precision != "fp32" and options.calibration_images is None:
         raise ValueError(f"--precision {precision} is judged on real pictures: name a folder with --calibration-images")
+    if precision == "fp32" and options.calibration_images is not None:
+        raise ValueError(
+            "--calibration-images is for a lower precision: choose --precision fp16 or int8, or leave it out"
+        )
     pictures = [] if precision == "fp32" else precisions.choose_pictures(options.calibration_images)
     checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
-    name = options.name or str(checkpoint.training.get("name", output.stem))
+    name = str(checkpoint.training.get("name", output.stem)) if options.name is None else options.name
     require_name(name)
     metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
     if precision == "fp32":

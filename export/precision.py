@@ -43,7 +43,7 @@ def choose_pictures(folder: Path, count: int = 2 * CALIBRATION_PICTURES) -> list
     Raises:
         ValueError: the folder is missing, or holds no pictures.
     """
-    files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"--calibration-images: no picture files in {folder}")
     return [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]

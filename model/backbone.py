@@ -136,18 +136,7 @@ def _packaged(name: str) -> Path | None:
 
 
 def _load_file(backbone: Backbone, name: str, path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state)
-    except Exception as error:
-        raise ValueError(f"{path} holds no readable weights ({type(error).__name__})") from error
+    state = read_weights(path)
     if name.startswith(_LITE) and "_conv_stem.weight" in state:
         _load_in_order(backbone, state)
     else:
@@ -155,10 +144,39 @@ def _load_file(backbone: Backbone, name: str, path: Path) -> str:
     return f"ImageNet ({path.name})"
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU.
+
+    Raises:
+        ValueError: there is no file, or it holds anything else.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}")
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} holds no readable weights ({type(error).__name__})") from error
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise ValueError(f"{path} holds no weights: they would be tensors, each with its name")
+    return state
+
+
 def _load_in_order(backbone: Backbone, state: dict[str, Tensor]) -> None:
     """The packages name their tensors otherwise, but hold them in timm's order: those of features, then the head's."""
     own = backbone.body.state_dict()
     values = list(state.values())[: len(own)]
+    if len(values) < len(own):
+        raise ValueError(f"the weights do not fit: they are {len(values)} tensors, but this backbone has {len(own)}")
     wrong = [key for (key, old), new in zip(own.items(), values, strict=True) if old.shape != new.shape]
     if wrong:
         raise ValueError(f"the weights do not fit in order: {wrong[0]} and {len(wrong) - 1} more have another shape")

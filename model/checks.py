@@ -116,7 +116,10 @@ def _is_image(one: Any) -> bool:
     sides = isinstance(one, dict) and all(
         isinstance(one.get(key), (int, float)) and 1 <= one[key] <= MOST_PIXELS for key in ("width", "height")
     )
-    return sides and _is_id(one.get("id")) and isinstance(one.get("file_name"), str)
+    if not sides or not _is_id(one.get("id")):
+        return False
+    name = one.get("file_name")
+    return isinstance(name, str) and "\0" not in name
 
 
 def _is_id(value: Any) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,6 +152,8 @@ def open_model(path: Path, device: str = "auto") -> tuple[Runner, Metadata]:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device must be auto, cpu or cuda, but got {device}")
     if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ValueError(f"no model at {path}")
         from app.session import OnnxRunner
 
         log = logging.getLogger("app.session")
@@ -171,7 +174,18 @@ def open_model(path: Path, device: str = "auto") -> tuple[Runner, Metadata]:
     checkpoint = checkpoints.load(path)
     place = choose_device(device)
     model = checkpoint.model().to(place).to(memory_format=torch.channels_last)
-    return torch_runner(model, place), checkpoint.metadata(path.stem)
+    return torch_runner(model, place), checkpoint.metadata("checkpoint")
+
+
+def _say_unknown(document: Document, classes: Sequence[str]) -> None:
+    unknown = {one["id"]: one["name"] for one in document["categories"] if one["name"] not in classes}
+    boxes = Counter(unknown[box["category_id"]] for box in document["annotations"] if box["category_id"] in unknown)
+    if boxes:
+        print(
+            f"evaluate: not counted, as the model has no such class: {', '.join(sorted(boxes))} "
+            f"({boxes.total()} boxes)",
+            file=sys.stderr,
+        )
 
 
 def main() -> int:
@@ -191,6 +205,7 @@ def main() -> int:
             options.annotations, options.images, metadata.classes,
             lambda text: print(f"evaluate: {text}", file=sys.stderr),
         )  # fmt: skip
+        _say_unknown(document, metadata.classes)
         found = evaluate(runner, metadata, document, options.images, console)
         for name, values in found.per_class.items():
             console.print(f"{name:>16}  AP {values['AP']:.3f}  AP50 {values['AP50']:.3f}")

@@ -23,19 +23,32 @@ def require_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the path's place once it is whole.
+    """A temporary file that takes the path's place once it is whole; a link stays one. What is there and no file,
+    /dev/stdout or a pipe, is written to.
 
     Raises:
         OSError: it cannot be written; the message names the path.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.exists() and not path.is_file():
+        with _named(path):
+            yield path
+        return
+    place = path.resolve()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror or error})") from None
+        with _named(path):
+            yield temporary
+            temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror or error})") from None
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -7,7 +7,7 @@ A document is `{"images": [...], "annotations": [...], "categories": [...]}` as 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -72,7 +72,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 def _read_json(path: Path, images: Path) -> Document:
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable json: {error}") from None
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(document, dict) or not isinstance(document.get(key), list)]
@@ -92,14 +92,14 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
 
     Many programs that write its xml count from 0: where a box of the folder begins there, all are taken so.
     """
-    by_stem = _pictures(images)
+    by_stem = {Path(name).stem: name for name in _pictures(images)}
     pictures: list[dict[str, Any]] = []
     objects: list[tuple[int, str, tuple[float, float, float, float] | None, int]] = []
     for number, file in enumerate(sorted(path.glob("*.xml")), 1):
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
-        except (ElementTree.ParseError, OSError) as error:
-            raise ValueError(f"{file} is not readable xml: {error}") from None
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two of an encoding
+            raise ValueError(f"{file} is not readable xml: {error}. If it is whole, save it as UTF-8") from None
         name = (root.findtext("filename") or "").strip()
         if not name or not (images / name).is_file():  # LabelImg and its like often keep an old name there
             name = by_stem.get(file.stem, name or f"{file.stem}.jpg")
@@ -123,7 +123,7 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
         {"image_id": number, "category_id": ids.get(label, label), "bbox": _voc_box(corners, first), "iscrowd": crowd}
         for number, label, corners, crowd in objects
     ]
-    return _document(pictures, annotations, ids)
+    return _document(pictures, annotations, ((number, name) for name, number in ids.items()))
 
 
 def _voc_box(corners: tuple[float, float, float, float] | None, first: int) -> list[float] | None:
@@ -139,17 +139,17 @@ def _read_yolo(path: Path, images: Path) -> Document:
     names = _yolo_names(path)
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    by_stem = _pictures(images)
+    files = _pictures(images)
     labels = {file.stem for file in path.glob("*.txt")} - {"classes"}
-    for number, stem in enumerate(sorted(labels | set(by_stem)), 1):
-        name = by_stem.get(stem, f"{stem}.jpg")
+    missing = [f"{stem}.jpg" for stem in labels - {Path(name).stem for name in files}]
+    for number, name in enumerate(sorted([*files, *missing]), 1):
         width, height = _size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
-        file = path / f"{stem}.txt"
+        file = (path / name).with_suffix(".txt")  # one for all pictures that differ in the ending alone
         for line in _text(file).splitlines() if file.is_file() else ():
             if words := line.split():
                 annotations.append({"image_id": number} | _yolo_box(words, width or 0, height or 0))
-    return _document(pictures, annotations, {name: position for position, name in enumerate(names)})
+    return _document(pictures, annotations, enumerate(names))
 
 
 def _yolo_box(words: list[str], width: float, height: float) -> dict[str, Any]:
@@ -200,9 +200,9 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
 
 
-def _pictures(folder: Path) -> dict[str, str]:
-    """Stem -> file name of the pictures in a folder."""
-    return {file.stem: file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES}
+def _pictures(folder: Path) -> list[str]:
+    """The names of the pictures in a folder."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
 def _size_or_none(path: Path) -> tuple[float | None, float | None]:
@@ -221,9 +221,11 @@ def _number(text: str | None) -> float | None:
     return int(value) if value.is_integer() else value
 
 
-def _document(pictures: list[dict[str, Any]], annotations: list[dict[str, Any]], ids: dict[str, Any]) -> Document:
+def _document(
+    pictures: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Iterable[tuple[Any, str]]
+) -> Document:
     return {
         "images": pictures,
         "annotations": annotations,
-        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        "categories": [{"id": number, "name": name} for number, name in categories],
     }

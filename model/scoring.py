@@ -95,10 +95,11 @@ def score(found: Found, document: Document, classes: Sequence[str]) -> Evaluatio
     of_model = np.array([common.index(name) if name in category_of else -1 for name in classes], dtype=np.int64)
     found = found.take(of_model[found.class_ids] >= 0)
     found = dataclasses.replace(found, class_ids=of_model[found.class_ids])
-    truth = _truth(document, {category_of[name]: position for position, name in enumerate(common)})
+    position_of = {category_of[name]: position for position, name in enumerate(common)}
+    truth = _truth(document, position_of)
 
     threshold, f1 = _best_threshold(found, truth)
-    metrics, per_class, curves = _coco(found, document, [category_of[name] for name in common], common)
+    metrics, per_class, curves = _coco(found, document, position_of, common)
     return Evaluation(
         metrics=metrics,
         per_class=per_class,
@@ -114,33 +115,45 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _coco(
-    found: Found, document: Document, categories: list[int], names: list[str]
+    found: Found, document: Document, position_of: dict[int, int], names: list[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, NDArray[np.float64]]]:
-    image_ids = [image["id"] for image in document["images"]]
+    document = _numbered(document, position_of)
     xywh = found.boxes.copy()
     xywh[:, 2:] -= xywh[:, :2]
     rows = zip(found.pictures.tolist(), xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True)
     results = [
-        {"image_id": image_ids[picture], "category_id": categories[label], "bbox": box, "score": value}
+        {"image_id": picture + 1, "category_id": label + 1, "bbox": box, "score": value}
         for picture, box, value, label in rows
     ]
     # No detections at all are refused; one beside its picture stands for them.
-    beside = {"image_id": image_ids[0], "category_id": categories[0], "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
+    beside = {"image_id": 1, "category_id": 1, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(document, use_deepcopy=True)
+        truth = COCO(document)
         coco = COCOeval_faster(truth, truth.loadRes(results or [beside]), iouType="bbox")
-        coco.params.catIds = categories
         coco.evaluate()
         coco.accumulate()
         coco.summarize()
     metrics = {key: float(value) for key, value in zip(METRICS, coco.stats, strict=False)}
     precision = coco.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections], -1: no ground truth
-    order = sorted(categories)  # of its classes, whatever order they were given in
-    curves = {
-        name: precision[:, :, order.index(category), 0, -1] for name, category in zip(names, categories, strict=True)
-    }
+    curves = {name: precision[:, :, position, 0, -1] for position, name in enumerate(names)}
     per_class = {name: {"AP": _mean(curve), "AP50": _mean(curve[0])} for name, curve in curves.items()}
     return metrics, per_class, {name: curve[0] for name, curve in curves.items()}
+
+
+def _numbered(document: Document, position_of: dict[int, int]) -> Document:
+    """A copy with ids from 1 on, in which the boxes of other classes are left out: faster-coco-eval keeps ids as
+    doubles, among which those over 2^53 are not told apart."""
+    pictures = {image["id"]: number for number, image in enumerate(document["images"], 1)}
+    wanted = [one for one in document["annotations"] if one["category_id"] in position_of]
+    return {
+        "images": [image | {"id": pictures[image["id"]]} for image in document["images"]],
+        "annotations": [
+            one
+            | {"id": number, "image_id": pictures[one["image_id"]], "category_id": position_of[one["category_id"]] + 1}
+            for number, one in enumerate(wanted, 1)
+        ],
+        "categories": [{"id": position + 1, "name": str(position)} for position in position_of.values()],
+    }
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

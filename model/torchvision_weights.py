@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
+from model.backbone import read_weights
 from model.checkpoint import Checkpoint
 from model.config import FCOSConfig, InputConfig
 from model.fcos import FCOS
@@ -42,12 +43,12 @@ def download() -> Path:
     url = FCOS_ResNet50_FPN_Weights.COCO_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
         except Exception as error:
             raise ValueError(
-                f"torchvision's weights cannot be downloaded ({type(error).__name__}): "
+                f"torchvision's weights cannot be downloaded to {path.parent} ({type(error).__name__}): "
                 f"fetch {url} where there is a network and pass the file"
             ) from error
     return path
@@ -59,13 +60,7 @@ def load_torchvision(path: Path) -> Checkpoint:
     Raises:
         ValueError: no file, or tensors that do not fit, every one of them named.
     """
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a file of weights that torch can read ({type(error).__name__})") from error
-    return from_state_dict(state, path.name)
+    return from_state_dict(read_weights(path), path.name)
 
 
 def from_state_dict(state: dict[str, Tensor], origin: str) -> Checkpoint:
@@ -86,7 +81,7 @@ def from_state_dict(state: dict[str, Tensor], origin: str) -> Checkpoint:
     )
     theirs = {rename(key): value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     for key in ("head.class_logits.weight", "head.class_logits.bias"):
-        if key in theirs and len(theirs[key]) == OUTPUTS:
+        if key in theirs and theirs[key].shape[:1] == (OUTPUTS,):
             theirs[key] = theirs[key][used]
 
     own = FCOS(config, input_config).state_dict()

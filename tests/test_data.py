@@ -166,6 +166,23 @@ def test_class_names_without_a_sure_order_are_refused(tmp_path: Path, names: str
         read_document(tmp_path / "yolo", tmp_path / "pictures")
 
 
+def test_a_class_name_that_stands_twice_is_named(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "data.yaml").write_text("names: [a, a, b]")
+    _, problems = read_checked(tmp_path / "yolo", tmp_path / "pictures")
+    assert ("duplicate id", "category 1: another has the name a") in problems.errors
+
+
+def test_pictures_that_differ_in_the_ending_alone_share_their_boxes(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 2))
+    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
+    Image.open(tmp_path / "pictures" / "picture-0.png").save(tmp_path / "pictures" / "picture-0.jpg")
+    document = read_document(tmp_path / "yolo", tmp_path / "pictures")
+    assert [image["file_name"] for image in document["images"]] == ["picture-0.jpg", "picture-0.png", "picture-1.png"]
+    boxes = [[box["bbox"] for box in document["annotations"] if box["image_id"] == number] for number in (1, 2)]
+    assert boxes[0] == boxes[1] != []
+
+
 def test_a_text_file_of_yolo_may_begin_with_a_mark_and_must_be_utf8(tmp_path: Path) -> None:
     write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
     (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
@@ -222,8 +239,17 @@ def test_difficult_objects_of_voc_are_neither_learnt_nor_errors(tmp_path: Path) 
         (lambda path: None, "no annotations at"),
         (lambda path: path.write_text("{"), "not readable json"),
         (lambda path: path.write_text('{"images": []}'), "no COCO detection json"),
+        (lambda path: path.write_text("[" * 100_000), "not readable json"),
         (lambda path: path.mkdir(), "neither VOC xml nor YOLO txt"),
         (lambda path: (path.mkdir(), (path / "a.xml").write_text("<a>")), "not readable xml"),
+        (
+            lambda path: (path.mkdir(), (path / "a.xml").write_text('<?xml version="1.0" encoding="gbk"?><a/>')),
+            "as UTF-8",
+        ),
+        (
+            lambda path: (path.mkdir(), (path / "a.xml").write_text('<?xml version="1.0" encoding="x"?><a/>')),
+            "as UTF-8",
+        ),
         (lambda path: (path.mkdir(), (path / "a.txt").write_text("0 1 1 1 1")), "no class names"),
     ],
 )
@@ -268,6 +294,7 @@ SPOILT = [
     ("unreadable entry", "image at position 1", set_of("images", 1, width=math.inf)),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("width"))),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("file_name"))),
+    ("unreadable entry", "image at position 1", set_of("images", 1, file_name="a\0.png")),
     ("unreadable entry", "category at position 1", spoil(lambda document: document["categories"][1].pop("name"))),
     ("unreadable entry", "category at position 1", set_of("categories", 1, name=" ")),
     ("unreadable entry", "category at position 1", set_of("categories", 1, name="x" * 201)),

@@ -188,6 +188,21 @@ def test_bad_files_are_one_sentence_and_exit_code_2(
     assert says in error and "Traceback" not in error and error.count("\n") == 1
 
 
+def test_what_the_model_has_no_class_for_is_said(
+    model_file: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    document = json.loads(toy[0].read_text())
+    for category in document["categories"]:
+        category["name"] = {"red": "Red"}.get(category["name"], category["name"])
+    boxes = sum(box["category_id"] == IDS["red"] for box in document["annotations"])
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert run(monkeypatch, model_file, "--annotations", tmp_path / "a.json", "--images", toy[1]) == 0
+    assert f"no such class: Red ({boxes} boxes)" in capsys.readouterr().err
+    assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_the_truth_itself_is_perfect(tmp_path: Path) -> None:
     document = document_of(tmp_path)
     evaluation = score(truth_as_found(document), document, CLASSES)
@@ -229,6 +244,19 @@ def test_the_order_of_the_models_classes_does_not_matter(tmp_path: Path) -> None
         for name in classes:
             assert evaluation.per_class[name]["AP"] == pytest.approx(float(name == "red"), abs=1e-3)
             assert evaluation.curves[name].mean() == pytest.approx(float(name == "red"), abs=1e-3)
+
+
+def test_ids_of_any_size_are_told_apart(tmp_path: Path) -> None:
+    document = document_of(tmp_path)
+    found = truth_as_found(document)
+    before = score(found.take(found.class_ids > 0), document, CLASSES).metrics
+    for part in ("images", "categories"):
+        for entry in document[part]:
+            entry["id"] += 2**60
+    for annotation in document["annotations"]:
+        annotation["image_id"] += 2**60
+        annotation["category_id"] += 2**60
+    assert score(found.take(found.class_ids > 0), document, CLASSES).metrics == before
 
 
 def test_classes_that_one_side_lacks_are_not_counted(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
 from model.evaluate import torch_runner
 from model.fcos import FCOS
+from tests.support import rectangle_picture
 
 INPUT = InputConfig(short=128, long=160, canvases=((128, 160), (160, 128)))
 
@@ -334,6 +335,27 @@ def test_a_lower_precision_needs_pictures(
     assert "--calibration-images" in capsys.readouterr().err
     assert main([*command, "--calibration-images", str(tmp_path)]) == 2
     assert "no picture files in" in capsys.readouterr().err
+
+
+def test_calibration_pictures_without_a_lower_precision_are_refused(
+    checkpoint_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(checkpoint_file), "--output", str(tmp_path / "out.onnx")]
+    assert main([*command, "--calibration-images", str(tmp_path)]) == 2
+    assert "--precision" in capsys.readouterr().err
+    assert main([*command, "--name", ""]) == 2
+    assert "name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_temporary_folder_that_is_not_there_is_one_sentence(
+    checkpoint_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    rectangle_picture().save(tmp_path / "a.png")
+    command = [str(checkpoint_file), "--output", str(tmp_path / "out.onnx"), "--precision", "int8"]
+    assert main([*command, "--calibration-images", str(tmp_path)]) == 2
+    assert "gone" in capsys.readouterr().err
 
 
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(

@@ -149,6 +149,13 @@ def test_packaged_imagenet_weights_are_loaded_whole(name: str) -> None:
     assert all(v is not None and not torch.equal(v, torch.ones_like(v)) for v in variances)
 
 
+def test_a_short_file_of_packaged_weights_is_refused(tmp_path: Path) -> None:
+    torch.save({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "short.pth")
+    name = "tf_efficientnet_lite0"
+    with pytest.raises(ValueError, match="they are 1 tensors"):
+        load_imagenet_weights(Backbone(name), name, str(tmp_path / "short.pth"))
+
+
 def test_resnet_weights_of_torchvision_are_loaded_from_their_file(tmp_path: Path) -> None:
     from torchvision.models import resnet18
 

@@ -132,6 +132,33 @@ def test_the_command_refuses_a_file_of_something_else(tmp_path: Path, capsys: py
     assert not (tmp_path / "coco.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), [1], {1: torch.zeros(3)}, {"backbone.body.conv1.weight": 3}, {"state_dict": [1]}],
+    ids=["a tensor", "a list", "numbers for names", "a number", "a list inside"],
+)
+def test_a_file_of_anything_but_weights_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: object
+) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    assert main(["--torchvision-coco", str(tmp_path / "odd.pth"), "--output", str(tmp_path / "coco.onnx")]) == 2
+    assert "odd.pth holds no weights" in capsys.readouterr().err
+
+
+def test_a_scalar_in_place_of_a_tensor_is_named() -> None:
+    with pytest.raises(ValueError, match=r"head\.class_logits\.bias has shape \[\] in place of \[80\]"):
+        from_state_dict({"head.classification_head.cls_logits.bias": torch.tensor(1.0)}, "odd.pth")
+
+
+def test_no_place_for_a_download_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file" / "cache"))
+    assert main(["--torchvision-coco", "--output", str(tmp_path / "coco.onnx")]) == 2
+    assert "cannot be downloaded to" in capsys.readouterr().err
+
+
 def test_categories_are_the_ones_torchvision_trained_with() -> None:
     assert len(CATEGORIES) == 91
     assert CATEGORIES[17] == "cat"

@@ -1,0 +1,44 @@
+"""Files are written whole or not at all, and nothing but files is replaced."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from model.files import replaced, write_json
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_json(link, [1])
+    assert link.is_symlink() and real.read_text() == "[\n  1\n]\n"
+    assert sorted(tmp_path.iterdir()) == [link, real]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are none")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_json(pipe, [1])
+    reader.join(10)
+    assert read == ["[\n  1\n]\n"] and pipe.is_fifo()
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match=r"a\.json could not be written \(full\)"), replaced(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("full")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"{tmp_path.name} could not be written"):
+        write_json(tmp_path, [])
