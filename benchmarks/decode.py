@@ -26,6 +26,7 @@ from app.images import Decoded, decode
 from app.postprocess import Parameters
 from app.session import OnnxRunner
 from app.settings import DEFAULT_MODEL
+from benchmarks.command import as_command
 
 MAX_PIXELS = 200_000_000
 PARAMETERS = Parameters(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=6)
     parser.add_argument("--limit", type=int, help="only so many pictures")
     options = parser.parse_args()
+    if (options.annotations is None) != (options.images is None):
+        parser.error("--annotations and --images go together")
     runner = OnnxRunner.load(options.model)
     detector = Detector(runner.metadata, runner)
     print_times(detector)
@@ -117,4 +120,4 @@ def print_ap(detector: Detector, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.artifact import Metadata, Size, grids
 from app.canvas import Placement
 from app.postprocess import Parameters, PictureHeads, postprocess
+from benchmarks.command import as_command
 
 CLASSES = 91
 CANVAS = Size(800, 1344)
@@ -162,4 +163,4 @@ def count_matched(ours, theirs) -> int:  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

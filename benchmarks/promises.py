@@ -24,7 +24,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +33,11 @@ from PIL import Image
 from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from app.errors import first_line
 from app.providers import CPU, CUDA
 from app.settings import DEFAULT_MODEL, Settings
 from app.sharing import session_count
+from benchmarks.command import as_command
 from benchmarks.load import request_bytes
 from benchmarks.systems import Running, photograph, running
 
@@ -154,7 +155,11 @@ async def swap(service: Service) -> Seen:
 
     async def client() -> None:
         while not stop:
-            response = await service.detect(picture)
+            try:
+                response = await service.detect(picture)
+            except httpx.HTTPError:
+                seen[0, "-"] += 1
+                continue
             document = response.json() if response.is_success else {"model": {"version": "-"}}
             seen[response.status_code, document["model"]["version"]] += 1
 
@@ -229,10 +234,13 @@ async def check(running: Running, settings: Settings, options: argparse.Namespac
         for name, promise in PROMISES.items():
             if name not in options.promises:
                 continue
-            result = Seen(False, f"it was not over within {LONGEST_S} s")
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(LONGEST_S):
                     result = await promise(service)
+            except TimeoutError:
+                result = Seen(False, f"it was not over within {LONGEST_S} s")
+            except Exception as error:  # as of a service that broke off
+                result = Seen(False, f"{type(error).__name__}: {first_line(error)}")
             kept &= result.kept
             print(f"{name:8} {'kept' if result.kept else 'BROKEN':7} {result.counted}", flush=True)
     return kept
@@ -255,6 +263,11 @@ def main() -> int:
     parser.add_argument("--waiting", type=int, default=40, help="pictures, for `end`")
     parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="FCOS_* variables without that")
     options = parser.parse_args()
+    for file in (options.model, options.other):
+        if not file.is_file():
+            parser.error(f"there is no file {file}")
+    if wrong := [setting for setting in options.settings if "=" not in setting]:
+        parser.error(f"--settings wants NAME=VALUE, but {wrong[0]} is none")
     chosen = dict(setting.split("=", 1) for setting in options.settings)
     settings: dict[str, Any] = {"max_queue": QUEUE, "deadline_s": DEADLINE_S, "drain_s": 0, **chosen}
     with tempfile.TemporaryDirectory() as folder:
@@ -265,5 +278,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main())
+    as_command(main)

@@ -9,8 +9,10 @@ clients, each with its next request as soon as it has an answer. Machines slow d
 minutes; neighbouring windows share that, so the ratio of two systems is the median over pairs of such. The clients are
 wrk's where it is installed, which takes half the processor time that load.py does.
 
-Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop at 0.5, 1, 2 and 5 times what it
-answered in closed loop, sent whether or not there are answers. Writes serving.csv (a row per request), prints a table.
+Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop, sent whether or not there are
+answers, at 0.5, 1, 2 and 5 times what the first of the servers answered in closed loop: the same load for all. Counted
+are the answers that came while it lasted, which is for several deadlines: who lets none wait too long and who lets all
+wait differ but after one. Writes serving.csv (a row per request), prints a table.
 
 LitServe, BentoML and Ray Serve are measured where `--peers` names a Python that has them:
 
@@ -39,6 +41,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 from app.cores import core_count
 from app.settings import DEFAULT_MODEL
+from benchmarks.command import as_command
 from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, tell
 from benchmarks.tiny_model import write_tiny_model
 
@@ -65,10 +68,9 @@ class Result:
         return sorted(latency for row, _, latency, status in self.rows if row == kind and status == 200)
 
     def rate(self, within_ms: float = float("inf")) -> float:
-        """Returns: Answers per second. What comes after the end of sending counts into the time it took."""
+        """Returns: Answers per second, of those that came in time and while requests were sent."""
         good = [(at, latency) for kind, at, latency, status in self.rows if kind == "request" and status == 200]
-        last_s = max((at + latency for at, latency in good), default=0) / 1000
-        return sum(latency <= within_ms for _, latency in good) / max(self.seconds, last_s)
+        return sum(latency <= within_ms and at + latency <= self.seconds * 1000 for at, latency in good) / self.seconds
 
     def client_cores(self) -> float:
         """Returns: How many cores the client took."""
@@ -84,37 +86,43 @@ class Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="+", default=["bare", *OWN, *PEERS], choices=("bare", *OWN, *PEERS))
+    parser.add_argument("--systems", nargs="+", choices=("bare", *OWN, *PEERS), help="(default: all there are)")
     parser.add_argument("--models", nargs="+", default=["default", "tiny"], choices=("default", "tiny"))
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the default model's file")
     parser.add_argument("--picture", type=Path, help="a JPEG (default: a photograph of 640 x 480)")
     parser.add_argument("--levels", nargs="*", type=float, default=CLOSED_LEVELS, help="clients in closed loop")
-    parser.add_argument("--open", nargs="*", type=float, default=OPEN_LEVELS, help="times the capacity in open loop")
+    parser.add_argument("--open", nargs="*", type=float, default=OPEN_LEVELS, help="times that capacity in open loop")
     parser.add_argument("--windows", type=int, default=15, help="of each system, for the ratios")
     parser.add_argument("--window-s", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="of the loads")
-    parser.add_argument("--seconds", type=float, default=5, help="of one load")
-    parser.add_argument("--deadline-s", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=8, help="of one load")
+    parser.add_argument("--deadline-s", type=float, default=2)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers", help="a Python with LitServe, BentoML and Ray Serve")
     parser.add_argument("--output", type=Path, default=Path("serving.csv"))
     options = parser.parse_args()
+    systems = options.systems or ["bare", *OWN, *(PEERS if options.peers else ())]
+    if options.peers and not shutil.which(options.peers):
+        parser.error(f"--peers: there is no program {options.peers}")
+    if not options.peers and set(systems) & set(PEERS):
+        parser.error(f"{', '.join(sorted(set(systems) & set(PEERS)))}: name a Python that has them with --peers")
+    if options.rounds and options.open and not options.levels:
+        parser.error("--open is in multiples of what is answered in closed loop: give --levels, too")
+    given = photograph() if options.picture is None else options.picture.read_bytes()
 
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
-        picture = options.picture
-        if picture is None:
-            picture = Path(folder) / "picture.jpg"
-            picture.write_bytes(photograph())
+        picture = Path(folder) / "picture.jpg"
+        picture.write_bytes(given)
         for name in options.models:
             model = options.model if name == "default" else write_tiny_model(Path(folder) / "tiny.onnx")
-            systems = [system for system in options.systems if system in ("bare", *OWN) or options.peers]
             if options.windows:
                 _print_ratios(name, _windows(systems, model, picture, options))
             for number in range(options.rounds):
+                capacity = 0.0
                 for system in systems:
-                    if system != "bare" and (options.levels or options.open):
-                        _serve(results, system, name, model, picture, number, options)
+                    if system != "bare" and options.levels:
+                        capacity = _serve(results, system, name, model, picture, number, capacity, options)
                         _write(results, options.output)  # so that nothing is lost where there is no more time
     if results:
         _print_table(results, options.deadline_s * 1000)
@@ -215,21 +223,24 @@ def _serve(
     model: Path,
     picture: Path,
     number: int,
+    capacity: float,
     options: argparse.Namespace,
-) -> None:
+) -> float:
+    """Args: capacity: what the first server answers per second; 0 where this is it. Returns: The same."""
     with _running(system, model, options) as (port, process):
         load = _load_options(system, port, picture)
         _load(["closed", *load, "--level", "8", "--seconds", "2"])
-        capacity = 0.0
+        answered = 0.0
         runs = [("closed", level) for level in options.levels] + [("open", level) for level in options.open]
         for loop, level in runs:
             result = Result(name, system, loop, level, number, options.seconds)
-            amount = level if loop == "closed" else max(1.0, level * capacity)
+            amount = level if loop == "closed" else max(1.0, level * (capacity or answered))
             with _rss_of(process.pid, result.rss_mb), _health_of(system, port, options.seconds, result.rows):
                 result.rows += _load([loop, *load, "--level", str(amount), "--seconds", str(options.seconds)])
             if loop == "closed":
-                capacity = max(capacity, result.rate())
+                answered = max(answered, result.rate())
             _note(results, result)
+    return capacity or answered
 
 
 def _running(system: str, model: Path, options: argparse.Namespace) -> AbstractContextManager[Running]:
@@ -356,4 +367,4 @@ def _percentile(values: list[float], share: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

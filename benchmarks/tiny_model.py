@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.artifact import METADATA_KEY, Metadata
+from benchmarks.command import as_command
 
 CLASSES = 20
 STRIDES = (8, 16, 32, 64, 128)
@@ -119,7 +120,11 @@ def _metadata() -> Metadata:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the .onnx file to write")
     print(write_tiny_model(parser.parse_args().output))
+
+
+if __name__ == "__main__":
+    as_command(main)

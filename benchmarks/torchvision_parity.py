@@ -31,7 +31,9 @@ from app.canvas import fit
 from app.detector import Detector
 from app.postprocess import Detections, Parameters
 from app.session import OnnxRunner
+from benchmarks.command import as_command
 from export.__main__ import export
+from model.backbone import read_weights
 from model.torchvision_weights import from_state_dict
 
 # torchvision keeps 100. Which of two detections of equal score is the 100th is chance: a few more of ours count.
@@ -85,6 +87,8 @@ def photographs(folder: Path | None, count: int) -> list[tuple[str, Image.Image]
         names = ("astronaut", "cat", "coffee", "rocket")[:count]
         return [(name, Image.fromarray(getattr(skimage.data, name)())) for name in names]
     files = sorted(folder.glob("*.jpg"))
+    if not files:
+        raise ValueError(f"no .jpg files in {folder}")
     chosen = files[:: max(1, len(files) // count)][:count]
     return [(file.name, Image.open(file).convert("RGB")) for file in chosen]
 
@@ -96,11 +100,14 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="torchvision's file; random weights where not given")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
+    if options.count < 1:
+        parser.error("--count must be at least 1")
 
+    pictures = photographs(options.images, options.count)
     theirs = lively_model()
     if options.weights:
         theirs = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(CATEGORIES)).eval()
-        theirs.load_state_dict(torch.load(options.weights, weights_only=True))
+        theirs.load_state_dict(read_weights(options.weights))
     checkpoint = from_state_dict(theirs.state_dict(), "torchvision")
     metadata = checkpoint.metadata("fcos-resnet50-coco")
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +117,7 @@ def main() -> int:
     detector = Detector(metadata, runner)
 
     rows: list[dict[str, object]] = []
-    for name, picture in photographs(options.images, options.count):
+    for name, picture in pictures:
         canvas, placement = fit(picture, metadata)
         pixels = canvas[: placement.resized.height, : placement.resized.width]
         ours = detector.detect(picture, PARAMETERS)
@@ -145,4 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS as TheirFCOS
 from torchvision.models.detection.image_list import ImageList
 
+from benchmarks.command import as_command
 from model import checkpoint as checkpoints
 from model import data
 from model.backbone import load_imagenet_weights
@@ -180,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.serving import ROOT
 from tests.support import write_model
 from tests.toy import write_folder
@@ -80,3 +82,29 @@ def test_serving_compares_the_service_with_the_bare_pipeline_and_the_baseline(tm
     loads = {(row["system"], row["loop"]) for row in rows_of(output) if row["kind"] == "request"}
     assert loads == {(system, loop) for system in ("service", "fastapi") for loop in ("closed", "open")}
     assert {row["status"] for row in rows_of(output) if row["kind"] == "request"} == {"200"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("decode", ["--model", "gone.onnx"], "gone.onnx"),
+        ("decode", ["--annotations", "a.json"], "go together"),
+        ("promises", ["--other", "gone.onnx"], "no file gone.onnx"),
+        ("promises", ["--settings", "foo"], "NAME=VALUE"),
+        ("promises", ["--settings", "max_batch=3"], "max_batch"),
+        ("serving", ["--picture", "gone.jpg"], "gone.jpg"),
+        ("serving", ["--systems", "litserve"], "--peers"),
+        ("serving", ["--systems", "litserve", "--peers", "gone/python"], "gone/python"),
+        ("serving", ["--levels", "--open", "5"], "--levels"),
+        ("torchvision_parity", ["--weights", "gone.pth"], "gone.pth"),
+        ("torchvision_parity", ["--images", "gone"], "gone"),
+        ("torchvision_parity", ["--count", "0"], "--count"),
+        ("tiny_model", ["gone/tiny.onnx"], "gone/tiny.onnx"),
+        ("training_parity", ["--data", "gone", "--output", "a.csv"], "gone"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(name: str, arguments: list[str], says: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -1,0 +1,24 @@
+"""What the benchmarks have in common as commands."""
+
+import sys
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from app.artifact import first_fault
+from app.errors import StartError, first_line
+
+
+def as_command(main: Callable[[], int | None]) -> None:
+    """Ends the process with what `main` returns, or with one sentence about what its user can mend."""
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        code = 130
+    except ValidationError as error:
+        print(f"error: {first_fault(error)}", file=sys.stderr)
+        code = 2
+    except (ValueError, OSError, StartError) as error:
+        print(f"error: {error if isinstance(error, StartError) else first_line(error)}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
