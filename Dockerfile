@@ -38,6 +38,10 @@ FROM ${BASE_IMAGE} AS runtime
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp FCOS_HOST=0.0.0.0 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /srv
+# For labels on drawn pictures that are Latin, Greek or Cyrillic; fonts-noto-cjk, of 90 MB, would do for Chinese,
+# Japanese and Korean ones.
+RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends fonts-dejavu-core >/dev/null \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /venv /venv
 COPY model/weights model/weights
 COPY app app

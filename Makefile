@@ -17,6 +17,9 @@ UV := $(shell command -v uv 2>/dev/null)
 # uv installs in a fraction of pip's time; without it pip does the same.
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
+# An environment whose Python is gone, as after the system's got a new one, is made anew.
+$(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-browser lint format up down loadtest requirements clean
 
@@ -35,7 +38,7 @@ test-browser: $(VENV)/.dev $(VENV)/.browser
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -54,7 +57,7 @@ loadtest: $(VENV)/.serve $(VENV)/.load
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version): make ... PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 # The development environment holds everything that serving needs: where it is there, nothing more is installed.
 $(VENV)/.serve: $(SERVE) | $(BIN)/python

@@ -8,9 +8,10 @@ app/settings.py. Exit codes: 0, 1 where a picture failed, 2 where the service or
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +20,8 @@ from app import logs
 from app.errors import StartError
 from app.schemas import DetectQuery
 from app.settings import Settings, load_settings, settings_table
+
+log = logging.getLogger("app")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,24 +49,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     detect.add_argument("--model", type=Path, metavar="M.onnx", help="the model file (default: FCOS_MODEL)")
     for name, kind in (("score_threshold", float), ("iou_threshold", float), ("max_detections", int)):
         detect.add_argument(_option(name), type=kind, metavar="N", help=_help(name))
-    detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
+    detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes; behind the pictures")
     detect.add_argument("--class-agnostic", action="store_true", help=_help("class_agnostic"))
     options = parser.parse_args(arguments)
+    complain: Callable[[str], object] = lambda text: print(f"error: {text}", file=sys.stderr)  # noqa: E731
     try:
         if options.command == "settings":
             print(settings_table(), flush=True)
             return 0
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format)
+        if settings.log_format == "json":  # whoever reads that wants nothing else among it
+            complain = log.error
         return detect_files(settings, options) if options.command == "detect" else serve(settings)
     except BrokenPipeError:  # whoever read the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written at the exit, too
+        _write_no_more()
         return 0
     except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
+        return 2
+    except OSError as error:  # of the output: of all else it is a StartError
+        _write_no_more()
+        complain(f"The output cannot be written: {error.strerror}.")
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _write_no_more() -> None:
+    """What is left to be written to stdout at the exit, too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def detect_files(settings: Settings, options: argparse.Namespace) -> int:

@@ -144,7 +144,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     @app.post(
         RELOAD_PATH,
         summary="Serve the model file as it is now",
-        responses=problem_docs("unauthorized", "forbidden", "reload_running", "model_refused"),
+        responses=problem_docs("unauthorized", "forbidden", "body_too_large", "reload_running", "model_refused"),
     )
     async def reload(request: Request) -> ModelInfo:
         if not settings.api_keys and not settings.admin_key:
@@ -161,6 +161,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             _add_headers(schema, settings)
+            _drop_nulls(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -186,6 +187,16 @@ def _add_headers(schema: dict[str, Any], settings: Settings) -> None:
                 operation["security"] = [{"bearer": []}, {"key": []}]
             if path in DETECT_PATHS:
                 operation.setdefault("parameters", []).append(deadline)
+
+
+def _drop_nulls(schema: dict[str, Any]) -> None:
+    """Takes null out of what parameters may be: one that is left out is None to Python; a null in a query is a word."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                described = parameter["schema"]
+                kinds = [kind for kind in described.pop("anyOf", ()) if kind != {"type": "null"}]
+                described |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
 
 
 def _service(request: Request) -> Service:

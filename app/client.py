@@ -272,6 +272,8 @@ def _read(picture: Picture) -> bytes:
 
 
 def _form(pictures: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
+    if isinstance(pictures, (str, bytes, Path)):
+        raise ValueError("detect_batch takes a list of pictures, but got one: write [picture], or use detect")
     if not pictures:
         raise ValueError("there are no pictures to detect objects in: give at least one")
     return [("images", (f"{number}", _read(picture))) for number, picture in enumerate(pictures)]

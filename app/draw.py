@@ -1,8 +1,10 @@
 """Boxes on a picture, with labels that can be read at any picture size and a colour of its own for each class."""
 
 import colorsys
+import contextlib
 import io
 from collections.abc import Sequence
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,9 +12,21 @@ from app.negotiation import JPEG
 from app.schemas import Box, Detection
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[float, float, float, float]  # xyxy
 
 MOST_JPEG_PIXELS = 65_500  # of one side
+
+# Pillow's own font knows ASCII alone. Of those that systems have, the first that knows all letters is taken.
+FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+    "msyh.ttc",
+)
+_UNKNOWN = "\uffff"  # no letter: it looks as all do that a font lacks
 
 _GOLDEN_RATIO = 0.618033988749895  # steps of it around the colour circle never come back to the same hue
 
@@ -36,7 +50,7 @@ def drawing(picture: Image.Image, detections: Sequence[Detection], media_type: s
 
 
 def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """Draws detections on a copy of the upright RGB picture.
+    """Draws detections on a copy of the upright RGB picture. Labels outside ASCII need a font on the system: `FONTS`.
 
     Line width and text size grow with the picture; labels stay inside it and, where there is room, off one another.
     Better detections lie on top.
@@ -45,7 +59,7 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
     canvas = ImageDraw.Draw(drawn)
     scale = (picture.width * picture.height) ** 0.5
     line = max(1, round(scale / 250))
-    font = ImageFont.load_default(max(10, scale / 32))
+    font = _font("".join(detection.label for detection in detections), max(10, scale / 32))
     padding = max(1, line)
 
     for detection in reversed(detections):
@@ -66,6 +80,28 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
         canvas.rectangle(place, fill=colour)
         canvas.text(start, text, fill=_readable_on(colour), font=font)
     return drawn
+
+
+def _font(text: str, size: float) -> Font:
+    if text.isascii():
+        return ImageFont.load_default(size)
+    installed = [ImageFont.truetype(path, size) for path in _installed()]
+    knowing = (font for font in installed if _knows_all(font, text))
+    return next(knowing, installed[0] if installed else ImageFont.load_default(size))
+
+
+def _knows_all(font: ImageFont.FreeTypeFont, text: str) -> bool:
+    unknown = bytes(font.getmask(_UNKNOWN))
+    return all(bytes(font.getmask(letter)) != unknown for letter in set(text))
+
+
+@cache
+def _installed() -> list[str]:
+    paths = []
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            paths.append(str(ImageFont.truetype(name).path))
+    return paths
 
 
 def _label_place(box: Box, size: tuple[float, float], picture: tuple[int, int], taken: list[Rectangle]) -> Rectangle:

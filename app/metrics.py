@@ -56,7 +56,9 @@ class Metrics:
         self.largest_batch = Gauge(
             "fcos_largest_batch", "The most pictures in a batch, as set or as found at the start.", registry=registry
         )
-        self.reloads = Counter("fcos_model_reloads", "Reloads by outcome.", ["outcome"], registry=registry)
+        reloads = Counter("fcos_model_reloads", "Reloads by outcome.", ["outcome"], registry=registry)
+        # Both from the start: what first appears at 1 never rose, to Prometheus.
+        self.reloads = {outcome: reloads.labels(outcome) for outcome in ("done", "refused")}
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
 

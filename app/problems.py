@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import KINDS, ClientGone, Refusal, failed
@@ -93,10 +94,10 @@ def _http(scope: Scope, error: HTTPException) -> Refusal:
     if error.status_code == 404:
         return nothing_at(path)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        # Of all routes; Starlette says the first one's.
+        routes = [route for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE]
+        allowed = ", ".join(sorted(set().union(*(route.methods for route in routes))))
         return Refusal(
-            "method_not_allowed",
-            f"{path} does not take {scope['method']}, only {allowed}.",
-            headers=error.headers,
+            "method_not_allowed", f"{path} does not take {scope['method']}, only {allowed}.", headers={"Allow": allowed}
         )
     return Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")

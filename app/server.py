@@ -43,6 +43,7 @@ def serve(settings: Settings) -> int:
     if _SIGHUP is not None:
         signal.signal(_SIGHUP, signal.SIG_IGN)  # until then the file is being read anyway
     with (
+        contextlib.closing(tracing),
         contextlib.closing(_listen(settings.host, settings.port)) as listener,
         contextlib.closing(Service.load(settings)) as service,
     ):

@@ -228,7 +228,7 @@ class Service:
                 return await self._reload()
             except StartError as error:
                 log.error("The model was not reloaded: %s", error)
-                self.metrics.reloads.labels("refused").inc()
+                self.metrics.reloads["refused"].inc()
                 raise Refusal("model_refused", f"{error} Version {self.model.version} is still served.") from None
 
     async def _reload(self) -> ModelInfo:
@@ -244,7 +244,7 @@ class Service:
         old, self._engine = self._engine, engine
         self.not_ready = None
         self._announce()
-        self.metrics.reloads.labels("done").inc()
+        self.metrics.reloads["done"].inc()
         while old.users:
             self._idle.clear()
             await self._idle.wait()

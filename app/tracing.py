@@ -7,12 +7,16 @@ OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME. Without an endpoint, or without the extr
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Mapping
 
 from opentelemetry import trace
 
+from app.errors import StartError, first_line
+
 log = logging.getLogger(__name__)
 
+FINISH_S = 2.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -22,7 +26,11 @@ def endpoint() -> str | None:
 
 
 def configure() -> None:
-    """Starts tracing where the environment names an endpoint, as some clusters do for every process."""
+    """Starts tracing where the environment names an endpoint, as some clusters do for every process.
+
+    Raises:
+        StartError: A variable of OpenTelemetry's cannot be used.
+    """
     named = endpoint()
     if named is None:
         return
@@ -36,9 +44,21 @@ def configure() -> None:
 
     # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before this.
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "fcos-detect"}
-    provider = TracerProvider(resource=Resource.create(name))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except Exception as error:  # each of its parts reads variables of its own
+        raise StartError(f"One of OpenTelemetry's variables, OTEL_*, cannot be used: {first_line(error)}.") from None
     trace.set_tracer_provider(provider)
+
+
+def close() -> None:
+    """Sends the spans that are left, to a collector that takes them within `FINISH_S`."""
+    shutdown = getattr(trace.get_tracer_provider(), "shutdown", None)  # without the extra there is none
+    if shutdown is not None:
+        thread = threading.Thread(target=shutdown, daemon=True)
+        thread.start()
+        thread.join(FINISH_S)
 
 
 def note(method: str, route: str | None, request_id: str, timing_ms: Mapping[str, float]) -> None:

@@ -22,6 +22,10 @@ class Served:
     pid: int
 
 
+class NotReady(RuntimeError):
+    """A service that ended, or hung, before it answered."""
+
+
 @contextmanager
 def served(*, model: Path, **settings: object) -> Iterator[Served]:
     """Runs `python -m app` until the block ends; `settings` are its FCOS_* variables without that."""
@@ -48,5 +52,5 @@ def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
                 return
         except (urllib.error.URLError, OSError):
             if process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError("The service did not get ready; its log is above.") from None
+                raise NotReady("The service did not get ready; its log is above.") from None
             time.sleep(0.05)

@@ -194,6 +194,15 @@ def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
     response = client.get("/detect")
     assert "POST" in problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+    assert client.post("/healthz").headers["allow"] == "GET, HEAD"
+    assert client.post("/static/page.js").headers["allow"] == "GET, HEAD"
+
+
+def test_the_description_offers_no_null_in_a_query(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/detect"]["post"]
+    kinds = {one["name"]: one["schema"].get("type") for one in operation["parameters"] if one["in"] == "query"}
+    assert kinds["score_threshold"] == "number" and kinds["max_detections"] == "integer" and kinds["classes"] == "array"
+    assert all(kinds.values())
 
 
 @pytest.mark.parametrize("address", ["/healthz", "/readyz", "/metrics"])

@@ -240,6 +240,12 @@ def test_the_file_works_on_its_own(tmp_path: Path) -> None:
     assert result.stdout.strip() == "none", result.stderr
 
 
+@pytest.mark.parametrize("picture", [PICTURE, "a.jpg", Path("a.jpg")], ids=["bytes", "a name", "a path"])
+def test_one_picture_is_no_batch(client: Client, picture: Any) -> None:
+    with pytest.raises(ValueError, match="takes a list"):
+        client.detect_batch(picture)
+
+
 def test_a_batch_of_nothing_is_refused_before_it_is_sent(client: Client) -> None:
     with pytest.raises(ValueError, match="at least one"):
         client.detect_batch([])

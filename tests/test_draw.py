@@ -1,10 +1,12 @@
 import io
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from app.draw import MOST_JPEG_PIXELS, class_colour, draw, drawing
+from app.draw import MOST_JPEG_PIXELS, _installed, _knows_all, class_colour, draw, drawing
 from app.negotiation import JPEG
 from app.schemas import Box, Detection
 
@@ -22,6 +24,29 @@ def test_the_box_is_drawn_and_the_picture_itself_is_not(size: tuple[int, int]) -
     assert drawn.size == size
     assert np.asarray(drawn).any()
     assert not np.asarray(picture).any()
+
+
+def test_labels_outside_ascii_are_written_where_a_font_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    dejavu = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    blank = Image.new("RGB", (320, 240))
+
+    def drawn(label: str) -> bytes:
+        return draw(blank, [detection(100, 100, 200, 200).model_copy(update={"label": label})]).tobytes()
+
+    monkeypatch.setattr("app.draw.FONTS", ("none.ttf", str(dejavu)))
+    _installed.cache_clear()
+    assert len({drawn(label) for label in ("кот", "ток", "été", "étè")}) == 4
+    monkeypatch.setattr("app.draw.FONTS", ())
+    _installed.cache_clear()
+    assert drawn("кот") == drawn("тек"), "boxes, but no failure"
+    monkeypatch.undo()
+    _installed.cache_clear()
+
+
+def test_a_font_that_knows_all_letters_comes_before_one_that_does_not() -> None:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    plain, symbols = (ImageFont.truetype(folder / name, 20) for name in ("DejaVuSans.ttf", "STIXSizOneSymReg.ttf"))
+    assert _knows_all(plain, "кошка") and not _knows_all(symbols, "кошка")
 
 
 def test_the_longest_jpeg_that_is_drawn_is_one() -> None:

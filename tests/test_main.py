@@ -117,6 +117,28 @@ def test_detect_takes_what_a_request_takes(model_file: Path, tmp_path: Path) -> 
     assert_one_sentence(run(*common, "--iou-threshold", 2, FCOS_PROVIDER="cpu"), "--iou-threshold 2")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is none")
+@pytest.mark.parametrize("command", [["settings"], ["detect", "PICTURE"]], ids=["settings", "detect"])
+def test_a_full_disk_is_one_sentence(model_file: Path, tmp_path: Path, command: list[str]) -> None:
+    picture = tmp_path / "a.png"
+    rectangle_picture().save(picture)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *(str(picture) if word == "PICTURE" else word for word in command)],
+            cwd=ROOT, env=environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu"), stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: The output cannot be written: No space left on device."
+
+
+def test_a_start_that_fails_is_a_json_line_where_the_log_is_json() -> None:
+    done = run(FCOS_MODEL="gone.onnx", FCOS_LOG_FORMAT="json")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["level"] == "error" and "gone.onnx" in json.loads(line)["message"]
+
+
 def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
     rectangle_picture().save(tmp_path / "a.png")
     result = run("detect", tmp_path / "a.png", FCOS_MODEL=model_file, FCOS_PROVIDER="cpu")

@@ -1,6 +1,7 @@
 """Spans reach a collector, with the stages' times on them."""
 
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app import tracing
+from app.errors import StartError
 from tests.serving import served
 from tests.test_gate import PICTURE
 
@@ -68,3 +70,20 @@ def test_an_endpoint_without_the_extra_is_a_warning(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     tracing.configure()
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but nothing is traced" in caplog.text
+
+
+def test_a_variable_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
+    with pytest.raises(StartError, match=r"OTEL_\*"):
+        tracing.configure()
+
+
+def test_a_collector_that_is_gone_does_not_hold_up_the_end(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    with served(model=model_file, drain_s=0) as service:
+        headers = {"Content-Type": "image/png"}
+        with urllib.request.urlopen(urllib.request.Request(f"{service.address}/detect", PICTURE, headers)):
+            pass
+        begun_s = time.monotonic()
+    assert time.monotonic() < begun_s + tracing.FINISH_S + 2

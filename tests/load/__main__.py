@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.errors import StartError
 from app.settings import load_settings
-from tests.serving import served
+from tests.serving import NotReady, served
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
@@ -31,13 +31,17 @@ def main() -> int:
     chosen.pop("port", None)
     if settings.api_keys:
         os.environ.setdefault("API_KEY", min(settings.api_keys))  # the locustfile's
-    with served(**chosen) as service:
-        command = [
-            sys.executable, "-m", "locust", "--locustfile", LOCUSTFILE, "--headless", "--host", service.address,
-            "--csv", results / "load", "--html", results / "load.html", "--loglevel", "WARNING", "--only-summary",
-            *sys.argv[1:],
-        ]  # fmt: skip
-        return subprocess.run([str(word) for word in command], check=False).returncode
+    try:
+        with served(**chosen) as service:
+            command = [
+                sys.executable, "-m", "locust", "--locustfile", LOCUSTFILE, "--headless", "--host", service.address,
+                "--csv", results / "load", "--html", results / "load.html", "--loglevel", "WARNING", "--only-summary",
+                *sys.argv[1:],
+            ]  # fmt: skip
+            return subprocess.run([str(word) for word in command], check=False).returncode
+    except NotReady as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
