@@ -41,7 +41,7 @@ WORKDIR /srv
 # For labels on drawn pictures that are Latin, Greek or Cyrillic; fonts-noto-cjk, of 90 MB, would do for Chinese,
 # Japanese and Korean ones.
 RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends fonts-dejavu-core >/dev/null \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /venv /venv
 COPY model/weights model/weights
 COPY app app
