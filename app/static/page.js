@@ -1,8 +1,8 @@
 // The playground: pictures in, boxes on them, filters that need no new request.
 
 import { classColour, css, paint } from "./paint.js";
-import { Problem, addressOf, apiKey, detect, model } from "./service.js";
-import { classesOf, count, curlCommand, inWords, jsonText, visible } from "./view.js";
+import { Problem, addressOf, apiKey, detect, drawing, model } from "./service.js";
+import { classesOf, count, curlCommand, inWords, jsonText, queryOf, visible } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST_DETECTIONS = 1000; // what the service allows
@@ -22,7 +22,7 @@ const filter = { threshold: Number($("threshold").value), hidden: new Set(), lim
 function add(files) {
   const added = [...files].map((file) => ({
     name: file.name || "pasted.png", file, bitmap: null, answer: null, problem: null, state: "waiting",
-    entry: document.createElement("li"), thumbnail: document.createElement("canvas"),
+    cleared: new AbortController(), entry: document.createElement("li"), thumbnail: document.createElement("canvas"),
   }));
   if (added.length === 0) return;
   pictures.push(...added);
@@ -35,30 +35,34 @@ function add(files) {
 async function work() {
   if (working) return;
   working = true;
-  for (let next; (next = pictures.find((one) => one.state === "waiting")); ) {
-    await process(next);
-    if (pictures.includes(next)) update(next);
+  try {
+    for (let next; (next = pictures.find((one) => one.state === "waiting")); ) await process(next);
+  } finally {
+    working = false;
   }
-  working = false;
 }
 
 async function process(picture) {
   picture.state = "detecting";
-  update(picture);
+  const { signal } = picture.cleared;
   const lowest = Math.min(Number($("threshold").min), served?.defaults.score_threshold ?? 1);
   try {
+    update(picture);
     await loadThumbnail(picture);
     update(picture);
     const query = { score_threshold: lowest, max_detections: MOST_DETECTIONS };
-    const response = await detect(picture.file, query, (seconds) =>
-      say(`The service is busy. Trying again in ${count(seconds, "second")}.`));
-    const answer = await response.json();
+    const onWait = (seconds) =>
+      picture === current && say(`The service is busy. Trying again in ${count(seconds, "second")}.`);
+    const answer = await detect(picture.file, query, { onWait, signal });
     if (!picture.bitmap && picture.undecodable) await loadFromService(picture);
     [picture.state, picture.problem, picture.answer] = ["done", null, answer];
-    if (served === null) void loadModel();
+    if (answer.model.version !== served?.version) void loadModel(); // not known yet, or reloaded
+    update(picture);
   } catch (error) {
-    [picture.state, picture.problem] = ["failed", asProblem(error)];
+    if (signal.aborted) return;
+    [picture.state, picture.problem, picture.answer] = ["failed", asProblem(error), null];
     if (picture.problem.status === 401 || picture.problem.status === 403) askForKey();
+    update(picture);
   }
 }
 
@@ -81,8 +85,7 @@ async function loadThumbnail(picture) {
 
 /** The picture as the service decodes it, without boxes: no score is above 1. */
 async function loadFromService(picture) {
-  const response = await detect(picture.file, { draw: "png", score_threshold: 1 });
-  picture.shown = await response.blob();
+  picture.shown = await drawing(picture.file, { score_threshold: 1 }, { signal: picture.cleared.signal });
   await loadThumbnail(picture);
 }
 
@@ -127,8 +130,9 @@ function showFiltered() {
   draw(detections);
   if (answer === null) {
     $("canvas").setAttribute("aria-label", current === null ? "No picture" : `${current.name}: no answer`);
-    say({ waiting: "Waiting.", detecting: `Detecting in ${current?.name}.`, failed: `${current?.name} has no answer.` }[
-      current?.state] ?? "No picture yet.");
+    const name = nameOf(current);
+    const says = { waiting: ["Waiting."], detecting: ["Detecting in ", name, "."], failed: [name, " has no answer."] };
+    say(...(says[current?.state] ?? ["No picture yet."]));
     return;
   }
   $("rows").replaceChildren(...detections.map(row));
@@ -139,7 +143,7 @@ function showFiltered() {
   $("json").textContent = jsonText(answer, detections);
   $("canvas").setAttribute("aria-label", `${current.name}: ${inWords(detections)}`);
   const most = detections.length === filter.limit ? " (no more are shown)" : "";
-  say(`${current.name}: ${count(detections.length, "object")} above ${filter.threshold.toFixed(2)}${most}.`);
+  say(nameOf(current), `: ${count(detections.length, "object")} above ${filter.threshold.toFixed(2)}${most}.`);
 }
 
 function draw(detections) {
@@ -207,8 +211,11 @@ function update(picture) {
 }
 
 function notify(problem) {
+  const again = problem !== null && Boolean(current?.problem);
+  // What is hidden cannot keep the focus.
+  if (!again && document.activeElement === $("again")) $("main").focus({ preventScroll: true });
   $("notice").hidden = problem === null;
-  $("again").hidden = current === null || current.problem === null;
+  $("again").hidden = !again;
   const text = problem === null ? "" : `${problem.title}. ${problem.message}`;
   if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
 }
@@ -216,12 +223,16 @@ function notify(problem) {
 let saying = 0;
 
 /** Tells sighted and screen reader users alike; a moving slider speaks once it rests. */
-function say(text) {
+function say(...parts) {
   clearTimeout(saying);
+  const said = element("span", {}, ...parts);
   saying = setTimeout(() => {
-    if ($("status").textContent !== text) $("status").textContent = text;
+    if ($("status").textContent !== said.textContent) $("status").replaceChildren(said);
   }, 150);
 }
+
+/** Isolated: a name that is written from right to left, or says that it is, does not turn what follows. */
+const nameOf = (picture) => element("bdi", {}, picture?.name ?? "");
 
 function element(name, properties, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -260,23 +271,31 @@ $("sample").addEventListener("click", async () => {
 
 $("clear").addEventListener("click", () => {
   if (current?.bitmap) hold(current, null);
+  for (const picture of pictures) picture.cleared.abort();
   pictures = [];
   $("strip").replaceChildren();
   void select(null);
   $("files").focus();
 });
 
-$("save").addEventListener("click", () => {
-  const { bitmap, name, answer } = current;
+$("save").addEventListener("click", async () => {
+  const { bitmap, file, name, answer } = current;
   if (!bitmap) return;
+  const query = queryOf(filter, answer); // as it is now: the slider may move before the drawing is there
   const canvas = element("canvas", { width: bitmap.width, height: bitmap.height });
   const scale = Math.max(0.8, Math.sqrt(bitmap.width * bitmap.height) / 600); // labels grow with the picture
-  paint(canvas, bitmap, answer.image, visible(answer, filter), scale);
-  canvas.toBlob((blob) => {
+  const own = await new Promise((resolve) => {
+    paint(canvas, bitmap, answer.image, visible(answer, filter), scale);
+    canvas.toBlob(resolve);
+  }).catch(() => null); // no blob, or an error: the canvas is too large for this browser
+  try {
+    const blob = own ?? (await drawing(file, query));
     const link = element("a", { href: URL.createObjectURL(blob), download: `${name.replace(/\.[^.]*$/, "")}-boxes.png` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  });
+  } catch (error) {
+    notify(asProblem(error));
+  }
 });
 
 $("again").addEventListener("click", () => retry((picture) => picture === current));

@@ -2,6 +2,7 @@
 
 const KEY = "fcos-api-key"; // in sessionStorage: this tab only, forgotten with it
 const RETRIES = 3; // of an answer that says "come back later"
+const NOT_THE_SERVICE = "Whatever answered is not the service, a proxy perhaps: look at its log.";
 
 /** A refusal of the service, or its silence. `status` is 0 where there was no answer. */
 export class Problem extends Error {
@@ -35,17 +36,26 @@ export const apiKey = {
 
 export const addressOf = (path) => new URL(path, document.baseURI);
 
-export async function model() {
-  return (await send("model")).json();
-}
+/** GET /model. */
+export const model = async () => answerWith("classes", await send("model"));
 
 /**
  * POST /detect.
  * @param {Blob} picture
- * @param {Record<string, string>} query
+ * @param {Record<string, string> | URLSearchParams} query
  * @param {(seconds: number) => void} onWait told of the time until the next attempt, where the service is busy
+ * @param {AbortSignal} signal ends the request, and the wait for the next, with its reason
  */
-export async function detect(picture, query, onWait = () => {}) {
+export const detect = async (picture, query, options) => answerWith("detections", await post(picture, query, options));
+
+/** POST /detect with `draw`. @returns {Promise<Blob>} The picture, with the boxes of what the query leaves. */
+export async function drawing(picture, query, options) {
+  const drawn = await post(picture, [["draw", "png"], ...new URLSearchParams(query)], options);
+  if (drawn.type !== "image/png") throw unknownAnswer();
+  return drawn;
+}
+
+async function post(picture, query, { onWait = () => {}, signal } = {}) {
   const address = addressOf("detect");
   address.search = new URLSearchParams(query);
   for (let attempt = 0; ; attempt++) {
@@ -54,24 +64,37 @@ export async function detect(picture, query, onWait = () => {}) {
         method: "POST",
         body: picture,
         headers: { "Content-Type": picture.type.startsWith("image/") ? picture.type : "application/octet-stream" },
+        signal,
       });
     } catch (problem) {
       if (attempt === RETRIES || !(problem.retryAfter > 0)) throw problem;
       onWait(problem.retryAfter);
-      await new Promise((resolve) => setTimeout(resolve, problem.retryAfter * 1000));
+      await wait(problem.retryAfter, signal);
     }
   }
 }
 
+function wait(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+    setTimeout(resolve, seconds * 1000);
+  });
+}
+
+/** @returns {Promise<Blob>} The answer's body, all of it: a connection can break in it too. */
 async function send(address, { headers = {}, ...options } = {}) {
   const key = apiKey.get();
-  let response;
+  let response, body;
   try {
     response = await fetch(address, {
       ...options,
       headers: key ? { ...headers, Authorization: `Bearer ${key}` } : headers,
     });
+    body = await response.blob();
   } catch {
+    options.signal?.throwIfAborted();
+    await requireReadable(options.body);
     throw new Problem(
       0,
       "No answer",
@@ -79,15 +102,35 @@ async function send(address, { headers = {}, ...options } = {}) {
         "See that it runs, and try again or with a smaller picture.",
     );
   }
-  if (response.ok) return response;
-  const document = await response.json().catch(() => ({}));
+  if (response.ok) return body;
+  const document = await json(body);
   const problem = new Problem(
     response.status,
-    document.title ?? `Status ${response.status}`,
-    document.detail ?? "Whatever answered is not the service, a proxy perhaps: look at its log.",
+    document?.title ?? `Status ${response.status}`,
+    document?.detail ?? NOT_THE_SERVICE,
   );
   if ([429, 503].includes(response.status)) {
     problem.retryAfter = Math.min(Number(response.headers.get("Retry-After")) || 0, 30);
   }
   throw problem;
 }
+
+/** A file that changed on disk breaks a request off just as a lost service does. */
+async function requireReadable(picture) {
+  try {
+    await picture?.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem(0, "No picture", "The file can no longer be read: choose it again.");
+  }
+}
+
+/** @returns {Promise<object>} The answer. What lacks the list that each of the service's has is no such answer. */
+async function answerWith(list, body) {
+  const answer = await json(body);
+  if (!Array.isArray(answer?.[list])) throw unknownAnswer();
+  return answer;
+}
+
+const unknownAnswer = () => new Problem(200, "An unknown answer", NOT_THE_SERVICE);
+
+const json = (body) => body.text().then(JSON.parse).catch(() => null);

@@ -22,16 +22,21 @@ export const jsonText = (answer, detections) => JSON.stringify({ ...answer, dete
 
 const quoted = (text) => `'${text.replaceAll("'", String.raw`'\''`)}'`;
 
-/** @returns {string} A command that gives the detections which are shown. The key is never part of it. */
-export function curlCommand(address, name, type, { threshold, hidden }, answer, withKey) {
+/** @returns {URLSearchParams} What asks the service for the detections which are shown. */
+export function queryOf({ threshold, hidden }, answer) {
   const query = new URLSearchParams({ score_threshold: threshold });
-  const labels = answer === null ? [] : [...classesOf(answer, threshold).keys()];
+  const labels = [...classesOf(answer, threshold).keys()];
   if (labels.some((label) => hidden.has(label))) {
     for (const label of labels) if (!hidden.has(label)) query.append("classes", label);
     if (!query.has("classes")) query.set("score_threshold", "1"); // every class is hidden: nothing is asked for
   }
+  return query;
+}
+
+/** @returns {string} A command that gives the detections which are shown. The key is never part of it. */
+export function curlCommand(address, name, type, filter, answer, withKey) {
   const lines = [
-    `curl ${quoted(`${address}?${query}`)}`,
+    `curl ${quoted(`${address}?${queryOf(filter, answer)}`)}`,
     `-H ${quoted(`Content-Type: ${type.startsWith("image/") ? type : "application/octet-stream"}`)}`,
     `--data-binary ${quoted(`@${name}`)}`,
   ];

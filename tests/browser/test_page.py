@@ -1,6 +1,9 @@
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from app.draw import class_colour
 from app.pages import STATIC
 from tests.serving import Served, served
-from tests.support import encoded, rectangle_picture
+from tests.support import METADATA, encoded, metadata, rectangle_picture, write_model
 
 RED = encoded(rectangle_picture(320, 240, (40, 40, 160, 160), "red"))
 TWO_COLOURS = rectangle_picture(320, 240, (20, 20, 130, 130), "red")
@@ -205,14 +208,82 @@ def test_a_busy_service_is_asked_again_when_it_says(page: Page) -> None:
     assert asked(page) == 2
 
 
+def test_a_wait_for_another_picture_is_not_the_current_ones_status(page: Page) -> None:
+    busy = [problem(503, "Busy", "The queue is full.", **{"Retry-After": "1"})]
+
+    def answer(route: Route) -> None:
+        route.fulfill(**busy.pop()) if busy and asked(page) == 2 else route.continue_()
+
+    page.route("**/detect?*", answer)
+    choose(page, file("red.png", RED), file("two.png", encoded(TWO_COLOURS)))
+    assert asked(page) == 3
+    expect(page.locator("#status")).to_contain_text("red.png: ")
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["waiting", "running"])
+def test_clear_ends_what_is_under_way(page: Page, busy: bool) -> None:
+    def answer(route: Route) -> None:
+        if asked(page) > 1:
+            route.continue_()
+        elif busy:
+            route.fulfill(**problem(503, "Busy", "The queue is full.", **{"Retry-After": "20"}))
+
+    page.route("**/detect?*", answer)
+    page.set_input_files("#files", [file("red.png", RED)])
+    expect(page.locator("#status")).to_contain_text("Trying again in 20 seconds" if busy else "Detecting in red.png")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Sample").click()
+    expect(page.locator("#status")).to_contain_text("sample.jpg: ")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('{"message": "please log in"}', "not the service"),
+        ("<!doctype html><title>Please log in</title>", "not the service"),
+        ('{"detections": [{}]}', "The page failed"),
+    ],
+    ids=["json", "html", "detections"],
+)
+def test_an_answer_of_something_else_is_told_and_the_next_picture_goes_on(page: Page, body: str, says: str) -> None:
+    page.route("**/detect?*", lambda route: route.fulfill(body=body))
+    choose(page, file("red.png", RED))
+    expect(page.get_by_role("alert")).to_contain_text(says)
+    page.unroute("**/detect?*")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#status")).to_contain_text("red.png: ")
+
+
+def test_a_model_description_of_something_else_is_told(page: Page) -> None:
+    page.route("**/model", lambda route: route.fulfill(json={"message": "please log in"}))
+    page.reload()
+    expect(page.locator("#model")).to_have_text("An unknown answer.")
+
+
+def test_a_file_that_is_gone_is_not_the_services_fault(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(RED)
+    page.route("**/detect?*", lambda route: route.abort())
+    page.set_input_files("#files", path)
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    page.unroute("**/detect?*")
+    path.unlink()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_contain_text("The file can no longer be read: choose it again.")
+
+
 def test_a_lost_service_says_so_and_the_picture_can_be_tried_again(page: Page) -> None:
     page.route("**/detect?*", lambda route: route.abort())
     choose(page, file("red.png", RED))
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     page.unroute("**/detect?*")
-    page.get_by_role("button", name="Try again").click()
+    again = page.get_by_role("button", name="Try again")
+    again.focus()
+    page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("above")
     expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#main")).to_be_focused()  # what had the focus is hidden
 
 
 def test_a_key_that_cannot_be_right_is_told_before_any_picture(browser: Browser, model_file: Path) -> None:
@@ -254,6 +325,25 @@ def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, 
         other.goto(service.address)
         assert other.evaluate("sessionStorage.length") == 0, "the key is forgotten with its tab"
         other.close()
+
+
+def test_a_reloaded_model_is_seen_with_its_first_answer(browser: Browser, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.onnx")
+    defaults = METADATA["defaults"] | {"score_threshold": 0.5}
+    newer = write_model(tmp_path / "newer.onnx", metadata(name="newer", defaults=defaults).to_json())
+    with served(model=model) as service:
+        page = browser.new_page()
+        page.goto(service.address)
+        expect(page.locator("#model")).to_contain_text("colours")
+        newer.replace(model)
+        os.kill(service.pid, signal.SIGHUP)
+        limit = time.monotonic() + 30
+        while page.evaluate("fetch('model').then((answer) => answer.json()).then((model) => model.name)") != "newer":
+            assert time.monotonic() < limit
+        choose(page, file("red.png", RED))
+        expect(page.locator("#model")).to_contain_text("newer")
+        expect(page.locator("#status")).to_contain_text("above 0.50")
+        page.close()
 
 
 def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
@@ -298,6 +388,37 @@ def test_the_drawing_can_be_saved_in_full_size(page: Page, tmp_path: Path) -> No
     assert b"IHDR" + (320).to_bytes(4, "big") + (240).to_bytes(4, "big") in download.value.path().read_bytes()
 
 
+def test_a_drawing_too_large_for_the_browser_comes_from_the_service(page: Page) -> None:
+    choose(page, file("long.png", encoded(rectangle_picture(70_000, 64))))  # a canvas ends at 65,535 pixels
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save with boxes").click()
+    assert b"IHDR" + (70_000).to_bytes(4, "big") + (64).to_bytes(4, "big") in download.value.path().read_bytes()
+    page.route("**/detect?draw=png*", lambda route: route.fulfill(**problem(504, "Too late", "Try again.")))
+    page.get_by_role("button", name="Save with boxes").click()
+    expect(page.get_by_role("alert")).to_contain_text("Too late")
+
+
+def test_a_name_from_right_to_left_does_not_turn_the_status(page: Page) -> None:
+    choose(page, file("\u202egnp.red", RED))
+    status = page.locator("#status")
+    expect(status).to_contain_text("above 0.30.")
+    lefts = status.evaluate(
+        """(status) => {
+            const text = document.createTreeWalker(status, NodeFilter.SHOW_TEXT);
+            while (text.nextNode()?.data.includes("above") === false);
+            const left = (offset) => {
+                const range = document.createRange();
+                range.setStart(text.currentNode, offset);
+                range.setEnd(text.currentNode, offset + 1);
+                return range.getBoundingClientRect().left;
+            };
+            const above = text.currentNode.data.indexOf("above");
+            return [..."above"].map((_, index) => left(above + index));
+        }"""
+    )
+    assert lefts == sorted(lefts)
+
+
 def test_the_sample_and_clearing(page: Page) -> None:
     page.get_by_role("button", name="Sample").click()
     expect(page.locator("#status")).to_contain_text("sample.jpg: ")
@@ -332,6 +453,13 @@ def test_axe_finds_nothing(browser: Browser, service: Served, scheme: Any, path:
     found = Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
     page.close()
+
+
+def test_forced_colours_leave_the_classes_theirs(page: Page) -> None:
+    page.emulate_media(forced_colors="active")
+    choose(page, file("red.png", RED))
+    colour = page.locator("#rows .swatch").first.evaluate("(swatch) => getComputedStyle(swatch).backgroundColor")
+    assert colour == "rgb({}, {}, {})".format(*class_colour(0))
 
 
 def test_the_apis_description_shows_every_operation(page: Page, service: Served) -> None:
