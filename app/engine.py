@@ -36,6 +36,7 @@ from app.job import Job
 from app.metrics import Metrics
 from app.negotiation import JPEG
 from app.outcome import Outcome
+from app.pace import Pace
 from app.postprocess import PictureHeads
 from app.providers import CUDA
 from app.schemas import ModelName
@@ -49,8 +50,6 @@ log = logging.getLogger(__name__)
 OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
 MOST_WORK_S = 30.0  # or the deadline, where that is longer
 _CROWD_BATCHES = 4  # for as long as so many take, pictures side by side are remembered
-_PACE_WEIGHT = 0.1  # of the newest batch in the running mean of what a batch takes
-_PACE_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
 
 
 class Engine:
@@ -59,7 +58,7 @@ class Engine:
     Attributes:
         users: Requests that began with this model; it is closed only without any.
         failing: The model failed on a picture, and has not worked since.
-        seconds_per_picture: What the sessions need for one at the moment, all of them together; 0 before the first.
+        pace: How long pictures take at the moment.
     """
 
     def __init__(
@@ -71,8 +70,6 @@ class Engine:
         self.model = ModelName(name=runner.metadata.name, version=runner.version, provider=runner.provider)
         self.users = 0
         self.failing = False
-        self.seconds_per_picture = 0.0
-        self._batch_s = 0.0
         self._running: dict[int, float] = {}  # thread → when its picture or batch began
         self._hanging_s = max(MOST_WORK_S, settings.deadline_s)
         self._max_pixels = settings.max_pixels
@@ -85,8 +82,9 @@ class Engine:
         self._arrived: deque[Job] = deque()  # to be decoded
         self._batcher: Batcher[Job] = Batcher(settings.max_batch or largest_batch(runner.provider))
         self._warm: Future[None] = Future()
-        self._session_count = session_count(settings, runner.provider)
-        self._free_sessions = threading.Semaphore(self._session_count)  # of those that workers run
+        sessions = session_count(settings, runner.provider)
+        self.pace = Pace(sessions)
+        self._free_sessions = threading.Semaphore(sessions)  # of those that workers run
         self._session = threading.Thread(target=self._serve, name="session") if runner.provider in OWN_THREAD else None
 
     @property
@@ -129,7 +127,7 @@ class Engine:
         """Takes a picture in; its outcome, or what kept it from one, arrives in `job.answered`."""
         # Two clients, each with its next picture as soon as it has an answer, are one for moments, too.
         if self.users >= self._crowd or job.begun > self._crowd_until:
-            self._crowd, self._crowd_until = self.users, job.begun + _CROWD_BATCHES * self._batch_s
+            self._crowd, self._crowd_until = self.users, job.begun + _CROWD_BATCHES * self.pace.batch_s
         self._arrived.append(job)
         self._workers.submit(self._work)
 
@@ -217,7 +215,7 @@ class Engine:
         return len(self._batcher) >= (self._batcher.largest if self._arrived else 1)
 
     def _expected_s(self) -> float:
-        return self._batch_s
+        return self.pace.batch_s
 
     def _run_batch(self, batch: Batch[Job]) -> None:
         for job in batch.late:
@@ -248,7 +246,9 @@ class Engine:
                 self._run([job])
             return
         ended = perf_counter()
-        self._keep_pace(ended - begun, len(jobs), cores)
+        self.pace.note(begun, ended, len(jobs), cores, arrived=max(job.begun for job in jobs))
+        self._metrics.batch_size.observe(len(jobs))
+        self._metrics.pictures.inc(len(jobs))
         for index, job in enumerate(jobs):
             job.canvas = None
             job.run_begun, job.run_ended = begun, ended
@@ -256,16 +256,6 @@ class Engine:
                 self._finish(job, heads.of(index))
             else:
                 self._workers.submit(partial(self._finish, job, heads.of(index)), urgent=True)
-
-    def _keep_pace(self, seconds: float, pictures: int, cores: int) -> None:
-        self._metrics.batch_size.observe(pictures)
-        self._metrics.pictures.inc(pictures)
-        if self._batch_s:
-            seconds = min(seconds, _PACE_OUTLIER * self._batch_s)
-        per_picture = seconds * cores / pictures / self._session_count  # where all sessions have something to do
-        weight = _PACE_WEIGHT if self._batch_s else 1
-        self._batch_s += weight * (seconds - self._batch_s)
-        self.seconds_per_picture += weight * (per_picture - self.seconds_per_picture)
 
     def _finish(self, job: Job, heads: PictureHeads) -> None:
         if job.abandoned:

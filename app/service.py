@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 # A client's leaving is watched for only where its picture is not answered within this time: most are.
 WATCH_AFTER_S = 0.05
 LOOK_FOR_ROOM_S = 0.05
+# What is expected is a mean. A queue that just fits its deadline would end with pictures that are computed for nobody.
+MARGIN = 1.25
 
 
 class Service:
@@ -139,8 +141,8 @@ class Service:
         if perf_counter() >= deadline:
             raise _late()
         waiting = max(self._in_flight, requests)
-        expected_s = waiting * self._engine.seconds_per_picture
-        if waiting >= self.settings.max_queue or perf_counter() + expected_s > deadline:
+        expected_s = waiting * self._engine.pace.picture_s
+        if waiting >= self.settings.max_queue or perf_counter() + MARGIN * expected_s > deadline:
             raise Refusal(
                 "overloaded",
                 f"{waiting} pictures are waiting, which takes about {expected_s:.1f} s. Try again later.",

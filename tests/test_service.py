@@ -316,7 +316,7 @@ def test_late_pictures_are_refused_and_never_computed(
 def test_one_batch_that_took_longer_than_the_deadline_stops_nothing(model_file: Path) -> None:
     async def run() -> None:
         async with served(model_file, deadline_s=1) as service:
-            service._engine._keep_pace(100, pictures=1, cores=1)  # the machine was asleep, say
+            service._engine.pace.note(0, 100, pictures=1, cores=1, arrived=0)  # the machine was asleep, say
             for _ in range(3):
                 assert await service.detect(PICTURE, DEFAULTS)
 
@@ -327,7 +327,7 @@ def test_a_pause_of_the_machine_does_not_close_the_service(model_file: Path) -> 
     async def run() -> None:
         async with served(model_file, deadline_s=5) as service:
             await service.detect(PICTURE, DEFAULTS)
-            service._engine._keep_pace(3600, pictures=1, cores=1)
+            service._engine.pace.note(0, 3600, pictures=1, cores=1, arrived=0)
             assert all(await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(8))))
 
     asyncio.run(run())
@@ -469,7 +469,7 @@ def test_a_lone_picture_has_all_cores(
         async with served(model_file, **{"threads": 0, "sessions": 0, "decode_threads": 4, **settings}) as service:
             held.install(monkeypatch)
             held.open.set()
-            service._engine._batch_s = 60  # whoever came along lately is remembered for minutes
+            service._engine.pace.batch_s = 60  # whoever came along lately is remembered for minutes
             for _ in range(2):
                 await service.detect(PICTURE, DEFAULTS)
             assert held.cores == [alone] * 2
@@ -498,15 +498,13 @@ def test_a_picture_that_would_be_late_is_refused_at_once(
 ) -> None:
     async def run() -> None:
         async with served(model_file, deadline_s=60) as service:
-            service._engine._batch_s = 0
-            service._engine.seconds_per_picture = 0
-            service._engine._keep_pace(4, pictures=4, cores=2)
-            assert service._engine.seconds_per_picture == 2
+            service._engine.pace.batch_s = 0
+            service._engine.pace.picture_s = 2
             held.install(monkeypatch)
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
             await until(lambda: len(held.batches) == 1)
             with pytest.raises(Refusal) as caught:
-                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 1)
+                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 2.2)  # which would be just enough
             assert (caught.value.code, caught.value.headers) == ("overloaded", {"Retry-After": "2"})
             second = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 30))
             held.open.set()

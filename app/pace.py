@@ -1,0 +1,37 @@
+"""How long pictures take at the moment: what tells whether a deadline can be kept."""
+
+_WEIGHT = 0.1  # of the newest batch in the running means
+_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
+
+
+class Pace:
+    """Running means over batches, which any number of threads note.
+
+    Args:
+        sessions: That run batches at a time.
+
+    Attributes:
+        batch_s: What a batch takes; 0 before the first.
+        picture_s: What a picture takes where others wait behind it: all sessions together, and with all that is done
+            meanwhile, as decoding them and refusing others; 0 before the first.
+    """
+
+    def __init__(self, sessions: int) -> None:
+        self.batch_s = 0.0
+        self.picture_s = 0.0
+        self._sessions = sessions
+        self._last_ended = 0.0
+
+    def note(self, begun: float, ended: float, pictures: int, cores: int, arrived: float) -> None:
+        """Args: begun, ended: When the batch was run; arrived: when the last of its pictures had come. One clock's."""
+        if arrived <= self._last_ended < ended:  # all the time since then was theirs
+            seconds = ended - self._last_ended
+        else:  # the sessions may have idled: what they would do with enough to do
+            seconds = (ended - begun) * cores / self._sessions
+        self._last_ended = ended
+        self.batch_s = _mean(self.batch_s, ended - begun)
+        self.picture_s = _mean(self.picture_s, seconds / pictures)
+
+
+def _mean(mean: float, newest: float) -> float:
+    return mean + _WEIGHT * (min(newest, _OUTLIER * mean) - mean) if mean else newest
