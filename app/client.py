@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 LONGEST_WAIT_S = 30.0
+_ANSWERS_PER_PLACE = 10  # after so many, one that a refusal took away is tried again
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,9 @@ class AsyncClient:
     """`Client`, with coroutines.
 
     Args:
-        at_once: How many requests there are at a time, however many coroutines ask: more than the service has places
-            for would be refused, and their pictures all be in memory.
+        at_once: How many requests there are at a time at most, however many coroutines ask: more than the service has
+            places for would be refused, and their pictures all be in memory. Refusals make them fewer for a while, or
+            new pictures would take the places that the refused ones wait for.
     """
 
     def __init__(
@@ -188,7 +190,12 @@ class AsyncClient:
             base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport
         )
         self._retries = retries
+        self._at_once = at_once
         self._places = asyncio.Semaphore(at_once)
+        self._lacking = 0  # places that refusals took away
+        self._to_take = 0  # of these, once they are free
+        self._refused = 0  # that wait for their turn
+        self._answered = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -230,15 +237,39 @@ class AsyncClient:
     async def _send(
         self, method: str, path: str, query: Query | None = None, read: Callable[[], dict[str, Any]] = dict
     ) -> httpx.Response:
-        async with self._places:
+        await self._places.acquire()
+        refused = False
+        try:
             body = await asyncio.to_thread(read)
             for attempt in range(self._retries + 1):
                 response = await self._http.request(method, path, params=query, **body)
                 wait_s = _wait_s(response)
                 if wait_s is None or attempt == self._retries:
                     break
+                if not refused:
+                    refused = True
+                    self._note_refusal()
                 await asyncio.sleep(wait_s)
+        finally:
+            self._refused -= refused
+            self._give_place_back()
         return _checked(response)
+
+    def _note_refusal(self) -> None:
+        self._refused += 1
+        if self._lacking < self._at_once - 1:
+            self._lacking += 1
+            self._to_take += 1
+
+    def _give_place_back(self) -> None:
+        if self._to_take:
+            self._to_take -= 1
+            return
+        self._places.release()
+        self._answered += 1
+        if self._lacking and not self._refused and self._answered % _ANSWERS_PER_PLACE == 0:
+            self._lacking -= 1
+            self._places.release()
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -45,7 +45,7 @@ def drawing(picture: Image.Image, detections: Sequence[Detection], media_type: s
     if media_type == JPEG:
         draw(picture, detections).save(out, "JPEG", quality=90)
     else:
-        draw(picture, detections).save(out, "PNG")
+        draw(picture, detections).save(out, "PNG", compress_level=1)  # a tenth larger, and four times as fast
     return out.getvalue()
 
 

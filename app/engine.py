@@ -62,7 +62,13 @@ class Engine:
     """
 
     def __init__(
-        self, runner: OnnxRunner, settings: Settings, workers: Workers, pixels: Budget, metrics: Metrics
+        self,
+        runner: OnnxRunner,
+        settings: Settings,
+        workers: Workers,
+        drawers: Workers,
+        pixels: Budget,
+        metrics: Metrics,
     ) -> None:
         self.runner = runner
         self.metadata = runner.metadata
@@ -74,6 +80,7 @@ class Engine:
         self._hanging_s = max(MOST_WORK_S, settings.deadline_s)
         self._max_pixels = settings.max_pixels
         self._workers = workers
+        self._drawers = drawers
         self._pixels = pixels
         self._metrics = metrics
         self._batch_is_set = settings.max_batch > 0
@@ -111,7 +118,9 @@ class Engine:
 
     def _warm_up_on_cpu(self) -> None:
         """Warms up, and finds out what makes this model fast here: batches, or several cores for a picture."""
-        quick = seconds_per_picture(self.runner, times=3) < QUICK_S
+        seconds = seconds_per_picture(self.runner, times=3)
+        self.pace.expect(seconds)
+        quick = seconds < QUICK_S
         self._cores = 1 if quick else max(self.runner.wider, default=1)
         if not self._batch_is_set:
             self._batcher.largest = best_batch(self.runner, self._batcher.largest) if quick else 1
@@ -192,6 +201,7 @@ class Engine:
         """The session's thread, on CUDA."""
         try:
             self.runner.warm_up(self._batcher.largest)
+            self.pace.expect(seconds_per_picture(self.runner, self._batcher.largest), self._batcher.largest)
         except BaseException as error:
             self._warm.set_exception(error)
         else:
@@ -279,8 +289,8 @@ class Engine:
             return
         if job.draw is None:
             job.finish(outcome)
-        else:  # on the CPU, a session is not kept waiting for it
-            self._workers.submit(partial(self._draw, job, job.draw, outcome), urgent=True)
+        else:  # which may take longer than all that came before it, and keeps nobody waiting who wants none
+            self._drawers.submit(partial(self._draw, job, job.draw, outcome))
 
     def _draw(self, job: Job, media_type: str, outcome: Outcome) -> None:
         """Answers with the picture, whose pixels the pipeline does not keep: it is decoded once more, in full size."""

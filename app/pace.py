@@ -11,9 +11,9 @@ class Pace:
         sessions: That run batches at a time.
 
     Attributes:
-        batch_s: What a batch takes; 0 before the first.
+        batch_s: What a batch takes; 0 where nothing is known.
         picture_s: What a picture takes where others wait behind it: all sessions together, and with all that is done
-            meanwhile, as decoding them and refusing others; 0 before the first.
+            meanwhile, as decoding them and refusing others; 0 where nothing is known.
     """
 
     def __init__(self, sessions: int) -> None:
@@ -21,6 +21,11 @@ class Pace:
         self.picture_s = 0.0
         self._sessions = sessions
         self._last_ended = 0.0
+
+    def expect(self, seconds: float, pictures: int = 1) -> None:
+        """Before anything is known: what a picture took, on one core, in a batch of so many."""
+        self.batch_s = seconds * pictures
+        self.picture_s = seconds / self._sessions
 
     def note(self, begun: float, ended: float, pictures: int, cores: int, arrived: float) -> None:
         """Args: begun, ended: When the batch was run; arrived: when the last of its pictures had come. One clock's."""

@@ -59,6 +59,7 @@ class Service:
         self.timers = Timers()
         self._pixels = Budget(settings.max_queue_pixels)
         self._workers = Workers(settings.decode_threads or max(core_count(), settings.sessions), "picture")
+        self._drawers = Workers(max(1, core_count() // 4), "drawing")
         self._engine = self._new_engine(runner)
         self._reloading = asyncio.Lock()
         self._idle = asyncio.Event()
@@ -107,6 +108,7 @@ class Service:
         """Waits for what is being done and ends the threads."""
         self._engine.close()
         self._workers.close()
+        self._drawers.close()
 
     def require_ready(self) -> None:
         """Raises: Refusal: `not_ready`."""
@@ -136,12 +138,13 @@ class Service:
         `deadline_exceeded`: it has passed.
 
         Args:
-            requests: How many are being answered, where that is known: of some the pictures are still to come.
+            requests: How many are being answered, where that is known: of some the pictures are still to come. They
+                take places, but no time yet: it is asked again once the picture is there.
         """
         if perf_counter() >= deadline:
             raise _late()
         waiting = max(self._in_flight, requests)
-        expected_s = waiting * self._engine.pace.picture_s
+        expected_s = self._in_flight * self._engine.pace.picture_s
         if waiting >= self.settings.max_queue or perf_counter() + MARGIN * expected_s > deadline:
             raise Refusal(
                 "overloaded",
@@ -256,7 +259,7 @@ class Service:
         return self.info()
 
     def _new_engine(self, runner: OnnxRunner) -> Engine:
-        return Engine(runner, self.settings, self._workers, self._pixels, self.metrics)
+        return Engine(runner, self.settings, self._workers, self._drawers, self._pixels, self.metrics)
 
     def _announce(self) -> None:
         model, precision = self.model, self.runner.metadata.precision

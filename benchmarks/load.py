@@ -24,8 +24,8 @@ MOST_CONNECTIONS = 4000
 PATIENCE_S = 30.0  # then a request counts as unanswered
 
 
-def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | None) -> bytes:
-    """Returns: A whole HTTP request."""
+def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | None = None, headers: str = "") -> bytes:
+    """Returns: A whole HTTP request. `headers` are further ones, each with its line end."""
     kind = "image/jpeg"
     if multipart_field:
         boundary = "benchmark-boundary"
@@ -36,7 +36,7 @@ def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | N
         )
         picture = head.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
     lines = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
-    return f"{lines}Content-Length: {len(picture)}\r\n\r\n".encode() + picture
+    return f"{lines}{headers}Content-Length: {len(picture)}\r\n\r\n".encode() + picture
 
 
 class Connection(asyncio.Protocol):

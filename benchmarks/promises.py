@@ -8,6 +8,7 @@ A line per promise, with what was counted. Exits with 1 where one was broken.
 alone      pictures of mixed sizes, asked for many at a time, get what they get one by one
 corrupt    seven good pictures and a corrupt one at a time: seven answers and one refusal
 left       200 clients that leave the queue cost at most the batches that had begun
+busy       five times as many requests as it can answer, each with a deadline of 2 s: it goes on as before, and in time
 swap       the model file is replaced under load: no request fails, and the new model answers
 end        SIGTERM while pictures wait: each of them is answered, and the process exits with 0
 """
@@ -38,7 +39,7 @@ from app.providers import CPU, CUDA
 from app.settings import DEFAULT_MODEL, Settings
 from app.sharing import session_count
 from benchmarks.command import as_command
-from benchmarks.load import request_bytes
+from benchmarks.load import Load, request_bytes
 from benchmarks.systems import Running, photograph, running
 
 QUEUE = 300
@@ -46,6 +47,9 @@ DEADLINE_S = 300
 CLIENTS = 8
 AT_ONCE = 32
 LONGEST_S = 600  # of one promise
+BUSY_S = 6.0  # three deadlines
+BUSY_DEADLINE_MS = 2000
+BUSY_SHARE = 0.7  # at least; the client takes its part of the machine
 LOW_SCORE = 0.1  # more objects to differ in
 INFERRED, IN_FLIGHT = "fcos_pictures_inferred_total", "fcos_in_flight_pictures"
 
@@ -126,7 +130,7 @@ async def corrupt(service: Service) -> Seen:
 
 async def left(service: Service) -> Seen:
     count = service.options.leaving
-    request = request_bytes(service.port, "/detect", photograph(), None)
+    request = request_bytes(service.port, "/detect", photograph())
     writers = [(await asyncio.open_connection("127.0.0.1", service.port))[1] for _ in range(count)]
     earlier = await service.metric(INFERRED)
     for writer in writers:
@@ -146,6 +150,22 @@ async def left(service: Service) -> Seen:
     return Seen(
         waiting > 2 * begun >= computed,  # a batch may have ended, and another begun, since they were counted
         f"{waiting:.0f} left, {computed} computed after that; {begun} may have begun",
+    )
+
+
+async def busy(service: Service) -> Seen:
+    request = request_bytes(service.port, "/detect", photograph(), headers=f"X-Deadline-Ms: {BUSY_DEADLINE_MS}\r\n")
+    before = Load(service.port, request)
+    await before.closed(CLIENTS, BUSY_S)
+    able = sum(status == 200 for _, _, _, status in before.rows) / BUSY_S
+    load = Load(service.port, request)
+    await load.open(5 * able, BUSY_S)
+    answered = [at + latency for _, at, latency, status in load.rows if status == 200]
+    share = sum(ended <= BUSY_S * 1000 for ended in answered) / BUSY_S / able
+    late = sum(status not in (200, 503) for _, _, _, status in load.rows)
+    return Seen(
+        share >= BUSY_SHARE and late <= len(answered) / 20,
+        f"{able:.1f} answers per second before, {share:.0%} of that then; {late} late, {len(answered)} answered",
     )
 
 
@@ -208,6 +228,7 @@ PROMISES: dict[str, Callable[[Service], Awaitable[Seen]]] = {
     "alone": alone,
     "corrupt": corrupt,
     "left": left,
+    "busy": busy,
     "swap": swap,
     "end": end,
 }

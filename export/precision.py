@@ -137,7 +137,7 @@ def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path]
 
     Returns:
         Share of the reference's detections that the other gives too, or of the other's that the reference gives,
-        whichever is less; and the number of the reference's.
+        whichever is less; and the number of those, 0 where the reference has none.
 
     Raises:
         ValueError: one of the pictures cannot be read.
@@ -156,7 +156,8 @@ def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path]
         for way in (0, 1):
             found[way] += _matched(sure[way], likely[1 - way], precision)
             wanted[way] += len(sure[way])
-    return float((found / np.maximum(wanted, 1)).min()), int(wanted[0])
+    shares = found / np.maximum(wanted, 1)
+    return float(shares.min()), int(wanted[shares.argmin()]) if wanted[0] else 0
 
 
 def _matched(expected: Detections, got: Detections, precision: str) -> int:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from app.artifact import Defaults, Metadata, Points, Resize, Size
-from app.errors import first_line
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 from model.files import replaced
@@ -120,11 +119,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "iou_threshold": float(checkpoint.iou_threshold),
         "resume": checkpoint.resume,
     }
-    try:
-        with replaced(path) as temporary:
-            torch.save(document, temporary)
-    except RuntimeError as error:  # torch's own for a full disk, or a folder that is not there
-        raise OSError(f"{path} could not be written ({first_line(error)})") from None
+    with replaced(path) as temporary, temporary.open("wb") as file:  # opened here, a full disk is an OSError
+        torch.save(document, file)
 
 
 def load(path: Path) -> Checkpoint:

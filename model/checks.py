@@ -12,7 +12,7 @@ from typing import Any
 
 from app.images import FORMATS_TEXT, MOST_PIXELS
 from model.config import service_name
-from model.formats import POLYGON, Document, upright_size
+from model.formats import POLYGON, Document, require_whole, upright_size
 
 SHOWN = 10
 OVERHANG_PX = 2.0
@@ -162,6 +162,7 @@ def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Pro
             return "missing picture", where
         try:
             size = upright_size(path)
+            require_whole(path)
         except OSError:
             return "unreadable picture", where
         if size != (picture["height"], picture["width"]):

@@ -21,6 +21,14 @@ def require_folder(path: Path) -> None:
         raise ValueError(f"there is no folder {path.parent} to write to")
 
 
+def make_folder(path: Path) -> None:
+    """Raises: OSError: It cannot be made; the message names it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {path} cannot be made ({error.strerror or error})") from None
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary file that takes the path's place once it is whole; a link stays one. What is there and no file,

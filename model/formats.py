@@ -7,6 +7,7 @@ A document is `{"images": [...], "annotations": [...], "categories": [...]}` as 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from app.images import FORMATS, MOST_PIXELS, SUFFIXES
 
 Document = dict[str, Any]
 
+_TAIL = 4096  # bytes, in which a JPEG's or a PNG's end is looked for: some programs write a little behind it
 POLYGON = "a polygon"  # in the place of a bbox
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
@@ -66,6 +68,24 @@ def upright_size(path: Path) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise OSError(f"more than {MOST_PIXELS} pixels") from None
     except (SyntaxError, ValueError) as error:  # a broken header, to some of Pillow's parsers
+        raise OSError(str(error)) from None
+
+
+def require_whole(path: Path) -> None:
+    """What breaks off is found out by its last bytes; where these say nothing, by decoding it.
+
+    Raises:
+        OSError: the picture breaks off, or cannot be decoded.
+    """
+    with path.open("rb") as file:
+        file.seek(-min(_TAIL, path.stat().st_size), os.SEEK_END)
+        tail = file.read()
+    if b"\xff\xd9" in tail or b"IEND" in tail:
+        return
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            picture.load()
+    except (SyntaxError, ValueError) as error:
         raise OSError(str(error)) from None
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import platform
 import sys
 import time
@@ -48,7 +49,7 @@ from model.data import Annotations, Batch, CanvasBatches
 from model.distributed import Processes, started
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
-from model.files import write_json
+from model.files import make_folder, write_json
 from model.finetune import adopt, restate_statistics
 from model.formats import Document
 from model.learner import Learner
@@ -85,6 +86,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
 
     stopped, start = find_start(settings)
     if stopped is not None and stopped.resume is None:
+        require_same_options(settings.of_the_result() | stopped.training.get("options", {}), settings)
         console.print(f"the run in {folder} is finished, with AP {stopped.metrics.get('AP', -1):.4f}")
         return True
 
@@ -122,8 +124,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         origin: dict[str, Any] = {key: stopped.training[key] for key in ("start", "before") if key in stopped.training}
     elif start is not None:
         assert settings.from_ is not None
-        file = "/".join(settings.from_.parts[-2:])  # a run's name and its file
-        origin = {"start": f"{file}: {adopt(model, start).describe()}", "before": start.training}
+        origin = {"start": f"{_short(settings.from_)}: {adopt(model, start).describe()}", "before": start.training}
         if settings.backbone_norm == "trained":
             part = settings.batch_size // settings.accumulate // processes.count
             plain = data.plain_batches(annotations, settings.train_images, metadata, part)
@@ -161,7 +162,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         stack.callback(end_workers, loader)
         stop = stack.enter_context(stop_on_signals(processes))
         if processes.first:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             network = {"network": config.to_dict(), "input": input_config.to_dict(), "learning-rate": settings.base_lr}
             write_json(folder / "config.json", settings.to_dict() | network)
             log = report.Report(folder, console, position["epoch"] * length + position["done"])
@@ -240,7 +241,12 @@ def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None
     """
     folder, path = settings.output, settings.from_
     if settings.resume:
-        return checkpoints.load(folder / "last.pt"), None
+        stopped = checkpoints.load(folder / "last.pt")
+        if path is not None and not stopped.training.get("start", "").startswith(f"{_short(path)}: "):
+            raise ValueError(
+                f"--resume goes on with the run in {folder}, which did not begin --from {path}: leave that out"
+            )
+        return stopped, None
     if (folder / "last.pt").exists():
         raise ValueError(f"{folder} already holds a run: add --resume, or choose another --output")
     if (folder / "best.pt").exists():
@@ -252,6 +258,11 @@ def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None
 
         return None, load_torchvision(path)
     return None, checkpoints.load(path)
+
+
+def _short(path: Path) -> str:
+    """A run's name and its file."""
+    return "/".join(path.parts[-2:])
 
 
 def read_data(settings: Settings, console: Console) -> tuple[Annotations, Document]:
@@ -285,6 +296,21 @@ def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
             console.print(f"note: {problems.describe(problems.warnings)}")
 
 
+def require_same_options(began: dict[str, Any], settings: Settings) -> None:
+    """Raises: ValueError: options differ from those that the run began with."""
+    now = settings.of_the_result()
+    differ = [
+        f"--{key} was {began.get(key)}, is {now[key]}"
+        for key in now
+        if json.dumps(began.get(key)) != json.dumps(now[key])  # to which a tuple is a list, as to a checkpoint
+    ]
+    if differ:
+        raise ValueError(
+            f"--resume goes on with the options that the run began with, but {'; '.join(differ)}: "
+            "give them as they were, or start another run --from this one's best.pt"
+        )
+
+
 def check_same_run(stopped: Checkpoint, settings: Settings, annotations: Annotations) -> None:
     """Refuse to go on with other options or other data than the run began with.
 
@@ -296,13 +322,7 @@ def check_same_run(stopped: Checkpoint, settings: Settings, annotations: Annotat
         raise ValueError(
             f"the run in {settings.output} was begun by an older version: start another --from its best.pt"
         )
-    began, now = stopped.resume["options"], settings.of_the_result()
-    differ = [f"--{key} was {began.get(key)}, is {now.get(key)}" for key in now if began.get(key) != now.get(key)]
-    if differ:
-        raise ValueError(
-            f"--resume goes on with the options that the run began with, but {'; '.join(differ)}: "
-            "give them as they were, or start another run --from this one's best.pt"
-        )
+    require_same_options(stopped.resume["options"], settings)
     if stopped.resume["data"] != fingerprint(annotations):
         raise ValueError(
             f"the training data are not those that the run in {settings.output} began with: "

@@ -66,7 +66,7 @@ def test_the_service_keeps_its_promises() -> None:
         "--settings", "max_batch=4", "sessions=1",
     )  # fmt: skip
     assert [line.split()[:2] for line in text.splitlines()] == [
-        [name, "kept"] for name in ("alone", "corrupt", "left", "swap", "end")
+        [name, "kept"] for name in ("alone", "corrupt", "left", "busy", "swap", "end")
     ]  # fmt: skip
 
 

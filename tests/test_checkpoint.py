@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -68,8 +68,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     saved(tmp_path / "a.pt")
     before = (tmp_path / "a.pt").read_bytes()
 
-    def full(document: Any, path: Path) -> None:
-        path.write_bytes(b"half of it")
+    def full(document: Any, file: BinaryIO) -> None:
+        file.write(b"half of it")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

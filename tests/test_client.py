@@ -223,6 +223,28 @@ def test_the_asynchronous_client_has_few_requests_at_a_time() -> None:
     assert most == 3
 
 
+def test_a_refused_picture_gets_its_turn_before_new_ones() -> None:
+    """A service of four places, asked by sixteen coroutines at a time."""
+    running = 0
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal running
+        if running == 4:
+            problem = {"code": "overloaded", "detail": "Later.", "status": 503}
+            return httpx.Response(503, json=problem, headers={"Retry-After": "0.05"})
+        running += 1
+        await asyncio.sleep(0.01)
+        running -= 1
+        return httpx.Response(200, json={})
+
+    async def ask() -> None:
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            await asyncio.gather(*(client.model() for _ in range(300)))
+            assert client._places._value == 16 - client._lacking, "no place is lost"
+
+    asyncio.run(ask())
+
+
 def test_both_clients_have_the_same_methods() -> None:
     def signatures(kind: type) -> dict[str, str]:
         public = {name: member for name, member in vars(kind).items() if not name.startswith("_")}

@@ -272,6 +272,10 @@ def set_of(entries: str, position: int, **values: Any) -> Callable[[Document, Pa
     return spoil(lambda document: document[entries][position].update(values))
 
 
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
+
+
 def save_as(kind: str, mode: str, images: Path) -> None:
     Image.new(mode, (64, 96)).save(images / "picture-1.png", kind)
 
@@ -279,6 +283,7 @@ def save_as(kind: str, mode: str, images: Path) -> None:
 SPOILT = [
     ("missing picture", "image 10", lambda _, images: (images / "picture-1.png").unlink()),
     ("unreadable picture", "image 10", lambda _, images: (images / "picture-1.png").write_bytes(b"no picture")),
+    ("unreadable picture", "image 10", lambda _, images: cut_off(images / "picture-1.png")),
     ("unreadable picture", "image 10", lambda _, images: save_as("PPM", "RGB", images)),  # not of the service's
     ("unreadable picture", "image 10", lambda _, images: save_as("TIFF", "F", images)),
     ("wrong size", "image 10", set_of("images", 1, width=65)),

@@ -315,7 +315,7 @@ def test_a_precision_that_cannot_be_judged_is_not_written(
     exported: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.detector.Detector.parameters", lambda _: Parameters(1, 0.5, 10))
-    with pytest.raises(ValueError, match="fp32 finds nothing on 3 of"):
+    with pytest.raises(ValueError, match="fp32 finds nothing on 6 of"):
         lower_precision(exported, "fp16", choose_pictures(picture_folder), tmp_path / "unknown.onnx")
     assert not (tmp_path / "unknown.onnx").exists()
 

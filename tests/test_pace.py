@@ -12,6 +12,14 @@ def test_the_first_batch_is_all_that_is_known() -> None:
     assert pace.batch_s == 4 and pace.picture_s == 0.5, "two sessions do twice as much"
 
 
+def test_what_was_measured_before_is_expected() -> None:
+    pace = Pace(sessions=2)
+    pace.expect(1, pictures=4)
+    assert pace.batch_s == 4 and pace.picture_s == 0.5
+    pace.note(begun=10, ended=14, pictures=4, cores=1, arrived=9)
+    assert pace.batch_s == 4 and pace.picture_s == 0.5
+
+
 def test_a_picture_alone_on_all_cores_would_take_longer_beside_others() -> None:
     pace = Pace(sessions=2)
     pace.note(begun=10, ended=11, pictures=1, cores=2, arrived=10)

@@ -106,7 +106,7 @@ def test_a_drawn_picture_counts_into_the_pixels_until_it_is_drawn(
     assert held == [2 * size[0] * size[1]]
 
 
-def test_drawing_keeps_no_session_busy(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawing_begun, may_draw = threading.Event(), threading.Event()
 
     def wait(*arguments: Any) -> bytes:
@@ -116,13 +116,15 @@ def test_drawing_keeps_no_session_busy(model_file: Path, monkeypatch: pytest.Mon
 
     async def run() -> None:
         monkeypatch.setattr("app.engine.drawing", wait)
-        async with served(model_file) as service:
+        async with served(model_file, decode_threads=1) as service:
             drawn = asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG))
+            others = [asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG)) for _ in range(3)]
             await asyncio.to_thread(drawing_begun.wait, 20)
             await service.detect(PICTURE, DEFAULTS)
             assert not drawn.done()
             may_draw.set()
             assert "draw" in (await drawn).timing_ms
+            await asyncio.gather(*others)
 
     asyncio.run(run())
 
@@ -509,6 +511,18 @@ def test_a_picture_that_would_be_late_is_refused_at_once(
             second = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 30))
             held.open.set()
             assert all(await asyncio.gather(first, second))
+
+    asyncio.run(run())
+
+
+def test_pictures_that_are_still_being_sent_take_no_time(model_file: Path) -> None:
+    async def run() -> None:
+        async with served(model_file, max_queue=64) as service:
+            assert service._engine.pace.picture_s > 0, "known from the warm-up"
+            service._engine.pace.picture_s = 1
+            service.require_room(perf_counter() + 2, requests=63)
+            with pytest.raises(Refusal, match="are waiting"):
+                service.require_room(perf_counter() + 2, requests=64)
 
     asyncio.run(run())
 

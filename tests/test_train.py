@@ -261,6 +261,24 @@ def test_a_finished_run_says_so_and_is_left_alone(data: Data, uninterrupted: Pat
     before = (uninterrupted / "last.pt").read_bytes()
     assert train(settings(data, uninterrupted, resume=True, **EVERYTHING), ALONE, QUIET)
     assert (uninterrupted / "last.pt").read_bytes() == before
+    longer = settings(data, uninterrupted, resume=True, **(EVERYTHING | {"epochs": 9}))
+    with pytest.raises(ValueError, match="--epochs was 3, is 9"):
+        train(longer, ALONE, QUIET)
+
+
+def test_resuming_from_something_else_is_refused(data: Data, uninterrupted: Path, tmp_path: Path) -> None:
+    again = settings(data, uninterrupted, resume=True, **(EVERYTHING | {"from_": tmp_path / "other.pt"}))
+    with pytest.raises(ValueError, match="did not begin --from"):
+        train(again, ALONE, QUIET)
+    begun = settings(data, tmp_path / "run", from_=uninterrupted / "best.pt", epochs=1)
+    assert train(begun, ALONE, QUIET)
+    assert train(dataclasses.replace(begun, resume=True), ALONE, QUIET)
+
+
+def test_an_output_that_cannot_be_made_is_named(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the folder .*file/run cannot be made"):
+        train(settings(data, tmp_path / "file" / "run", epochs=1), ALONE, QUIET)
 
 
 def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
@@ -747,7 +765,9 @@ def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(data
     mine = write_coco(tmp_path, 8)
     broken = np.random.default_rng(0).integers(0, 255, 400, dtype=np.uint8).tobytes()
     file = mine[1] / "picture-3.png"
-    file.write_bytes(file.read_bytes()[:60] + broken)  # the header, which the check reads, is whole
+    file.write_bytes(
+        file.read_bytes()[:60] + broken + b"IEND"
+    )  # its header and its end, which the check reads, are whole
     with pytest.raises(ValueError, match=r"picture-3\.png") as error:
         train(settings(mine, tmp_path / "run"), ALONE, QUIET)
     assert "\n" not in str(error.value)
