@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "iou_threshold": float(checkpoint.iou_threshold),
         "resume": checkpoint.resume,
     }
-    with replaced(path) as temporary, temporary.open("wb") as file:  # opened here, a full disk is an OSError
-        torch.save(document, file)
+    whole = io.BytesIO()  # as torch would say of a full disk that it is at an unexpected position
+    torch.save(document, whole)
+    with replaced(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:

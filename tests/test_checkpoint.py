@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,11 +68,13 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     saved(tmp_path / "a.pt")
     before = (tmp_path / "a.pt").read_bytes()
 
-    def full(document: Any, file: BinaryIO) -> None:
-        file.write(b"half of it")
-        raise OSError("No space left on device")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(torch, "save", full)
+    def full(path: Path, data: Any) -> int:
+        write(path, b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         saved(tmp_path / "a.pt", training={"epochs": 4})
     assert (tmp_path / "a.pt").read_bytes() == before
