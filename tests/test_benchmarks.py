@@ -63,8 +63,8 @@ def test_an_exported_torchvision_model_detects_what_torchvision_does(tmp_path: P
 
 def test_the_service_keeps_its_promises() -> None:
     text = run(
-        "promises", "--promises", "alone", "corrupt", "left", "swap", "end", "--pictures", 24, "--leaving", 40, "--swaps", 1, "--waiting", 20,
-        "--settings", "max_batch=4", "sessions=1",
+        "promises", "--promises", "alone", "corrupt", "left", "swap", "end", "--pictures", 24, "--leaving", 40,
+        "--swaps", 1, "--waiting", 20, "--settings", "max_batch=4", "sessions=1",
     )  # fmt: skip
     assert [line.split()[:2] for line in text.splitlines()] == [
         [name, "kept"] for name in ("alone", "corrupt", "left", "swap", "end")
