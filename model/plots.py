@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -54,11 +57,16 @@ def _drawn(
     scores: NDArray[np.floating],
     classes: Sequence[str],
 ) -> Image.Image:
+    """A tile of the sheet: resized first, so that labels are as large on all, and do not cover a small picture."""
+    scale = (TILE_PX - 4) / max(picture.size)
+    tile = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     detections = [
         Detection(label=classes[label], class_id=label, score=score, box=Box(xmin=x1, ymin=y1, xmax=x2, ymax=y2))
-        for (x1, y1, x2, y2), label, score in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True)
+        for (x1, y1, x2, y2), label, score in zip(
+            (boxes * scale).tolist(), labels.tolist(), scores.tolist(), strict=True
+        )
     ]
-    return draw(picture, detections)
+    return draw(tile, detections)
 
 
 def _save_sheet(tiles: Sequence[Image.Image], path: Path) -> None:
@@ -66,7 +74,6 @@ def _save_sheet(tiles: Sequence[Image.Image], path: Path) -> None:
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * TILE_PX, rows * TILE_PX), (32, 32, 32))
     for position, tile in enumerate(tiles):
-        tile.thumbnail((TILE_PX - 4, TILE_PX - 4))
         sheet.paste(tile, (position % columns * TILE_PX, position // columns * TILE_PX))
     with replaced(path) as temporary:
         sheet.save(temporary, "JPEG", quality=85)
@@ -108,8 +115,16 @@ def _confusion(evaluation: Evaluation) -> Figure:
 
 
 def _literal(name: str) -> str:
-    """A class name for matplotlib, which takes what is between two dollars for a formula."""
-    return name.replace("$", r"\$")
+    """A class name for matplotlib, which takes what is between two dollars for a formula, and whose font lacks letters:
+    their numbers tell such names apart, where boxes would not."""
+    known = _font().get_charmap()
+    written = (x if ord(x) in known else x.encode("ascii", "backslashreplace").decode() for x in name)
+    return "".join(written).replace("$", r"\$")
+
+
+@cache
+def _font() -> FT2Font:
+    return FT2Font(findfont("DejaVu Sans"))
 
 
 def _save_figure(figure: Figure, path: Path) -> None:

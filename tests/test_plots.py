@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model import plots
 from model.scoring import METRICS, Evaluation, Found
 from tests.toy import write_pictures
 
-CLASSES = ("$", r"$\frac$", "a_b")
+CLASSES = ("$", r"$\frac$", "a_b", "三角", "grün")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("precision", [0.5, -1.0])  # -1: no box of the class
 def test_results_are_drawn_of_any_class(tmp_path: Path, precision: float) -> None:
     evaluation = Evaluation(
@@ -26,3 +28,18 @@ def test_results_are_drawn_of_any_class(tmp_path: Path, precision: float) -> Non
     plots.draw_results(evaluation, Found.join([]), document, tmp_path / "pictures", CLASSES, tmp_path)
     for name in ("precision_recall.png", "confusion.png", "predictions.jpg"):
         assert (tmp_path / name).stat().st_size
+
+
+def test_names_that_the_font_cannot_write_stay_apart() -> None:
+    assert plots._literal("grün") == "grün"
+    assert plots._literal("三") != plots._literal("四")
+    assert plots._literal("三").isascii()
+
+
+@pytest.mark.parametrize("size", [(64, 48), (2000, 1000), (1, 900)])
+def test_a_tile_is_as_large_as_all_and_its_boxes_with_it(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size)
+    boxes = np.array([[0, 0, *size]], np.float32)
+    tile = plots._drawn(picture, boxes, np.zeros(1, np.int64), np.ones(1), CLASSES)
+    assert max(tile.size) == plots.TILE_PX - 4
+    assert np.asarray(tile)[-1].any() and np.asarray(tile)[:, -1].any(), "the box's edges"
