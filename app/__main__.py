@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes; behind the pictures")
     detect.add_argument("--class-agnostic", action="store_true", help=_help("class_agnostic"))
     options = parser.parse_args(arguments)
-    complain: Callable[[str], object] = lambda text: print(f"error: {text}", file=sys.stderr)  # noqa: E731
+    complain: Callable[[str], object] = _print_error
     try:
         if options.command == "settings":
             print(settings_table(), flush=True)
@@ -74,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _print_error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
 
 
 def _write_no_more() -> None:

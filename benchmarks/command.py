@@ -19,6 +19,6 @@ def as_command(main: Callable[[], int | None]) -> None:
         print(f"error: {first_fault(error)}", file=sys.stderr)
         code = 2
     except (ValueError, OSError, StartError) as error:
-        print(f"error: {error if isinstance(error, StartError) else first_line(error)}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         code = 2
     sys.exit(code)

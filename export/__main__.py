@@ -43,7 +43,8 @@ def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
         How far ONNX Runtime and torch are apart.
 
     Raises:
-        ValueError: the network cannot be translated, the results differ, or the file cannot be written.
+        ValueError: the network cannot be translated, or the results differ.
+        OSError: the file cannot be written.
     """
     proto = to_onnx(model)
     add_metadata(proto, metadata)
@@ -63,7 +64,8 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
         The two files' agreement, and the number of fp32's detections: `precision.agreement`.
 
     Raises:
-        ValueError: they agree too little, fp32 finds nothing, a picture cannot be read, or the file not be written.
+        ValueError: they agree too little, fp32 finds nothing, or a picture cannot be read.
+        OSError: the file cannot be written.
     """
     reference = OnnxRunner.load(fp32)
     # What fp32 reaches, this does not.
@@ -116,13 +118,10 @@ def write(proto: onnx.ModelProto, output: Path) -> None:
     """Write the file whole or not at all: a service may be watching it.
 
     Raises:
-        ValueError: the folder is missing or not writable.
+        OSError: the folder is missing or not writable.
     """
-    try:
-        with replaced(output) as temporary:
-            temporary.write_bytes(proto.SerializeToString())
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    with replaced(output) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

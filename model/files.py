@@ -23,10 +23,8 @@ def require_folder(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Raises: OSError: It cannot be made; the message names it."""
-    try:
+    with _saying(f"the folder {path} cannot be made"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"the folder {path} cannot be made ({error.strerror or error})") from None
 
 
 @contextlib.contextmanager
@@ -38,13 +36,13 @@ def replaced(path: Path) -> Iterator[Path]:
         OSError: it cannot be written; the message names the path.
     """
     if path.exists() and not path.is_file():
-        with _named(path):
+        with _saying(f"{path} could not be written"):
             yield path
         return
     place = path.resolve()
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        with _named(path):
+        with _saying(f"{path} could not be written"):
             yield temporary
             temporary.replace(place)
     finally:
@@ -52,11 +50,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _saying(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror or error})") from None
+        raise OSError(f"{what} ({error.strerror or error})") from None
 
 
 def write_json(path: Path, document: Any) -> None:
