@@ -117,7 +117,7 @@ def test_detect_takes_what_a_request_takes(model_file: Path, tmp_path: Path) -> 
     assert_one_sentence(run(*common, "--iou-threshold", 2, FCOS_PROVIDER="cpu"), "--iou-threshold 2")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is none")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("command", [["settings"], ["detect", "PICTURE"]], ids=["settings", "detect"])
 def test_a_full_disk_is_one_sentence(model_file: Path, tmp_path: Path, command: list[str]) -> None:
     picture = tmp_path / "a.png"

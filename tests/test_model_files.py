@@ -18,7 +18,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [link, real]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there are none")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in its file system")
 def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
