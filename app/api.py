@@ -112,7 +112,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
         served, record = _service(request), record_of(request.scope)
         query.parameters(served.runner.metadata)
-        pictures = await in_time(served.timers, record, pictures_bytes(request))
+        pictures = await in_time(served, record, pictures_bytes(request))
         gone = partial(disconnected, request.receive)
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 

@@ -24,7 +24,6 @@ from app.negotiation import JSON
 from app.schemas import PictureQuery
 from app.service import Service
 from app.telemetry import Record, header, record_of
-from app.timers import Timers
 from app.uploads import picture_bytes
 
 T = TypeVar("T")
@@ -91,7 +90,7 @@ async def _detect(request: Request) -> Response:
     query = picture_query(request.scope["query_string"])
     media_type = query.media_type(header(request.scope, b"accept"))
     query.parameters(service.runner.metadata)  # a bad one is refused before the body is read
-    data = await in_time(service.timers, record, picture_bytes(request))
+    data = await in_time(service, record, picture_bytes(request))
     outcome = await service.detect(
         data,
         query.parameters,
@@ -106,12 +105,13 @@ async def _detect(request: Request) -> Response:
     return LargeResponse(outcome.drawn, media_type=media_type, headers=headers)
 
 
-async def in_time(timers: Timers, record: Record, reading: Coroutine[Any, Any, T]) -> T:
+async def in_time(service: Service, record: Record, reading: Coroutine[Any, Any, T]) -> T:
     """Reads a request's body, until its deadline. Raises: Refusal: `request_timeout`."""
     begun, now = perf_counter(), asyncio.get_running_loop().time
+    service.uploading += 1
     try:
         async with asyncio.timeout(None) as scope:
-            timer = timers.call_at(record.deadline, lambda: scope.reschedule(now()))
+            timer = service.timers.call_at(record.deadline, lambda: scope.reschedule(now()))
             try:
                 return await reading
             finally:
@@ -123,6 +123,7 @@ async def in_time(timers: Timers, record: Record, reading: Coroutine[Any, Any, T
             headers={"Connection": "close"},
         ) from None
     finally:
+        service.uploading -= 1
         record.timing_ms["read"] = round((perf_counter() - begun) * 1000, 3)
 
 

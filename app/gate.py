@@ -21,6 +21,9 @@ KEY_PATHS = DETECT_PATHS | {"/model", RELOAD_PATH}
 DEADLINE_HEADER = b"x-deadline-ms"
 # A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.
 LARGE_BODY_BYTES = 2**20
+# Requests that are still being sent have no place in the queue yet: slow clients must not keep others out. What of them
+# has come counts for `max_queue_bytes`.
+UPLOADS_PER_PLACE = 16
 
 
 class Gate:
@@ -31,7 +34,6 @@ class Gate:
         self._settings = settings
         self._keys = [key.encode() for key in sorted(settings.api_keys)]
         self._admin_keys = [settings.admin_key.encode()] if settings.admin_key else self._keys
-        self._requests = 0
         self._requests_of: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,12 +58,13 @@ class Gate:
             await self._app(scope, receive, send)
             return
 
-        self._requests += 1
+        service: Service = scope["app"].state.service
+        service.requests += 1
         self._requests_of[key] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._requests -= 1
+            service.requests -= 1
             self._requests_of[key] -= 1
 
     def _key(self, scope: Scope) -> bytes:
@@ -95,7 +98,13 @@ class Gate:
                 f"This key may have {self._settings.max_per_key} requests at a time. Wait for one of them.",
                 headers={"Retry-After": "1"},
             )
-        service.require_room(record.deadline, self._requests)
+        if service.uploading >= UPLOADS_PER_PLACE * self._settings.max_queue:
+            raise Refusal(
+                "overloaded",
+                f"{service.uploading} requests are being sent. Try again later.",
+                headers={"Retry-After": "1"},
+            )
+        service.require_room(record.deadline, service.requests - service.uploading)
 
 
 def _deadline_s(scope: Scope, longest_s: float) -> float:

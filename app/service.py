@@ -48,6 +48,7 @@ class Service:
         timers: The deadlines of what is being answered.
         not_ready: Why no requests are answered; None once the model is warm.
         draining: The service is about to end: it answers what comes, but wants no more.
+        requests, uploading: How many there are, and of how many the pictures are still being sent.
     """
 
     def __init__(self, runner: OnnxRunner, settings: Settings) -> None:
@@ -55,6 +56,7 @@ class Service:
         self.metrics = Metrics()
         self.not_ready: str | None = "The model is being warmed up."
         self.draining = False
+        self.requests = self.uploading = 0
         self._in_flight = 0
         self.timers = Timers()
         self._pixels = Budget(settings.max_queue_pixels)
@@ -133,17 +135,16 @@ class Service:
                 "not_ready", f"The model fails on every picture ({type(error).__name__}); the log says how. Restart it."
             ) from None
 
-    def require_room(self, deadline: float, requests: int = 0) -> None:
+    def require_room(self, deadline: float, others: int = 0) -> None:
         """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline;
         `deadline_exceeded`: it has passed.
 
         Args:
-            requests: How many are being answered, where that is known: of some the pictures are still to come. They
-                take places, but no time yet: it is asked again once the picture is there.
+            others: Requests whose pictures have come and whose answers have not been taken.
         """
         if perf_counter() >= deadline:
             raise _late()
-        waiting = max(self._in_flight, requests)
+        waiting = max(self._in_flight, others)
         expected_s = self._in_flight * self._engine.pace.picture_s
         if waiting >= self.settings.max_queue or perf_counter() + MARGIN * expected_s > deadline:
             raise Refusal(
@@ -176,7 +177,7 @@ class Service:
         self.require_ready()
         now = perf_counter()
         deadline = now + self.settings.deadline_s if deadline is None else deadline
-        self.require_room(deadline)
+        self.require_room(deadline, self.requests - self.uploading - 1)
         engine = self._engine
         job = Job(data, parameters(engine.metadata), draw, deadline, now, asyncio.get_running_loop().create_future())
         self._in_flight += 1

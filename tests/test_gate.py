@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from app.api import create_app
 from app.errors import KINDS
-from app.gate import KEY_PATHS
+from app.gate import KEY_PATHS, UPLOADS_PER_PLACE
 from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
@@ -210,6 +210,26 @@ def test_what_is_announced_and_does_not_come_takes_no_room(model_file: Path) -> 
         silent.sendall(b"x")  # what does come, does
         time.sleep(0.2)
         assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 503
+
+
+def test_requests_that_are_being_sent_keep_no_others_out(model_file: Path) -> None:
+    with serving(model=model_file, max_queue=1) as service, begun(service, len(PICTURE)) as slow:
+        with begun(service, 1000), begun(service, 1000):
+            assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 200
+        slow.sendall(PICTURE[1:])
+        assert slow.recv(1000).startswith(b"HTTP/1.1 415 "), "its first byte was an x"
+
+
+def test_requests_that_are_being_sent_have_a_bound(model_file: Path) -> None:
+    with serving(model=model_file, max_queue=1) as service:
+        with ExitStack() as uploads:
+            for _ in range(UPLOADS_PER_PLACE):
+                uploads.enter_context(begun(service, 1000))
+            refused = httpx.post(f"{service.address}/detect", content=PICTURE)
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            assert f"{UPLOADS_PER_PLACE} requests are being sent" in refused.json()["detail"]
+        time.sleep(0.2)
+        assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 200
 
 
 def test_a_line_in_the_access_log_cannot_be_forged(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:

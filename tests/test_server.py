@@ -136,13 +136,17 @@ app.server.serve(Settings(model={str(model_file)!r}, port={port}, provider="cpu"
 def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
     picture = encoded(Image.fromarray(noise), "JPEG")
-    with served(model=model_file, max_queue=1) as service, socket.socket() as idle:
+    with served(model=model_file, max_queue=1) as service, socket.socket() as idle, socket.socket() as slow:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = urlsplit(service.address).netloc.partition(":")
         idle.connect((host, int(port)))
+        slow.connect((host, int(port)))
         head = b"POST /detect?draw=png HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n"
+        slow.sendall(head % len(picture) + picture[:-1])
         idle.sendall(head % len(picture) + picture)
         assert idle.recv(15) == b"HTTP/1.1 200 OK"
+        slow.sendall(picture[-1:])
+        assert slow.recv(12) == b"HTTP/1.1 503", "a place is wanted by what has come, too"
 
         def status() -> int:
             connection = http.client.HTTPConnection(host, int(port), timeout=60)

@@ -515,14 +515,14 @@ def test_a_picture_that_would_be_late_is_refused_at_once(
     asyncio.run(run())
 
 
-def test_pictures_that_are_still_being_sent_take_no_time(model_file: Path) -> None:
+def test_answers_that_are_still_to_be_taken_have_places_but_take_no_time(model_file: Path) -> None:
     async def run() -> None:
         async with served(model_file, max_queue=64) as service:
             assert service._engine.pace.picture_s > 0, "known from the warm-up"
             service._engine.pace.picture_s = 1
-            service.require_room(perf_counter() + 2, requests=63)
+            service.require_room(perf_counter() + 2, others=63)
             with pytest.raises(Refusal, match="are waiting"):
-                service.require_room(perf_counter() + 2, requests=64)
+                service.require_room(perf_counter() + 2, others=64)
 
     asyncio.run(run())
 

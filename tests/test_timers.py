@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter
 
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from app.detect import in_time
 from app.telemetry import Record
 from app.timers import RESOLUTION_S, Timers
+from tests.test_service import served
 
 MOMENTS_S = st.floats(-0.02, 0.06)
 
@@ -72,16 +74,17 @@ def test_a_callback_that_fails_keeps_no_other_from_its_turn() -> None:
     assert sorted(asyncio.run(run())) == ["no", "yes"]
 
 
-def test_a_body_that_came_in_time_is_not_timed_any_more() -> None:
+def test_a_body_that_came_in_time_is_not_timed_any_more(model_file: Path) -> None:
     failures: list[dict[str, object]] = []
 
     async def run() -> bytes:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-        now = perf_counter()
-        record = Record("1", {}, begun=now, deadline=now + RESOLUTION_S)
-        data = await in_time(Timers(), record, asyncio.sleep(0, b"a picture"))
-        await asyncio.sleep(4 * RESOLUTION_S)
-        return data
+        async with served(model_file) as service:
+            now = perf_counter()
+            record = Record("1", {}, begun=now, deadline=now + RESOLUTION_S)
+            data = await in_time(service, record, asyncio.sleep(0, b"a picture"))
+            await asyncio.sleep(4 * RESOLUTION_S)
+            return data
 
     assert asyncio.run(run()) == b"a picture"
     assert not failures
