@@ -19,6 +19,11 @@ SAY_EVERY_S = 30.0
 """Between lines where there is no terminal to draw a bar on."""
 
 
+def count(number: int, one: str, more: str) -> str:
+    """A number of things in words."""
+    return f"{number} {one if number == 1 else more}"
+
+
 class Report:
     """Writes into the run's folder: `metrics.csv`, a line an epoch, and TensorBoard's events.
 

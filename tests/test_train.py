@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from app.artifact import Metadata
 from model import checkpoint as checkpoints
+from model import run as runs
 from model import train as script
 from model.checkpoint import Checkpoint
 from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_checked, repeat_factors
@@ -32,9 +33,10 @@ from model.layout import NO_AUGMENTATION, Augmentation
 from model.learner import Learner, _precision
 from model.losses import Objective
 from model.optim import lr_factor, make_optimizer
+from model.run import evaluate
 from model.settings import Settings
 from model.stopping import Stop
-from model.train import evaluate, train
+from model.train import train
 from tests.toy import ALONE, IDS, QUIET, read_annotations, settings, write_coco
 from tests.two_processes import gradients
 
@@ -137,7 +139,7 @@ def test_an_epochs_end_saves_where_the_last_save_is_some_time_ago(
 
     for seconds, saved in ((math.inf, False), (0.0, True)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(script, "SAVE_AFTER_S", seconds)
+            patch.setattr(runs, "SAVE_AFTER_S", seconds)
             patch.setattr(Learner, "step", die_in_the_second_epoch)
             train(options, ALONE, QUIET)
         assert (tmp_path / "run" / "last.pt").exists() == saved
@@ -214,7 +216,7 @@ def test_a_run_that_dies_in_an_evaluation_makes_up_for_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(script, "evaluate", die)
+        patch.setattr(runs, "evaluate", die)
         train(options, ALONE, QUIET)
     assert (tmp_path / "run" / "last.pt").exists()
     assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
@@ -266,13 +268,17 @@ def test_a_finished_run_says_so_and_is_left_alone(data: Data, uninterrupted: Pat
         train(longer, ALONE, QUIET)
 
 
-def test_resuming_from_something_else_is_refused(data: Data, uninterrupted: Path, tmp_path: Path) -> None:
+def test_resuming_from_something_else_is_refused(
+    data: Data, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     again = settings(data, uninterrupted, resume=True, **(EVERYTHING | {"from_": tmp_path / "other.pt"}))
     with pytest.raises(ValueError, match="did not begin --from"):
         train(again, ALONE, QUIET)
     begun = settings(data, tmp_path / "run", from_=uninterrupted / "best.pt", epochs=1)
     assert train(begun, ALONE, QUIET)
     assert train(dataclasses.replace(begun, resume=True), ALONE, QUIET)
+    monkeypatch.chdir(uninterrupted)
+    assert train(dataclasses.replace(begun, resume=True, from_=Path("best.pt")), ALONE, QUIET)
 
 
 def test_an_output_that_cannot_be_made_is_named(data: Data, tmp_path: Path) -> None:
@@ -298,13 +304,13 @@ def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
 def test_the_best_epoch_is_kept_of_equal_ones_the_later(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aps: tuple[float, ...], epoch: int
 ) -> None:
-    found, values = script.evaluate, iter(aps)
+    found, values = runs.evaluate, iter(aps)
 
     def evaluated(*arguments: Any) -> Any:
         evaluation, detections = found(*arguments)
         return dataclasses.replace(evaluation, metrics=evaluation.metrics | {"AP": next(values)}), detections
 
-    monkeypatch.setattr(script, "evaluate", evaluated)
+    monkeypatch.setattr(runs, "evaluate", evaluated)
     assert train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
     best = checkpoints.load(tmp_path / "best.pt")
     assert (best.metrics["AP"], best.training["epochs"]) == (0.5, epoch)
@@ -318,7 +324,12 @@ def test_a_model_file_names_no_path_of_the_machine(uninterrupted: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"lr": 0.5}, "--lr was None, is 0.5"), ({"seed": 1}, "--seed was 0, is 1"), ({"size": 128}, "--size was 96")],
+    [
+        ({"lr": 0.5}, "but --lr was None, is 0.5: give"),
+        ({"seed": 1}, "but --seed was 0, is 1: give"),
+        ({"size": 128}, "but --size was 96, is 128: give"),
+        ({"augmentation": Augmentation(flip=0.25)}, "but --augmentation.flip was 0.5, is 0.25: give"),
+    ],
 )
 def test_resuming_with_other_options_is_refused(
     data: Data, tmp_path: Path, monkeypatch: Any, changes: dict[str, Any], says: str
@@ -578,7 +589,7 @@ def test_a_starts_statistics_are_measured_where_they_will_be_trained(
     def restate(_: FCOS, batches: Iterable[Tensor]) -> None:
         counts.append(sum(len(images) for images in batches))
 
-    monkeypatch.setattr("model.train.restate_statistics", restate)
+    monkeypatch.setattr("model.run.restate_statistics", restate)
     options = settings(data, tmp_path / "run", from_=uninterrupted / "best.pt", epochs=1, backbone_norm=norm)
     assert train(options, ALONE, QUIET)
     assert counts == measured

@@ -9,10 +9,9 @@ from PIL import Image
 from rich.console import Console
 
 from model.data import Annotations, read_checked
-from model.distributed import choose_device
+from model.distributed import Processes, choose_device
 from model.layout import Augmentation
 from model.settings import Settings
-from model.train import Processes
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 200, 0), "red": (255, 0, 0)}
 IDS = {"red": 3, "green": 7, "blue": 90}  # sparse, and not in alphabetical order

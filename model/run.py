@@ -1,0 +1,291 @@
+"""A training run: what it learns with and from, how far it is, and its saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from app.artifact import Metadata
+from model import checkpoint as checkpoints
+from model import data, plots, report
+from model.backbone import load_imagenet_weights
+from model.checkpoint import Checkpoint
+from model.data import Annotations, Batch, CanvasBatches
+from model.distributed import Processes
+from model.evaluate import detect, torch_runner
+from model.fcos import FCOS
+from model.files import make_folder, write_json
+from model.finetune import adopt, restate_statistics
+from model.formats import Document
+from model.learner import Learner
+from model.loading import Feed, make_loader
+from model.scoring import Evaluation, Found, score
+from model.settings import Settings
+from model.start import fingerprint, read_data, require_same_run, short_name
+from model.stopping import Stop
+
+STATISTICS_BATCHES = 12
+"""From which the statistics of a start are measured."""
+BOARD_EVERY = 20
+"""Iterations between TensorBoard's points inside an epoch."""
+SAVE_AFTER_S = 30.0
+"""Since the last save, after which an epoch's end saves: beside an epoch of seconds, a save is no small thing."""
+
+
+@dataclasses.dataclass
+class Position:
+    """How far a run is."""
+
+    epoch: int = 0
+    """Epochs that are finished."""
+    done: int = 0
+    """Iterations of the next one."""
+    best: float = -1.0
+    """The highest AP on val."""
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of this epoch's losses."""
+
+
+class Run:
+    """Everything of a run but its course.
+
+    Args:
+        stopped: the run to go on with.
+        start: the weights to begin with; neither: the backbone's of ImageNet.
+
+    Attributes:
+        length: iterations an epoch.
+
+    Raises:
+        ValueError: something that the user can mend: a missing file, annotations or options that do not fit.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        processes: Processes,
+        console: Console,
+        stopped: Checkpoint | None,
+        start: Checkpoint | None,
+    ) -> None:
+        self.settings, self.processes, self.console = settings, processes, console
+        self.annotations, self.val_document = read_data(settings, console)
+        if stopped is not None:
+            require_same_run(stopped, settings, self.annotations)
+            self.config, self.input_config = stopped.config, stopped.input_config
+        else:
+            self.config, self.input_config = settings.network(self.annotations.classes, start)
+        if self.config.norm == "bn" and settings.batch_size == settings.accumulate * processes.count:
+            raise ValueError(
+                "--norm bn takes its statistics from the pictures that go through the network together, which is one: "
+                "choose --norm gn, a larger --batch-size or a smaller --accumulate"
+            )
+        self.metadata = checkpoints.metadata_of(self.config, self.input_config, iou_threshold=settings.iou_threshold)
+        self.batches = self._batches()
+        self.loader = make_loader(settings, self.annotations, self.metadata, self.batches, processes.device)
+        self.length = len(self.batches) // settings.accumulate
+
+        model = FCOS(self.config, self.input_config)
+        if stopped is not None:
+            self._origin: dict[str, Any] = {
+                key: stopped.training[key] for key in ("start", "before") if key in stopped.training
+            }
+        else:
+            self._origin = self._begin(model, start)
+        self.learner = Learner(model, settings, processes, settings.epochs * self.length)
+        self.position = Position()
+        if stopped is not None and stopped.resume is not None:
+            self.learner.restore(stopped.resume, stopped.weights)
+            names = (field.name for field in dataclasses.fields(Position))
+            self.position = Position(**{name: stopped.resume[name] for name in names})
+        self._same = {"options": settings.of_the_result(), "data": fingerprint(self.annotations)}
+        self._saved_at = time.monotonic()
+
+    def _batches(self) -> CanvasBatches:
+        settings = self.settings
+        return CanvasBatches(
+            data.canvas_indices(self.annotations, self.metadata),
+            self.metadata.canvases,
+            settings.batch_size // settings.accumulate,
+            settings.seed,
+            rank=self.processes.rank,
+            processes=self.processes.count,
+            zooms=settings.zooms,
+            repeats=data.repeat_factors(self.annotations, settings.repeat_thin) if settings.repeat_thin else None,
+            multiple=settings.accumulate,
+            plain_from=settings.epochs - settings.plain_epochs,
+        )
+
+    def _begin(self, model: FCOS, start: Checkpoint | None) -> dict[str, Any]:
+        """Give a network its first weights. Returns: What the model file will say of them."""
+        settings = self.settings
+        if start is None:
+            weights = load_imagenet_weights(model.backbone, self.config.backbone, settings.weights)
+            return {"start": f"backbone {weights}"}
+        assert settings.from_ is not None
+        adopted = adopt(model, start)
+        if settings.backbone_norm == "trained":
+            part = settings.batch_size // settings.accumulate // self.processes.count
+            plain = data.plain_batches(self.annotations, settings.train_images, self.metadata, part)
+            restate_statistics(
+                model.to(self.processes.device), (one.images for one in islice(plain, STATISTICS_BATCHES))
+            )
+        return {"start": f"{short_name(settings.from_)}: {adopted.describe()}", "before": start.training}
+
+    @property
+    def iteration(self) -> int:
+        """The number of the next one in the whole run."""
+        return self.position.epoch * self.length + self.position.done
+
+    def describe(self) -> str:
+        """What is about to be done, in words."""
+        learner, settings = self.learner, self.settings
+        millions = sum(p.numel() for p in learner.model.parameters()) / 1e6
+        precision = "float32" if learner.precision is None else str(learner.precision).removeprefix("torch.")
+        counts = [
+            report.count(len(self.annotations), "picture", "pictures"),
+            report.count(len(self.annotations.boxes), "box", "boxes"),
+            report.count(len(self.annotations.classes), "class", "classes"),
+        ]
+        lines = [
+            f"{', '.join(counts)}; {millions:.1f} M parameters on {self.processes.count} x {self.processes.device}, "
+            f"{precision}",
+            f"start: {self._origin['start']}",
+            f"learning rate {settings.base_lr:g} for a batch of {settings.batch_size}; {settings.epochs} epochs of "
+            f"{self.length} iterations",
+        ]
+        if self.iteration:
+            lines.append(f"goes on after {self.position.done} iterations of epoch {self.position.epoch + 1}")
+        return "\n".join(lines)
+
+    def open_folder(self) -> report.Report | None:
+        """Make the run's folder and say what is about to be done; the first process does."""
+        if not self.processes.first:
+            return None
+        folder = self.settings.output
+        make_folder(folder)
+        network = {"network": self.config.to_dict(), "input": self.input_config.to_dict()}
+        write_json(folder / "config.json", self.settings.to_dict() | network | {"learning-rate": self.settings.base_lr})
+        log = report.Report(folder, self.console, self.iteration)
+        self.console.print(self.describe())
+        return log
+
+    def train_epoch(self, stop: Stop, log: report.Report | None) -> bool:
+        """Train to the end of the epoch, and evaluate where that is due. Returns: Whether no signal asked to stop."""
+        settings, position = self.settings, self.position
+        self.batches.start(position.epoch, skip=position.done * settings.accumulate)
+        feed = Feed(self.loader)
+        title = f"epoch {position.epoch + 1}/{settings.epochs}"
+        with report.progress(title, position.done, self.length, self.console, quiet=log is None) as advance:
+            while position.done < self.length:
+                self._iterate(feed, log)
+                advance()
+                if stop.requested():
+                    self.save("last.pt")
+                    return False
+                if self.iteration % settings.save_every == 0 and position.done < self.length:
+                    self.save("last.pt")
+        return self._end_epoch(feed.speed(self.processes.count), stop, log)
+
+    def _iterate(self, feed: Feed, log: report.Report | None) -> None:
+        iteration, position = self.iteration, self.position
+        parts = [next(feed) for _ in range(self.settings.accumulate)]
+        if iteration == 0 and self.processes.first:
+            plots.draw_batch(parts[0], self.config.classes, self.settings.output / "batches.jpg")
+        values = step(self.learner, parts, iteration, self.annotations)
+        position.done += 1
+        position.sums = {key: position.sums.get(key, 0.0) + value for key, value in values.items()}
+        if log is not None and iteration % BOARD_EVERY == 0:
+            log.iteration(iteration, values | {"lr": self.learner.lr(iteration)})
+
+    def _end_epoch(self, speed: dict[str, float], stop: Stop, log: report.Report | None) -> bool:
+        settings, position, folder = self.settings, self.position, self.settings.output
+        number = position.epoch + 1
+        last = number == settings.epochs
+        row = {key: value / self.length for key, value in position.sums.items()}
+        row |= {"lr": self.learner.lr(self.iteration - 1)} | speed
+        evaluation = None
+        if last or number % settings.evaluate_every == 0:
+            self.save("last.pt")  # whatever happens in the evaluation, the epoch is not lost, and resuming evaluates it
+            evaluation, found = evaluate(self.learner, self.metadata, self.val_document, settings, self.console)
+            row |= evaluation.metrics
+            if evaluation.metrics["AP"] >= position.best or not (folder / "best.pt").exists():
+                position.best = evaluation.metrics["AP"]
+                self.save("best.pt", evaluation, resumable=False)
+            if log is not None:
+                write_json(folder / "metrics.json", evaluation.to_dict())
+        if log is not None:
+            log.epoch(number, number * self.length, row, evaluation.per_class if evaluation else {})
+        position.epoch, position.done, position.sums = number, 0, {}
+        stopping = not last and stop.requested()
+        if evaluation is not None or stopping or time.monotonic() - self._saved_at > SAVE_AFTER_S:
+            self.save("last.pt", evaluation, resumable=not last)
+        if last and log is not None:
+            assert evaluation is not None
+            images, classes = settings.val_images, self.config.classes
+            plots.draw_results(evaluation, found, self.val_document, images, classes, folder)
+            self.console.print(f"best AP {position.best:.4f}: {folder / 'best.pt'}")
+        return not stopping
+
+    def save(self, name: str, evaluation: Evaluation | None = None, resumable: bool = True) -> None:
+        """Write a checkpoint into the run's folder; the first process does."""
+        if not self.processes.first:
+            return
+        epochs = self.position.epoch + self.position.done / self.length
+        state = dataclasses.asdict(self.position) | self._same | self.learner.state() if resumable else None
+        checkpoint = Checkpoint(
+            config=self.config,
+            input_config=self.input_config,
+            weights=self.learner.averaged_weights(),
+            training=describe(self.settings, self.annotations, epochs, self._origin),
+            metrics=evaluation.metrics if evaluation else {},
+            score_threshold=evaluation.score_threshold if evaluation else checkpoints.SCORE_THRESHOLD,
+            iou_threshold=self.settings.iou_threshold,
+            resume=state,
+        )
+        checkpoints.save(self.settings.output / name, checkpoint)
+        self._saved_at = time.monotonic()
+
+
+def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Annotations) -> dict[str, float]:
+    """One iteration. Returns: Its losses. Raises: ValueError: They are not finite; names the pictures."""
+    try:
+        return learner.step(parts, iteration)
+    except FloatingPointError as error:
+        mine = annotations.file_names[[picture for part in parts for picture in part.pictures]].tolist()
+        names = ", ".join(name for names in learner.processes.gather(mine) for name in names)
+        raise ValueError(
+            f"the loss or its gradient is not finite at iteration {iteration} ({error}), whose pictures were {names}: "
+            "look at their boxes, or lower --lr"
+        ) from None
+
+
+def evaluate(
+    learner: Learner, metadata: Metadata, document: Document, settings: Settings, console: Console
+) -> tuple[Evaluation, Found]:
+    """The averaged weights on val; every process detects on its share of the pictures."""
+    processes = learner.processes
+    runner = torch_runner(learner.averaged(), processes.device)
+    mine = detect(runner, metadata, document, settings.val_images, console, processes.rank, processes.count)
+    found = Found.join(processes.gather(mine))
+    return score(found, document, metadata.classes), found
+
+
+def describe(settings: Settings, annotations: Annotations, epochs: float, origin: dict[str, Any]) -> dict[str, Any]:
+    """What the model file will say of its training, and of that which it began from: no path of this machine."""
+    options = {key: value for key, value in settings.of_the_result().items() if key not in ("from", "weights")}
+    return {
+        **({"name": settings.name} if settings.name else {}),
+        "pictures": len(annotations),
+        "boxes": len(annotations.boxes),
+        "epochs": round(epochs, 3),
+        **origin,
+        "options": options,
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }

@@ -1,0 +1,130 @@
+"""Where a run starts: its data, its first weights, and whether the run that it goes on with is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from model import checkpoint as checkpoints
+from model.checkpoint import Checkpoint
+from model.checks import Problems, check_classes
+from model.data import Annotations, read_checked
+from model.formats import Document
+from model.settings import Settings
+
+
+def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Where a run starts: neither is there where it is from ImageNet's weights.
+
+    Returns:
+        The run to go on with, or the weights of another to begin from: a checkpoint of ours, or torchvision's file.
+
+    Raises:
+        ValueError: the folder holds a run that this one would write over, or there is none to go on with.
+    """
+    folder, path = settings.output, settings.from_
+    if settings.resume:
+        stopped = checkpoints.load(folder / "last.pt")
+        if path is not None and not stopped.training.get("start", "").startswith(f"{short_name(path)}: "):
+            raise ValueError(
+                f"--resume goes on with the run in {folder}, which did not begin --from {path}: leave that out"
+            )
+        return stopped, None
+    if (folder / "last.pt").exists():
+        raise ValueError(f"{folder} already holds a run: add --resume, or choose another --output")
+    if (folder / "best.pt").exists():
+        raise ValueError(f"{folder} holds the best.pt of another run: move it, or choose another --output")
+    if path is None:
+        return None, None
+    if path.suffix == ".pth":
+        from model.torchvision_weights import load_torchvision
+
+        return None, load_torchvision(path)
+    return None, checkpoints.load(path)
+
+
+def short_name(path: Path) -> str:
+    """A run's name and its file, however the path is written."""
+    return "/".join(path.absolute().parts[-2:])
+
+
+def read_data(settings: Settings, console: Console) -> tuple[Annotations, Document]:
+    """Annotations of train, and the document of val, checked.
+
+    Raises:
+        ValueError: there is something wrong with them, and `--bad-data skip` was not given.
+    """
+    document, problems = read_checked(settings.train_annotations, settings.train_images)
+    annotations = Annotations.from_document(document)
+    val_document, val_problems = read_checked(settings.val_annotations, settings.val_images, annotations.classes)
+    check_classes(annotations.classes, [category["name"] for category in val_document["categories"]], val_problems)
+    _complain([problems, val_problems], settings.bad_data == "skip", console)
+    if not annotations.classes or not len(annotations.boxes):
+        raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
+    if not val_document["images"]:
+        raise ValueError(f"{settings.val_annotations} has no pictures to evaluate on")
+    if all(annotation["iscrowd"] for annotation in val_document["annotations"]):
+        raise ValueError(f"{settings.val_annotations} has no boxes to evaluate on")
+    return annotations, val_document
+
+
+def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
+    wrong = [problems.describe(problems.errors) for problems in sets if problems.errors]
+    if wrong and not skip:
+        raise ValueError("\n".join([*wrong, "or let --bad-data skip leave all of it out"]))
+    for text in wrong:
+        console.print(f"left out: {text}")
+    for problems in sets:
+        if problems.warnings:
+            console.print(f"note: {problems.describe(problems.warnings)}")
+
+
+def require_same_options(began: dict[str, Any], settings: Settings) -> None:
+    """Raises: ValueError: options differ from those that the run began with."""
+    then, now = _flat(began), _flat(settings.of_the_result())
+    differ = [f"--{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    if differ:
+        raise ValueError(
+            f"--resume goes on with the options that the run began with, but {'; '.join(differ)}: "
+            "give them as they were, or start another run --from this one's best.pt"
+        )
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by the names of the command line, as a checkpoint has them, to which a tuple is a list."""
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(options)).items():
+        flat |= {f"{key}.{part}": one for part, one in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def require_same_run(stopped: Checkpoint, settings: Settings, annotations: Annotations) -> None:
+    """Refuse to go on with other options or other data than the run began with.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    assert stopped.resume is not None
+    if "options" not in stopped.resume:
+        raise ValueError(
+            f"the run in {settings.output} was begun by an older version: start another --from its best.pt"
+        )
+    require_same_options(stopped.resume["options"], settings)
+    if stopped.resume["data"] != fingerprint(annotations):
+        raise ValueError(
+            f"the training data are not those that the run in {settings.output} began with: "
+            "start another run --from its best.pt"
+        )
+
+
+def fingerprint(annotations: Annotations) -> str:
+    """Of everything that is learnt from, but for the pixels."""
+    parts = (annotations.file_names, annotations.sizes, annotations.starts, annotations.boxes, annotations.labels)
+    digest = hashlib.sha256("\0".join(annotations.classes).encode())
+    for part in parts:
+        digest.update(part.tobytes())
+    return digest.hexdigest()
