@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -11,8 +12,44 @@ HEAD_BYTES = 64 * 2**10
 HEAD_S = 10.0
 REST_S = 60.0
 SEND_S = 60.0
+LINGER_S = 30.0
 MOST_PIPELINED = 64
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Lingering:
+    """A transport that is closed in two steps where its client is still sending.
+
+    A socket that is closed with bytes unread resets the connection, and what was written before is lost with it: a
+    client would see a failure where it was refused (RFC 9112, 9.6). So first only the way there is closed, and what
+    still comes is passed over, for at most `LINGER_S`.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
+        self._transport = transport
+        self._connection = connection
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.lingers:
+            return
+        if not self._connection.is_receiving:
+            self.end()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._connection.flow.resume_reading()
+        self._connection.limit_time(LINGER_S)
+
+    def end(self) -> None:
+        """Closes it at once."""
+        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -25,6 +62,8 @@ class Connection(HttpToolsProtocol):
     `SEND_S`: what is not taken lies in memory. None of this is counted by the service: it is no request.
 
     Of requests that are sent before their turn, more than `MOST_PIPELINED` end it, too.
+
+    A client that is refused while it sends gets its answer first; see `_Lingering`.
 
     An offer to go on in another protocol is not taken up. Of a request that makes one httptools passes over the body,
     which would then be taken for the next request, whatever its sender put there: it is parsed anew without the offer.
@@ -42,8 +81,14 @@ class Connection(HttpToolsProtocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._limit_time(HEAD_S)
+        self._line = _Lingering(transport, self)
+        super().connection_made(self._line)  # type: ignore[arg-type]
+        self.limit_time(HEAD_S)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a request has begun to come and has not ended."""
+        return self._in_head or self._in_body
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -54,6 +99,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._came_further = False
         kept = self.timeout_keep_alive_task
         waiting: list[bytes | memoryview] = [data]
@@ -66,7 +113,7 @@ class Connection(HttpToolsProtocol):
         if self._unused_bytes > HEAD_BYTES:
             if idle and self._in_head:
                 self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            self._line.end()
         elif idle and not self.transport.is_closing():
             self._wait_for_more(kept)
 
@@ -74,7 +121,7 @@ class Connection(HttpToolsProtocol):
         """Args: kept: uvicorn's timer for an idle connection, which stops at every byte, before this one."""
         if self._in_head or self._in_body:
             if self._timer is None:
-                self._limit_time(HEAD_S if self._in_head else REST_S)
+                self.limit_time(HEAD_S if self._in_head else REST_S)
         elif self.cycle is not None and self.timeout_keep_alive_task is None:
             until = kept.when() if kept is not None else self.loop.time() + self.timeout_keep_alive
             self.timeout_keep_alive_task = self.loop.call_at(until, self.timeout_keep_alive_handler)
@@ -128,6 +175,11 @@ class Connection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self._line.end()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._send_timer = self.loop.call_later(SEND_S, self.transport.abort)
@@ -136,8 +188,10 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_send_timer()
 
-    def _limit_time(self, seconds: float) -> None:
-        self._timer = self.loop.call_later(seconds, self.transport.close)
+    def limit_time(self, seconds: float) -> None:
+        """Closes the connection after that time, unless it is told otherwise."""
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, self._line.end)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

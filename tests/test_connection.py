@@ -63,6 +63,34 @@ def test_requests_pass_on_one_connection_pipelined_or_not(client: socket.socket)
     assert b"200000" in client.recv(65536)
 
 
+@pytest.mark.parametrize("way", [b"connection: close", b"transfer-encoding: chunked\r\nconnection: close"])
+def test_who_is_answered_early_and_cut_off_can_send_all_and_has_the_answer(client: socket.socket, way: bytes) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    large = bytes(8_000_000)
+    chunked = b"%x\r\n" % len(large)
+    length = b"" if b"chunked" in way else b"content-length: %d\r\n" % len(large)
+    client.sendall(b"POST /early HTTP/1.1\r\nhost: here\r\n" + length + way + b"\r\n\r\n")
+    client.sendall((chunked if b"chunked" in way else b"") + large)
+    time.sleep(0.1)
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    assert received.endswith(b"0, 3 headers")
+
+
+def test_who_is_answered_early_and_goes_on_sending_is_cut_off_some_time(
+    client: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.connection.LINGER_S", 0.3)
+    client.sendall(b"POST /early HTTP/1.1\r\nhost: here\r\ncontent-length: 99999999\r\nconnection: close\r\n\r\n")
+    begun = time.monotonic()
+    with pytest.raises(ConnectionError):
+        while time.monotonic() < begun + 10:
+            client.sendall(PIECE)
+            time.sleep(0.02)
+    assert time.monotonic() - begun < 3
+
+
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("first", [1, 60, 100, 70_000], ids=lambda count: f"{count} bytes first")
 def test_an_offer_of_another_protocol_is_passed_over_and_the_body_read(
