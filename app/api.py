@@ -12,18 +12,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from app import pages, problems, tracing
+from app.addresses import BATCH, DETECT, KEYED, MODEL, PICTURES, RELOAD
 from app.batch import detect_each
 from app.body_limit import BodyLimit
-from app.detect import PATH, Detect, disconnected, in_time
+from app.detect import Detect, disconnected, in_time
 from app.errors import Refusal
-from app.gate import DEADLINE_HEADER, DETECT_PATHS, KEY_PATHS, RELOAD_PATH, Gate
+from app.gate import DEADLINE_HEADER, Gate
 from app.metrics import CONTENT_TYPE
 from app.negotiation import JPEG, PNG
 from app.problems import problem_docs
+from app.record import record_of
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import REQUEST_ID_HEADER, Telemetry, record_of
+from app.telemetry import REQUEST_ID_HEADER, Telemetry
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 
 _DETECT_PROBLEMS = problem_docs(
@@ -85,11 +87,11 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             allow_headers=["Authorization", "X-API-Key", DEADLINE_HEADER.decode(), REQUEST_ID_HEADER.decode()],
             expose_headers=[REQUEST_ID_HEADER.decode(), "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s, routes=KEY_PATHS)
+    app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
     problems.install(app)
 
     @app.post(
-        PATH,
+        DETECT,
         summary="Find objects in a picture",
         openapi_extra=PICTURE_BODY,
         responses=_DETECT_PROBLEMS
@@ -104,7 +106,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         raise NotImplementedError("`Detect` answers this address; this is its description")
 
     @app.post(
-        "/detect/batch",
+        BATCH,
         summary="Find objects in several pictures",
         openapi_extra=PICTURES_BODY,
         responses=_BATCH_PROBLEMS | {200: {"description": "For each picture, in order, what was found or why not."}},
@@ -116,7 +118,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         gone = partial(disconnected, request.receive)
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 
-    @app.get("/model", summary="What is served", responses=problem_docs("unauthorized"))
+    @app.get(MODEL, summary="What is served", responses=problem_docs("unauthorized"))
     async def model(request: Request) -> ModelInfo:
         return _service(request).info()
 
@@ -142,7 +144,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         return Response(_service(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.post(
-        RELOAD_PATH,
+        RELOAD,
         summary="Serve the model file as it is now",
         responses=problem_docs("unauthorized", "forbidden", "body_too_large", "reload_running", "model_refused"),
     )
@@ -181,11 +183,11 @@ def _add_headers(schema: dict[str, Any], settings: Settings) -> None:
         "description": "Milliseconds after which the answer is of no use; at most the service's own deadline.",
         "schema": {"type": "integer", "minimum": 1},
     }
-    for path in KEY_PATHS:
+    for path in KEYED:
         for operation in schema["paths"][path].values():
-            if settings.api_keys or (path == RELOAD_PATH and settings.admin_key):
+            if settings.api_keys or (path == RELOAD and settings.admin_key):
                 operation["security"] = [{"bearer": []}, {"key": []}]
-            if path in DETECT_PATHS:
+            if path in PICTURES:
                 operation.setdefault("parameters", []).append(deadline)
 
 

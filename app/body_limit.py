@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.budget import Budget, Share
 from app.errors import Refusal
 from app.problems import counted_response
-from app.telemetry import header
+from app.record import header
 
 
 class BodyLimit:
@@ -35,7 +35,7 @@ class BodyLimit:
         try:
             self._take(share, 0, int(declared) if declared.isdecimal() else 0)
         except Refusal as refusal:
-            await counted_response(scope["app"], refusal)(scope, receive, send)
+            await counted_response(scope, refusal)(scope, receive, send)
             return
 
         share.shrink(0)  # what has arrived is held, not what is announced

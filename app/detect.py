@@ -19,15 +19,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
+from app.addresses import DETECT
 from app.errors import Refusal
 from app.negotiation import JSON
+from app.record import Record, header, record_of
 from app.schemas import PictureQuery
 from app.service import Service
-from app.telemetry import Record, header, record_of
 from app.uploads import picture_bytes
 
 T = TypeVar("T")
-PATH = "/detect"
 LONGEST_KEPT = 2048  # bytes of a query
 
 
@@ -38,7 +38,7 @@ class Detect:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] != DETECT or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         try:

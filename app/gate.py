@@ -3,21 +3,20 @@
 Health, metrics and the pages are for everybody, and always answered.
 """
 
+import hashlib
 import hmac
 from collections import Counter
+from functools import cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.detect import PATH
+from app.addresses import KEYED, PICTURES, RELOAD
 from app.errors import Refusal
 from app.problems import counted_response, nothing_at
+from app.record import header, record_of
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import header, record_of
 
-DETECT_PATHS = frozenset({PATH, "/detect/batch"})
-RELOAD_PATH = "/admin/reload"
-KEY_PATHS = DETECT_PATHS | {"/model", RELOAD_PATH}
 DEADLINE_HEADER = b"x-deadline-ms"
 # A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.
 LARGE_BODY_BYTES = 2**20
@@ -37,22 +36,23 @@ class Gate:
         self._requests_of: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's routes also match before a line break at the end, where this path is none of `KEY_PATHS`.
+        # Starlette's routes also match before a line break at the end, where this path is none of `KEYED`.
         if scope["type"] == "http" and not scope["path"].isprintable():
-            await counted_response(scope["app"], nothing_at(scope["path"]))(scope, receive, send)
+            await counted_response(scope, nothing_at(scope["path"]))(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["path"] not in KEY_PATHS:
+        if scope["type"] != "http" or scope["path"] not in KEYED:
             await self._app(scope, receive, send)
             return
-        bounded = scope["path"] in DETECT_PATHS and scope["method"] == "POST"
+        bounded = scope["path"] in PICTURES and scope["method"] == "POST"
         try:
             key = self._key(scope)
+            record_of(scope).key = name_of(key)
             if bounded:
                 self._require_place(scope, key)
         except Refusal as refusal:
             if _is_large(scope):
                 refusal.headers["Connection"] = "close"
-            await counted_response(scope["app"], refusal)(scope, receive, send)
+            await counted_response(scope, refusal)(scope, receive, send)
             return
         if not bounded:
             await self._app(scope, receive, send)
@@ -69,7 +69,7 @@ class Gate:
 
     def _key(self, scope: Scope) -> bytes:
         """Returns: The request's key; nothing where no keys are set. Raises: Refusal: `unauthorized`."""
-        keys = self._admin_keys if scope["path"] == RELOAD_PATH else self._keys
+        keys = self._admin_keys if scope["path"] == RELOAD else self._keys
         if not keys:
             return b""
         scheme, _, value = header(scope, b"authorization").partition(" ")
@@ -105,6 +105,12 @@ class Gate:
                 headers={"Retry-After": "1"},
             )
         service.require_room(record.deadline, service.requests - service.uploading)
+
+
+@cache
+def name_of(key: bytes) -> str:
+    """Returns: What the log calls one of the service's own keys: the first digits of its SHA-256."""
+    return hashlib.sha256(key).hexdigest()[:8] if key else ""
 
 
 def _deadline_s(scope: Scope, longest_s: float) -> float:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.gc_collector import GCCollector
 
+from app.addresses import KEYED
 from app.errors import KINDS, Refusal
 from app.session import BATCH_SIZES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("read", "decode", "queue", "inference", "postprocess", "draw", "total")
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+OTHER = "other"  # than those of the service's own addresses
 
 
 class Metrics:
@@ -39,8 +41,13 @@ class Metrics:
             "fcos_pictures_dropped", "Pictures dropped before the session: too late, or nobody waited any more.",
             registry=registry,
         )  # fmt: skip
-        responses = Counter("fcos_responses", "Responses by class of status.", ["status"], registry=registry)
-        self.responses = {number: responses.labels(f"{number}xx") for number in range(1, 6)}
+        responses = Counter(
+            "fcos_responses", "Responses by address, of which there are few, and class of status.", ["path", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self._responses = {
+            (path, number): responses.labels(path, f"{number}xx") for path in (*KEYED, OTHER) for number in range(1, 6)
+        }
         refusals = Counter("fcos_refusals", "Refused requests and pictures, by reason.", ["reason"], registry=registry)
         self.refusals = {code: refusals.labels(code) for code in KINDS}
         self._queued = Gauge("fcos_queue_pictures", "Pictures that wait for the session.", registry=registry)
@@ -78,6 +85,12 @@ class Metrics:
     def serve_model(self, name: str, version: str, provider: str, precision: str) -> None:
         self._model.clear()
         self._model.labels(name, version, provider, precision).set(1)
+
+    def answer(self, path: str, status: int) -> None:
+        """Counts a response."""
+        counter = self._responses.get((path if path in KEYED else OTHER, status // 100))
+        if counter is not None:
+            counter.inc()
 
     def refuse(self, refusal: Refusal) -> None:
         """Counts a refusal, once, whoever hands it on."""

@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -14,6 +13,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from app.errors import KINDS, ClientGone, Refusal, failed
+from app.record import record_of
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -27,9 +27,10 @@ def problem_response(refusal: Refusal) -> Response:
     )
 
 
-def counted_response(app: Starlette, refusal: Refusal) -> Response:
-    """Returns: The answer, counted in the metrics of the application's service."""
-    app.state.service.metrics.refuse(refusal)
+def counted_response(scope: Scope, refusal: Refusal) -> Response:
+    """Returns: The answer to a request, counted in the metrics of the application's service, and noted."""
+    scope["app"].state.service.metrics.refuse(refusal)
+    record_of(scope).code = refusal.code
     return problem_response(refusal)
 
 
@@ -60,12 +61,12 @@ def response_of(scope: Scope, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         error = _http(scope, error)
     assert isinstance(error, Refusal)
-    return counted_response(scope["app"], error)
+    return counted_response(scope, error)
 
 
 def internal_error(scope: Scope) -> Response:
     """Returns: The answer where the service itself failed, counted."""
-    return counted_response(scope["app"], failed("request"))
+    return counted_response(scope, failed("request"))
 
 
 def nothing_at(path: str) -> Refusal:

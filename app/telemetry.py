@@ -5,64 +5,31 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
+from app.addresses import KEYED
 from app.metrics import Metrics
 from app.problems import internal_error
+from app.record import Record, note_record
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
 
 REQUEST_ID_HEADER = b"x-request-id"
-_KEY = "fcos.record"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # A new id is this process's prefix and a count: random bytes for each would be a call of the system.
 _PREFIX = os.urandom(6).hex()
 _numbers = itertools.count()
 
 
-@dataclass
-class Record:
-    """What is known of a request while it is answered.
-
-    Attributes:
-        headers: By name in lower case; of one that came several times the last.
-        begun, deadline: On `time.perf_counter`'s clock.
-        timing_ms: Of the stages so far.
-    """
-
-    request_id: str
-    headers: Mapping[bytes, bytes]
-    begun: float
-    deadline: float
-    timing_ms: dict[str, float] = field(default_factory=dict)
-    status: int = 0
-
-
-def record_of(scope: Scope) -> Record:
-    record: Record = scope[_KEY]
-    return record
-
-
-def header(scope: Scope, name: bytes) -> str:
-    """Returns: A request's header; nothing where it has none of that name."""
-    return record_of(scope).headers.get(name, b"").decode("latin-1").strip(" \t")
-
-
 class Telemetry:
-    """ASGI middleware, the outermost: it sees every response.
+    """ASGI middleware, the outermost: it sees every response."""
 
-    Args:
-        routes: Addresses that middleware may answer, before FastAPI has put them on the request's span.
-    """
-
-    def __init__(self, app: ASGIApp, access_log: bool, deadline_s: float, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool, deadline_s: float) -> None:
         self._app = app
-        self._routes = routes
         self._access_log = access_log
         self._deadline_s = deadline_s
 
@@ -72,15 +39,17 @@ class Telemetry:
             return
         begun = perf_counter()
         headers = dict(scope["headers"])
-        record = scope[_KEY] = Record(_request_id(headers), headers, begun, begun + self._deadline_s)
+        record = Record(_request_id(headers), headers, begun, begun + self._deadline_s)
+        note_record(scope, record)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 record.timing_ms["total"] = round((perf_counter() - begun) * 1000, 3)
-                route = scope["path"] if scope["path"] in self._routes else None
+                # Middleware may answer these, before FastAPI has put them on the request's span.
+                route = scope["path"] if scope["path"] in KEYED else None
                 # Here, as the end of the answer's body ends the span.
-                tracing.note(scope["method"], route, record.request_id, record.timing_ms)
+                record.trace_id = tracing.note(scope["method"], route, record.request_id, record.timing_ms)
                 timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
                 message["headers"] = [
                     *message["headers"],
@@ -103,26 +72,24 @@ class Telemetry:
 
     def _note(self, scope: Scope, record: Record) -> None:
         metrics: Metrics = scope["app"].state.service.metrics
-        status = record.status
-        if status in _CLASSES:
-            metrics.responses[status // 100].inc()
+        status, method = record.status, scope["method"]
+        if status:
+            metrics.answer(scope["path"], status)
         if status == 200 and "read" in record.timing_ms:
             metrics.stages["read"].observe(record.timing_ms["read"] / 1000)
             metrics.stages["total"].observe(perf_counter() - record.begun)
         if self._access_log:
             path = scope["raw_path"].decode("latin-1")  # with its escapes: none can begin a line of its own
+            client = (scope.get("client") or ("",))[0]
             access.info(
-                "%s %s %d in %s ms, request %s", scope["method"], path, status, record.timing_ms.get("total"),
-                record.request_id,
+                "%s %s %d%s in %s ms, request %s from %s", method, path, status, record.code and f" {record.code}",
+                record.timing_ms.get("total"), record.request_id, client,
                 extra={
-                    "method": scope["method"], "path": path, "status": status,
-                    "request_id": record.request_id, "timing_ms": record.timing_ms,
-                    "client": (scope.get("client") or ("",))[0],
+                    "method": method, "path": path, "status": status, "code": record.code, "key": record.key,
+                    "request_id": record.request_id, "trace_id": record.trace_id, "timing_ms": record.timing_ms,
+                    "client": client,
                 },
             )  # fmt: skip
-
-
-_CLASSES = range(100, 600)
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

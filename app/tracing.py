@@ -61,16 +61,22 @@ def close() -> None:
         thread.join(FINISH_S)
 
 
-def note(method: str, route: str | None, request_id: str, timing_ms: Mapping[str, float]) -> None:
-    """Puts a request's id, its address and the times of its stages on its span, where there is one."""
+def note(method: str, route: str | None, request_id: str, timing_ms: Mapping[str, float]) -> str:
+    """Puts a request's id, its address and the times of its stages on its span, where there is one.
+
+    Returns:
+        The trace's id; nothing where there is no trace.
+    """
     span = trace.get_current_span()
+    trace_id = f"{span.get_span_context().trace_id:032x}" if span.get_span_context().is_valid else ""
     if not span.is_recording():
-        return
+        return trace_id
     span.set_attribute("fcos.request_id", request_id)
     span.set_attributes({f"fcos.{stage}_ms": value for stage, value in timing_ms.items()})
     if route is not None:
         span.update_name(f"{method} {route}")
         span.set_attribute("http.route", route)
+    return trace_id
 
 
 def note_exception(error: Exception) -> None:

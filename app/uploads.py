@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.errors import Refusal
-from app.telemetry import header
+from app.record import header
 
 FIELD = "image"  # of POST /detect
 FIELDS = "images"  # of POST /detect/batch; repeated

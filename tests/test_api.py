@@ -16,7 +16,7 @@ from app.detect import _read_query_once
 from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
-from tests.support import encoded, rectangle_picture
+from tests.support import encoded, rectangle_picture, value_of
 
 PICTURE = encoded(rectangle_picture())
 
@@ -300,10 +300,7 @@ def test_a_failure_of_ours_shows_nothing_of_the_inside(
         ready(client)
 
         def counted() -> float:
-            lines = client.get("/metrics").text.splitlines()
-            return next(
-                float(line.split()[1]) for line in lines if line.startswith('fcos_responses_total{status="5xx"}')
-            )
+            return value_of(client.get("/metrics").text, 'fcos_responses_total{path="/detect",status="5xx"}')
 
         before = counted()
 

@@ -1,5 +1,6 @@
 """Keys, places and deadlines, decided before a body is read; and what every response says of itself."""
 
+import hashlib
 import re
 import socket
 import threading
@@ -15,9 +16,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from app.addresses import KEYED
 from app.api import create_app
 from app.errors import KINDS
-from app.gate import KEY_PATHS, UPLOADS_PER_PLACE
+from app.gate import UPLOADS_PER_PLACE
 from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
@@ -67,7 +69,7 @@ def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:
 
 def test_no_address_is_asked_past_the_gate(model_file: Path) -> None:
     with client_of(model_file, api_keys=KEY) as client:
-        for path in KEY_PATHS:
+        for path in KEYED:
             for end in ("%0a", "%0A%0a", "%0d%0a", "%00", "/", "%e2%80%a8"):
                 for response in (client.get(path + end), client.post(path + end, files={"images": PICTURE})):
                     assert (response.status_code, response.json()["code"]) == (404, "not_found")
@@ -237,7 +239,25 @@ def test_a_line_in_the_access_log_cannot_be_forged(model_file: Path, caplog: pyt
     with client_of(model_file, access_log=True) as client:
         client.get("/nowhere%0aGET%20/admin/reload")
     (line,) = [record.getMessage() for record in caplog.records if "nowhere" in record.getMessage()]
-    assert line.startswith("GET /nowhere%0aGET%20/admin/reload 404 in ")
+    assert line.startswith("GET /nowhere%0aGET%20/admin/reload 404 not_found in ")
+
+
+def test_the_access_log_says_who_was_refused_and_why(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "app.access")
+    with client_of(model_file, access_log=True, api_keys=f"{KEY},{OTHER_KEY}") as client:
+        for key, content in (("wrong", PICTURE), (KEY, b"no picture"), (OTHER_KEY, PICTURE)):
+            client.post("/detect", content=content, headers=bearer(key))
+        for path, status, count in (("/detect", 2, 1), ("/detect", 4, 2), ("other", 4, 0)):
+            assert metric(client, f'fcos_responses_total{{path="{path}",status="{status}xx"}}') == count
+        client.get("/nowhere")
+        assert metric(client, 'fcos_responses_total{path="other",status="4xx"}') == 1
+    lines = [record for record in caplog.records if "/detect" in record.getMessage()]
+    said = [(vars(line)["status"], vars(line)["code"], vars(line)["key"]) for line in lines]
+    names = [hashlib.sha256(key.encode()).hexdigest()[:8] for key in (KEY, OTHER_KEY)]
+    assert said == [(401, "unauthorized", ""), (415, "not_a_picture", names[0]), (200, "", names[1])]
+    assert lines[1].getMessage().startswith("POST /detect 415 not_a_picture in ")
+    assert lines[1].getMessage().endswith(" from testclient")
+    assert not any(KEY in line.getMessage() for line in lines)
 
 
 def test_a_body_that_does_not_come_in_time_is_the_clients_fault(model_file: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.detect import in_time
-from app.telemetry import Record
+from app.record import Record
 from app.timers import RESOLUTION_S, Timers
 from tests.test_service import served
 

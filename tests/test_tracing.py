@@ -1,5 +1,6 @@
 """Spans reach a collector, with the stages' times on them."""
 
+import json
 import threading
 import time
 import urllib.error
@@ -15,8 +16,12 @@ from tests.serving import served
 from tests.test_gate import PICTURE
 
 
-def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_gets_a_span_with_the_stages(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     bodies: list[bytes] = []
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    logged = {"access_log": True, "log_level": "info", "log_format": "json"}
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -34,8 +39,8 @@ def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: 
         try:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
             monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-            with served(model=model_file, drain_s=0) as service:
-                headers = {"Content-Type": "image/png"}
+            with served(model=model_file, drain_s=0, **logged) as service:
+                headers = {"Content-Type": "image/png", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
                 request = urllib.request.Request(f"{service.address}/detect", PICTURE, headers)
                 with urllib.request.urlopen(request) as response:
                     assert response.status == 200
@@ -61,6 +66,10 @@ def test_a_collector_gets_a_span_with_the_stages(model_file: Path, monkeypatch: 
         b"fcos-detect",
     ):
         assert text in spans
+    assert bytes.fromhex(trace_id) in spans
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    (line, _) = [line for line in lines if line.get("method") == "POST"]
+    assert line["trace_id"] == trace_id
 
 
 def test_an_endpoint_without_the_extra_is_a_warning(

@@ -1,0 +1,47 @@
+"""What is known of a request while it is answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+_KEY = "fcos.record"
+
+
+@dataclass
+class Record:
+    """One request.
+
+    Attributes:
+        headers: By name in lower case; of one that came several times the last.
+        begun, deadline: On `time.perf_counter`'s clock.
+        timing_ms: Of the stages so far.
+        status: Of the answer; 0 before it has begun.
+        code: Of its refusal, one of `errors.KINDS`; nothing where it was not refused.
+        key: A name for the key that it brought, which says nothing of the key; nothing where none is wanted.
+        trace_id: Of its trace, where there is one.
+    """
+
+    request_id: str
+    headers: Mapping[bytes, bytes]
+    begun: float
+    deadline: float
+    timing_ms: dict[str, float] = field(default_factory=dict)
+    status: int = 0
+    code: str = ""
+    key: str = ""
+    trace_id: str = ""
+
+
+def note_record(scope: Scope, record: Record) -> None:
+    scope[_KEY] = record
+
+
+def record_of(scope: Scope) -> Record:
+    record: Record = scope[_KEY]
+    return record
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Returns: A request's header; nothing where it has none of that name."""
+    return record_of(scope).headers.get(name, b"").decode("latin-1").strip(" \t")
