@@ -71,6 +71,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own loads its scripts from another host
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,  # to the Host header's address, and without TLS behind a proxy
         # Left to itself, FastAPI looks at the environment at every request.
         telemetry={"tracing": tracing.endpoint() is not None, "metrics": False, "logs": False},

@@ -112,7 +112,9 @@ def decode(
         raise
     except UnidentifiedImageError:
         raise Refusal(
-            "not_a_picture", f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read."
+            "not_a_picture",
+            f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read, with pixels of whole numbers "
+            "of up to 16 bits.",
         ) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large("more", max_pixels) from None

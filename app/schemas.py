@@ -2,6 +2,7 @@
 
 import difflib
 from typing import Annotated, Literal
+from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -61,6 +62,10 @@ class PictureQuery(DetectQuery):
 def _class_id(name: str, classes: tuple[str, ...]) -> int:
     if name in classes:
         return classes.index(name)
+    # An accent may be written as a part of its letter or behind it.
+    composed = [normalize("NFC", known) for known in classes]
+    if normalize("NFC", name) in composed:
+        return composed.index(normalize("NFC", name))
     near = difflib.get_close_matches(name, classes, n=3) or list(classes[:3])
     raise Refusal(
         "unknown_class",

@@ -93,14 +93,29 @@ async def pictures_bytes(request: Request) -> list[bytes]:
 
 
 def _media_type(request: Request) -> str:
+    """Raises: Refusal: `unsupported_media_type`: the body is encoded."""
+    encoding = header(request.scope, b"content-encoding").lower()
+    if encoding not in ("", "identity"):
+        raise Refusal(
+            "unsupported_media_type",
+            f"The body has the content encoding {encoding[:100]}. Send it without: pictures are compressed.",
+        )
     return header(request.scope, b"content-type").partition(";")[0].strip().lower()
 
 
 class _InMemory(MultiPartParser):
-    """Starlette's, but what it reads stays in memory, which is bounded, and never fills a disk."""
+    """Starlette's, but what it reads stays in memory, which is bounded, and never fills a disk; and a part that has a
+    content type is a file, though it has no filename, which RFC 7578 (4.2) asks for but does not demand."""
 
     spool_max_size = sys.maxsize
     ended = False
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        named = b"filename" in parse_options_header(part.content_disposition)[1]
+        if part.content_disposition and not named and any(name == b"content-type" for name, _ in part.item_headers):
+            part.content_disposition += b'; filename=""'
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self.ended = True

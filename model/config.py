@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any, Literal, Self
+from unicodedata import normalize
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -98,9 +99,10 @@ class FCOSConfig(_Config):
 
 
 def service_name(value: Any) -> str | None:
-    """A model's or a class's name as the service will have it, without space around it; None where it refuses it."""
+    """A model's or a class's name as the service will have it, without space around it and with its accents as parts of
+    their letters; None where it refuses it."""
     try:
-        return _NAME.validate_python(value, strict=True)
+        return normalize("NFC", _NAME.validate_python(value, strict=True))
     except ValidationError:
         return None
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from xml.etree import ElementTree
 
 from PIL import Image
@@ -133,7 +134,7 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             if x1 is not None and y1 is not None and x2 is not None and y2 is not None:
                 corners = (x1, y1, x2, y2)
             crowd = int((found.findtext("difficult") or "0").strip() == "1")
-            label = (found.findtext("name") or "").strip()
+            label = normalize("NFC", (found.findtext("name") or "").strip())
             objects.append((number, label, corners, crowd))
     first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})

@@ -1,4 +1,5 @@
 import encodings
+import gzip
 import io
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from app.detect import _read_query_once
 from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
-from tests.support import encoded, rectangle_picture, value_of
+from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
 
 PICTURE = encoded(rectangle_picture())
 
@@ -90,7 +91,28 @@ def test_an_answer_is_what_the_design_says(client: TestClient, model_file: Path)
 def test_every_way_to_send_a_picture_gives_the_same(client: TestClient, headers: dict[str, str]) -> None:
     raw = client.post("/detect", content=PICTURE, headers=headers).json()
     form = client.post("/detect", files={"image": ("any name.txt", PICTURE, "text/plain")}).json()
-    assert raw["detections"] == form["detections"]
+    part = (
+        b'--B\r\nContent-Disposition: form-data; name="image"\r\nContent-Type: image/png\r\n\r\n%s\r\n--B--\r\n'
+        % PICTURE
+    )
+    unnamed = client.post("/detect", content=part, headers={"Content-Type": "multipart/form-data; boundary=B"}).json()
+    assert raw["detections"] == form["detections"] == unnamed["detections"]
+
+
+def test_an_accent_may_be_written_behind_its_letter(tmp_path: Path) -> None:
+    for name in ("\u00e9toile", "e\u0301toile"):
+        model = write_model(tmp_path / "m.onnx", metadata(classes=["red", name, "blue"]).to_json())
+        with TestClient(create_app(Settings(model=model, provider="cpu", threads=1))) as client:
+            ready(client)
+            for asked in ("\u00e9toile", "e\u0301toile"):
+                assert client.post("/detect", content=PICTURE, params={"classes": asked}).status_code == 200
+
+
+def test_generated_clients_have_short_names(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {operation["operationId"] for one in paths.values() for operation in one.values()} == {
+        "detect", "detect_batch", "model", "healthz", "readyz", "metrics", "reload"
+    }  # fmt: skip
 
 
 def test_rotating_the_exif_tag_does_not_move_a_box(client: TestClient) -> None:
@@ -133,6 +155,12 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
         ({"content": PICTURE, "params": {"max_detections": 0}}, 422, "invalid_parameter", "max_detections"),
         ({"content": PICTURE, "params": {"treshold": 0.5}}, 422, "invalid_parameter", "treshold is not a parameter"),
         ({"content": b"hi", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported_media_type", "text/plain"),
+        (
+            {"content": gzip.compress(PICTURE), "headers": {"Content-Encoding": "gzip"}},
+            415,
+            "unsupported_media_type",
+            "content encoding gzip",
+        ),
         ({"data": {"image": "text"}}, 415, "unsupported_media_type", "x-www-form-urlencoded"),
         ({"files": {"image": (None, "text")}}, 400, "malformed_request", "@"),
         ({"files": {"picture": ("a.png", PICTURE)}}, 400, "malformed_request", "'picture'"),

@@ -119,6 +119,18 @@ def test_voc_and_yolo_say_what_coco_says(tmp_path: Path, names: str) -> None:
     assert content(voc) == content(yolo) == content(coco)
 
 
+def test_accents_are_a_part_of_their_letter_wherever_names_come_from(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path / "pictures", 5)
+    document["categories"][0]["name"] = "e\u0301toile"
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    write_voc(tmp_path / "voc", document)
+    coco = read_annotations(tmp_path / "boxes.json", tmp_path / "pictures")
+    assert "\u00e9toile" in coco.classes
+    voc, problems = read_checked(tmp_path / "voc", tmp_path / "pictures", coco.classes)
+    assert not problems.errors
+    assert content(Annotations.from_document(voc)) == content(coco)
+
+
 @pytest.mark.parametrize("labels", ["labels/train", "train/labels"])
 def test_yolos_usual_folders_are_read(tmp_path: Path, labels: str) -> None:
     """Ultralytics' and Roboflow's: data.yaml lies two folders up."""
