@@ -4,28 +4,34 @@ with Client("http://127.0.0.1:8000") as client:
     for found in client.detect("cat.jpg", score_threshold=0.5).detections:
         print(found.label, found.score, found.box.xyxy)
 
-`AsyncClient` has the same methods as coroutines. What is answered with 503 or 429 and Retry-After is tried again.
+`AsyncClient` has the same methods as coroutines. What is answered with 503 or 429 and Retry-After is tried again, and
+so is what a connection that broke left without an answer: asking twice changes nothing in the service.
 """
 
 import asyncio
+import io
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import IO, Any, Literal, Self, TypeVar
 
 import httpx
 
-Picture = bytes | str | os.PathLike[str]  # a whole picture file's bytes, or its path
-Query = dict[str, Any]
+# A whole picture file's bytes, its path, or the file itself, opened in binary mode.
+Picture = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
 T = TypeVar("T")
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 LONGEST_WAIT_S = 30.0
+_BROKEN_WAIT_S = 1.0  # nothing says for how long; a service that starts asks for as much
+_BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _ANSWERS_PER_PLACE = 10  # after so many, one that a refusal took away is tried again
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # the service takes no others, and makes its own in their place
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,62 @@ class ServiceProblem(Exception):
         code: Stable, for programs: `not_a_picture`, `unknown_class`, ...; `unknown` of what the service did not send.
         status: The HTTP status.
         detail: What is wrong and what to do, for people.
+        document: All of the problem document: `nearest` of a class that is unknown, ...
+        request_id: By which the service's log knows the request; None where the answer has none.
     """
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: dict[str, Any], request_id: str | None = None) -> None:
+        super().__init__(document, request_id)
         self.code = str(document.get("code", "unknown"))
         self.status = int(document.get("status", 0))
         self.detail = str(document.get("detail", "The service gave no reason."))
-        super().__init__(f"{self.detail} ({self.code}, {self.status})")
+        self.document = document
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        # What is no id of the service's may be of any length.
+        own = self.request_id is not None and _REQUEST_ID.fullmatch(self.request_id)
+        request = f", request {self.request_id}" if own else ""
+        return f"{self.detail} ({self.code}, {self.status}{request})"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks for, besides its pictures."""
+
+    query: dict[str, Any]
+    headers: dict[str, str]
+    deadline_s: float | None
+
+
+class _Attempts:
+    """Those of one request, which sends the same each time: how many are left, and until when an answer is of use."""
+
+    def __init__(self, request: httpx.Request, retries: int, deadline_s: float | None) -> None:
+        if request.method == "POST":  # a form has its own; where there is none, some gateways fill in a wrong one
+            request.headers.setdefault("Content-Type", "application/octet-stream")
+        self._request = request
+        self._left = retries
+        self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
+
+    def next(self) -> httpx.Request:
+        """Returns: The request, which asks for the time that is left."""
+        if self._until < math.inf:
+            left_ms = math.ceil((self._until - time.monotonic()) * 1000)
+            self._request.headers["X-Deadline-Ms"] = str(max(1, left_ms))
+        return self._request
+
+    def wait_s(self, asked_s: float | None) -> float | None:
+        """Returns: How long to wait before the next attempt; None where there is to be none.
+
+        Args: asked_s: How long the last one's outcome asks to wait; None where it is final.
+        """
+        if asked_s is None or not self._left:
+            return None
+        self._left -= 1
+        # Clients that were refused together must not come back together.
+        wait_s = min(asked_s, LONGEST_WAIT_S) * random.uniform(1, 1.5)  # noqa: S311
+        return wait_s if time.monotonic() + wait_s < self._until else None
 
 
 class Client:
@@ -93,7 +148,8 @@ class Client:
         address: Where the service is.
         api_key: Where it asks for one.
         timeout_s: To connect, and between any two pieces of what is sent or received.
-        retries: Of an answer of 503 or 429 with Retry-After.
+        retries: Of an answer of 503 or 429 with Retry-After, and of a connection that broke, or that is refused after
+            this client has had an answer. A service that was never there is not waited for.
         transport: How httpx reaches the service, where that is not the network.
     """
 
@@ -110,6 +166,7 @@ class Client:
         self._http = httpx.Client(base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport)
         self._retries = retries
         self._sleep = sleep
+        self._reached = False  # by any request
 
     def __enter__(self) -> Self:
         return self
@@ -129,42 +186,56 @@ class Client:
         max_detections: int | None = None,
         classes: Iterable[str] | None = None,
         class_agnostic: bool = False,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> Answer:
         """Finds objects in a picture. A parameter that is None has the model's default.
 
+        Args:
+            deadline_s: How long an answer is of use, from when the picture is first sent. What takes longer the service
+                refuses, and nothing is tried again after it. The service's own deadline where it is None or longer.
+            request_id: By which the service's log is to know the request: up to 64 letters, digits, `.`, `_` and `-`.
+
         Raises:
             ServiceProblem: The service refuses the picture or the parameters, or stays busy.
-            httpx.TransportError: It cannot be reached.
+            httpx.TransportError: It cannot be reached, or the connection breaks each time.
             OSError: The file cannot be read.
+            TypeError, ValueError: An argument is none that can be sent.
         """
-        query = _query(score_threshold, iou_threshold, max_detections, classes, class_agnostic)
-        return _parsed(self._send("POST", "/detect", params=query, content=_read(picture)), Answer.of)
+        asked = _asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
+        return _parsed(self._send("POST", "/detect", asked, content=_read(picture)), Answer.of)
 
     def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
         """Finds objects in several pictures in one request; `parameters` are those of `detect`.
 
         Returns: In order, each picture's answer or, not raised, its problem.
         """
-        response = self._send("POST", "/detect/batch", params=_query(**parameters), files=_form(pictures))
-        return _parsed(response, _results)
+        return _results(self._send("POST", "/detect/batch", _asked(**parameters), files=_form(pictures)))
 
     def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """Returns: The picture with its boxes, as the bytes of a file; `parameters` are those of `detect`."""
-        query = _query(**parameters) | {"draw": kind}
-        return _picture(self._send("POST", "/detect", params=query, content=_read(picture)))
+        return _picture(self._send("POST", "/detect", _asked(**parameters, draw=kind), content=_read(picture)))
 
     def model(self) -> dict[str, Any]:
         """Returns: What is served: class names, canvases, provider, version, AP, ..."""
-        return _parsed(self._send("GET", "/model"), dict)
+        return _parsed(self._send("GET", "/model", _asked()), dict)
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        for attempt in range(self._retries + 1):
-            response = self._http.request(method, path, **request)
-            wait_s = _wait_s(response)
-            if wait_s is None or attempt == self._retries:
-                break
+    def _send(self, method: str, path: str, asked: _Asked, **body: Any) -> httpx.Response:
+        request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
+        attempts = _Attempts(request, self._retries, asked.deadline_s)
+        while True:
+            try:
+                response = self._http.send(attempts.next())
+            except httpx.TransportError as error:
+                wait_s = attempts.wait_s(_broken_s(error, self._reached))
+                if wait_s is None:
+                    raise _unanswered(error) from error
+            else:
+                self._reached = True
+                wait_s = attempts.wait_s(_busy_s(response))
+                if wait_s is None:
+                    return _checked(response)
             self._sleep(wait_s)
-        return _checked(response)
 
 
 class AsyncClient:
@@ -172,8 +243,8 @@ class AsyncClient:
 
     Args:
         at_once: How many requests there are at a time at most, however many coroutines ask: more than the service has
-            places for would be refused, and their pictures all be in memory. Refusals make them fewer for a while, or
-            new pictures would take the places that the refused ones wait for.
+            places for would be refused, and their pictures all be in memory. Refusals, and connections that break, make
+            them fewer for a while, or new pictures would take the places that the refused ones wait for.
     """
 
     def __init__(
@@ -190,6 +261,7 @@ class AsyncClient:
             base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport
         )
         self._retries = retries
+        self._reached = False  # by any request
         self._at_once = at_once
         self._places = asyncio.Semaphore(at_once)
         self._lacking = 0  # places that refusals took away
@@ -215,37 +287,48 @@ class AsyncClient:
         max_detections: int | None = None,
         classes: Iterable[str] | None = None,
         class_agnostic: bool = False,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> Answer:
         """See `Client.detect`."""
-        query = _query(score_threshold, iou_threshold, max_detections, classes, class_agnostic)
-        return _parsed(await self._send("POST", "/detect", query, lambda: {"content": _read(picture)}), Answer.of)
+        asked = _asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
+        return _parsed(await self._send("POST", "/detect", asked, lambda: {"content": _read(picture)}), Answer.of)
 
     async def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
         """See `Client.detect_batch`."""
-        query = _query(**parameters)
-        return _parsed(await self._send("POST", "/detect/batch", query, lambda: {"files": _form(pictures)}), _results)
+        asked = _asked(**parameters)
+        return _results(await self._send("POST", "/detect/batch", asked, lambda: {"files": _form(pictures)}))
 
     async def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """See `Client.draw`."""
-        query = _query(**parameters) | {"draw": kind}
-        return _picture(await self._send("POST", "/detect", query, lambda: {"content": _read(picture)}))
+        asked = _asked(**parameters, draw=kind)
+        return _picture(await self._send("POST", "/detect", asked, lambda: {"content": _read(picture)}))
 
     async def model(self) -> dict[str, Any]:
         """See `Client.model`."""
-        return _parsed(await self._send("GET", "/model"), dict)
+        return _parsed(await self._send("GET", "/model", _asked()), dict)
 
     async def _send(
-        self, method: str, path: str, query: Query | None = None, read: Callable[[], dict[str, Any]] = dict
+        self, method: str, path: str, asked: _Asked, read: Callable[[], dict[str, Any]] = dict
     ) -> httpx.Response:
         await self._places.acquire()
         refused = False
         try:
             body = await asyncio.to_thread(read)
-            for attempt in range(self._retries + 1):
-                response = await self._http.request(method, path, params=query, **body)
-                wait_s = _wait_s(response)
-                if wait_s is None or attempt == self._retries:
-                    break
+            request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
+            attempts = _Attempts(request, self._retries, asked.deadline_s)
+            while True:
+                try:
+                    response = await self._http.send(attempts.next())
+                except httpx.TransportError as error:
+                    wait_s = attempts.wait_s(_broken_s(error, self._reached))
+                    if wait_s is None:
+                        raise _unanswered(error) from error
+                else:
+                    self._reached = True
+                    wait_s = attempts.wait_s(_busy_s(response))
+                    if wait_s is None:
+                        return _checked(response)
                 if not refused:
                     refused = True
                     self._note_refusal()
@@ -253,7 +336,6 @@ class AsyncClient:
         finally:
             self._refused -= refused
             self._give_place_back()
-        return _checked(response)
 
     def _note_refusal(self) -> None:
         self._refused += 1
@@ -276,34 +358,55 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
-def _query(
+def _asked(
     score_threshold: float | None = None,
     iou_threshold: float | None = None,
     max_detections: int | None = None,
     classes: Iterable[str] | None = None,
     class_agnostic: bool = False,
-) -> Query:
+    deadline_s: float | None = None,
+    request_id: str | None = None,
+    draw: str | None = None,
+) -> _Asked:
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, but is the string {classes!r}: write [{classes!r}]")
     classes = None if classes is None else list(classes)
     if classes == []:  # in a query it would be nothing, which means all of them
         raise ValueError("classes is empty, which finds nothing: leave it out to find all")
+    if deadline_s is not None and not 0 < deadline_s < math.inf:
+        raise ValueError(f"deadline_s is {deadline_s}: give seconds, more than 0, or leave it out")
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        raise ValueError(f"request_id is {request_id!r}: give 1 to 64 letters (a to z), digits, '.', '_' or '-'")
     values = {
         "score_threshold": score_threshold,
         "iou_threshold": iou_threshold,
         "max_detections": max_detections,
         "classes": classes,
         "class_agnostic": class_agnostic or None,
+        "draw": draw,
     }
-    return {name: value for name, value in values.items() if value is not None}
+    query = {name: value for name, value in values.items() if value is not None}
+    return _Asked(query, {} if request_id is None else {"X-Request-Id": request_id}, deadline_s)
 
 
 def _read(picture: Picture) -> bytes:
-    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    """Raises: TypeError: It is nothing that holds or names a picture; OSError: The file cannot be read."""
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return bytes(picture)
+    if isinstance(picture, (str, os.PathLike)):
+        return Path(picture).read_bytes()
+    data = picture.read() if hasattr(picture, "read") and not isinstance(picture, io.TextIOBase) else None
+    if not isinstance(data, bytes):
+        raise TypeError(
+            f"A picture is a file's bytes, its path, or a file opened in binary mode, but this is a "
+            f"{type(picture).__name__}."
+        )
+    return data
 
 
 def _form(pictures: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
-    if isinstance(pictures, (str, bytes, Path)):
+    # A file would be a list, too: of its lines.
+    if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(pictures, "read"):
         raise ValueError("detect_batch takes a list of pictures, but got one: write [picture], or use detect")
     if not pictures:
         raise ValueError("there are no pictures to detect objects in: give at least one")
@@ -314,11 +417,14 @@ def _box(sides: dict[str, float]) -> Box:
     return Box(sides["xmin"], sides["ymin"], sides["xmax"], sides["ymax"])
 
 
-def _results(document: dict[str, Any]) -> list[Answer | ServiceProblem]:
-    return [
-        ServiceProblem(result["problem"]) if "problem" in result else Answer.of(result)
-        for result in document["results"]
-    ]
+def _results(response: httpx.Response) -> list[Answer | ServiceProblem]:
+    def read(document: dict[str, Any]) -> list[Answer | ServiceProblem]:
+        return [
+            _problem(result["problem"], response) if "problem" in result else Answer.of(result)
+            for result in document["results"]
+        ]
+
+    return _parsed(response, read)
 
 
 def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) -> T:
@@ -336,18 +442,29 @@ def _picture(response: httpx.Response) -> bytes:
     return response.content
 
 
-def _wait_s(response: httpx.Response) -> float | None:
-    """Returns: How long to wait before the next attempt; None where there is to be none."""
+def _busy_s(response: httpx.Response) -> float | None:
+    """Returns: How long the service asks to wait; None where it is not busy, or does not say."""
     if response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
         return None
     try:
         asked_s = float(response.headers["Retry-After"])
     except (KeyError, ValueError):  # an HTTP date is allowed too, but the service sends none
         return None
-    if not 0 <= asked_s < math.inf:
-        return None
-    # Clients that were refused together must not come back together.
-    return min(asked_s, LONGEST_WAIT_S) * random.uniform(1, 1.5)  # noqa: S311
+    return asked_s if 0 <= asked_s < math.inf else None
+
+
+def _broken_s(error: httpx.TransportError, reached: bool) -> float | None:
+    """Returns: How long to wait for a service that restarts; None where it was never there, or is too slow."""
+    restarts = isinstance(error, _BROKEN) or (reached and isinstance(error, httpx.ConnectError))
+    return _BROKEN_WAIT_S if restarts else None
+
+
+def _unanswered(error: httpx.TransportError) -> httpx.TransportError:
+    """Returns: The same, with the address, which httpx leaves out."""
+    url = error.request.url
+    reason = str(error) or type(error).__name__
+    message = f"The service at {url.scheme}://{url.netloc.decode()} gave no answer: {reason}"
+    return type(error)(message, request=error.request)
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
@@ -359,11 +476,15 @@ def _checked(response: httpx.Response) -> httpx.Response:
         document = None
     if not isinstance(document, dict):
         raise _not_the_services(response)
-    raise ServiceProblem({**document, "status": response.status_code})
+    raise _problem({**document, "status": response.status_code}, response)
+
+
+def _problem(document: dict[str, Any], response: httpx.Response) -> ServiceProblem:
+    return ServiceProblem(document, response.headers.get("X-Request-Id"))
 
 
 def _not_the_services(response: httpx.Response) -> ServiceProblem:
     detail = f"The answer is not the service's: {response.text[:200]!r}. See what stands between."
     if response.has_redirect_location:
         detail = f"Something answers that the service is at {response.headers['Location']}: give that address."
-    return ServiceProblem({"code": "unknown", "status": response.status_code, "detail": detail})
+    return _problem({"code": "unknown", "status": response.status_code, "detail": detail}, response)

@@ -1,5 +1,8 @@
 import asyncio
 import inspect
+import io
+import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -59,7 +62,7 @@ def test_bytes_and_paths_are_detected(client: Client, tmp_path: Path) -> None:
 
 
 def test_parameters_reach_the_service(client: Client) -> None:
-    assert client.detect(PICTURE, classes=["green", "blue"]).detections == ()
+    assert client.detect(PICTURE, classes=["green", "blue"], deadline_s=60).detections == ()
     assert len(client.detect(PICTURE, max_detections=1).detections) == 1
     with pytest.raises(ValueError, match=r"\['green'\]"):
         client.detect(PICTURE, classes="green")
@@ -89,6 +92,34 @@ def test_a_refusal_is_raised_with_its_code(client: Client) -> None:
         client.detect(PICTURE, classes=["rad"])
     assert (refused.value.code, refused.value.status) == ("unknown_class", 422)
     assert "red" in str(refused.value)
+    assert refused.value.document["nearest"] == ["red"]
+    assert refused.value.document["type"].endswith("unknown_class")
+
+
+def test_a_refusal_names_the_request(client: Client) -> None:
+    for ask in (client.detect, client.draw, lambda picture, **parameters: client.detect_batch([picture], **parameters)):
+        with pytest.raises(ServiceProblem, match="unknown_class, 422, request mine-1") as refused:
+            ask(PICTURE, classes=["rad"], request_id="mine-1")
+        assert refused.value.request_id == "mine-1"
+    (problem,) = client.detect_batch([b"nothing"])
+    assert isinstance(problem, ServiceProblem)
+    assert problem.request_id, "the service's own"
+    assert str(pickle.loads(pickle.dumps(problem))) == str(problem), "a pool of processes hands it on"
+
+
+def test_an_id_that_would_bury_the_sentence_is_left_out_of_it() -> None:
+    headers = {"X-Request-Id": "x" * 1000}
+    transport = httpx.MockTransport(lambda _: httpx.Response(502, headers=headers, json={"detail": "no upstream"}))
+    with Client(transport=transport) as client, pytest.raises(ServiceProblem) as caught:
+        client.model()
+    assert str(caught.value) == "no upstream (unknown, 502)"
+    assert caught.value.request_id == headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("given", ["", "order 17", "é", "a\n", "x" * 65])
+def test_an_id_that_the_service_would_replace_is_refused(client: Client, given: str) -> None:
+    with pytest.raises(ValueError, match="request_id is"):
+        client.detect(PICTURE, request_id=given)
 
 
 def test_the_asynchronous_client_gives_the_same(client: Client, address: str) -> None:
@@ -153,6 +184,215 @@ def test_nobody_waits_for_an_hour() -> None:
     with Client(transport=busy(1, {"Retry-After": "3600"}), sleep=waits.append) as client:
         client.model()
     assert 30 <= waits[0] <= 45
+
+
+ANSWER = {"detections": [], "image": {"width": 1, "height": 1}, "model": {}, "timing_ms": {}}
+
+
+class Scripted(httpx.MockTransport):
+    """Has one outcome after the other, and keeps what was sent."""
+
+    def __init__(self, *outcomes: httpx.Response | httpx.TransportError) -> None:
+        self.sent: list[httpx.Request] = []
+        self.bodies: list[bytes] = []
+        left = iter(outcomes)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            # A request is one object for all attempts.
+            self.sent.append(httpx.Request(request.method, request.url, headers=request.headers))
+            self.bodies.append(request.content)
+            outcome = next(left)
+            if isinstance(outcome, httpx.TransportError):
+                raise outcome
+            return outcome
+
+        super().__init__(answer)
+
+
+def answered() -> httpx.Response:
+    return httpx.Response(200, json=ANSWER)
+
+
+def refused(after_s: str) -> httpx.Response:
+    document = {"status": 503, "code": "overloaded", "detail": "The queue is full."}
+    return httpx.Response(503, headers={"Retry-After": after_s}, json=document)
+
+
+async def no_wait(_: float) -> None:
+    """In the place of `asyncio.sleep`."""
+
+
+BROKEN = [httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_a_broken_connection_took_is_asked_again(
+    kind: type[httpx.TransportError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    transport = Scripted(kind("gone"), refused("1"), kind("gone"), answered())
+    with Client(transport=transport, sleep=waits.append) as client:
+        assert client.detect(PICTURE).detections == ()
+    assert transport.bodies == [PICTURE] * 4
+    assert len(waits) == 3
+    assert all(1 <= wait_s <= 1.5 for wait_s in waits)
+
+    async def ask() -> None:
+        monkeypatch.setattr(asyncio, "sleep", no_wait)
+        async with AsyncClient(transport=Scripted(kind("gone"), answered())) as client:
+            assert (await client.detect(PICTURE)).detections == ()
+            assert (client._lacking, client._places._value) == (1, 15), "as after a refusal"
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_connections_that_stay_broken_are_an_error(kind: type[httpx.TransportError]) -> None:
+    waits: list[float] = []
+    with (
+        Client("http://there:81", retries=2, transport=Scripted(*[kind("gone")] * 3), sleep=waits.append) as client,
+        pytest.raises(kind, match="http://there:81 gave no answer: gone"),
+    ):
+        client.detect(PICTURE)
+    assert len(waits) == 2
+
+
+def test_a_service_that_was_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    down = [httpx.ConnectError("refused")] * 2
+    with Client(transport=Scripted(answered(), *down, answered()), sleep=waits.append) as client:
+        client.detect(PICTURE)
+        client.detect(PICTURE)
+    assert len(waits) == 2
+
+    async def ask() -> None:
+        monkeypatch.setattr(asyncio, "sleep", no_wait)
+        async with AsyncClient(transport=Scripted(answered(), *down, answered())) as client:
+            await client.detect(PICTURE)
+            await client.detect(PICTURE)
+
+    asyncio.run(ask())
+
+
+def test_a_service_that_was_never_there_is_an_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with Client(address, sleep=lambda _: pytest.fail("waits")) as client:
+        for _ in range(2):
+            with pytest.raises(httpx.ConnectError, match=f"{address} gave no answer: .*refused"):
+                client.detect(PICTURE)
+
+    async def ask() -> None:
+        async with AsyncClient(address) as client:
+            with pytest.raises(httpx.ConnectError, match=f"{address} gave no answer"):
+                await client.detect(PICTURE)
+            assert client._places._value == 16
+
+    asyncio.run(ask())
+
+
+def test_an_answer_that_takes_too_long_is_not_asked_for_again() -> None:
+    transport = Scripted(httpx.ReadTimeout(""))
+    with Client(transport=transport) as client, pytest.raises(httpx.ReadTimeout, match="ReadTimeout"):
+        client.detect(PICTURE)
+    assert len(transport.sent) == 1
+
+
+def test_a_deadline_is_sent_and_kept() -> None:
+    def left_ms(request: httpx.Request) -> int:
+        return int(request.headers["X-Deadline-Ms"])
+
+    transport = Scripted(refused("0.05"), httpx.ReadError("gone"), refused("30"))
+    with Client(transport=transport) as client, pytest.raises(ServiceProblem, match="overloaded"):
+        client.detect(PICTURE, deadline_s=5)
+    first, second, third = map(left_ms, transport.sent)
+    assert 5000 >= first > 4000
+    assert first - 50 >= second > third, "what is left of it"
+
+    for ask in (
+        lambda client: client.detect(PICTURE, deadline_s=1e-9),
+        lambda client: client.draw(PICTURE, deadline_s=1e-9),
+        lambda client: client.detect_batch([PICTURE], deadline_s=1e-9),
+    ):
+        transport = Scripted(refused("1"))
+        with Client(transport=transport) as client, pytest.raises(ServiceProblem):
+            ask(client)
+        assert left_ms(transport.sent[0]) == 1
+
+        async def ask_too(ask: Callable[[AsyncClient], Any] = ask) -> int:
+            transport = Scripted(refused("1"))
+            async with AsyncClient(transport=transport) as client:
+                with pytest.raises(ServiceProblem):
+                    await ask(client)
+            return left_ms(transport.sent[0])
+
+        assert asyncio.run(ask_too()) == 1
+
+    transport = Scripted(answered())
+    with Client(transport=transport) as client:
+        client.detect(PICTURE)
+        for deadline_s in (0, -1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="deadline_s is"):
+                client.detect(PICTURE, deadline_s=deadline_s)
+    assert "X-Deadline-Ms" not in transport.sent[0].headers
+
+
+@pytest.mark.parametrize(
+    "form", [bytes, bytearray, memoryview, io.BytesIO], ids=["bytes", "bytearray", "memoryview", "a file"]
+)
+def test_a_retry_sends_the_same_bytes(form: Callable[[bytes], Any]) -> None:
+    transport = Scripted(refused("0"), answered())
+    with Client(transport=transport) as client:
+        client.detect(form(PICTURE))
+    assert transport.bodies == [PICTURE] * 2
+
+    batch = Scripted(refused("0"), httpx.Response(200, json={"results": [ANSWER]}))
+    with Client(transport=batch) as client:
+        client.detect_batch([form(PICTURE)])
+    assert batch.bodies[0] == batch.bodies[1]
+    assert PICTURE in batch.bodies[0]
+
+    async def ask() -> None:
+        transport = Scripted(refused("0"), answered())
+        async with AsyncClient(transport=transport) as client:
+            await client.detect(form(PICTURE))
+        assert transport.bodies == [PICTURE] * 2
+
+    asyncio.run(ask())
+
+
+def test_an_open_file_stays_open(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PICTURE)
+    with path.open("rb") as file:
+        assert client.detect(file).detections == client.detect(path).detections
+        assert not file.closed
+
+
+def test_what_is_no_picture_is_a_type_error(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PICTURE)
+    with path.open() as text:
+        for given in (None, 7, [PICTURE], Image.new("RGB", (1, 1)), io.StringIO("a"), text):
+            for ask in (client.detect, client.draw, lambda picture: client.detect_batch([picture])):
+                with pytest.raises(TypeError, match=f"opened in binary mode.* a {type(given).__name__}"):
+                    ask(given)
+
+
+def test_a_body_says_what_it_is() -> None:
+    results = httpx.Response(200, json={"results": [ANSWER]})
+    drawn = httpx.Response(200, headers={"Content-Type": "image/png"})
+    transport = Scripted(answered(), drawn, results, httpx.Response(200, json={}))
+    with Client(transport=transport) as client:
+        client.detect(PICTURE)
+        client.draw(PICTURE)
+        client.detect_batch([PICTURE])
+        client.model()
+    detect, draw, batch, model = (request.headers.get("Content-Type", "none") for request in transport.sent)
+    assert detect == draw == "application/octet-stream"
+    assert batch.startswith("multipart/form-data; boundary=")
+    assert model == "none"
 
 
 def test_an_answer_of_something_else_is_a_problem_too() -> None:
@@ -262,7 +502,11 @@ def test_the_file_works_on_its_own(tmp_path: Path) -> None:
     assert result.stdout.strip() == "none", result.stderr
 
 
-@pytest.mark.parametrize("picture", [PICTURE, "a.jpg", Path("a.jpg")], ids=["bytes", "a name", "a path"])
+@pytest.mark.parametrize(
+    "picture",
+    [PICTURE, bytearray(PICTURE), memoryview(PICTURE), "a.jpg", Path("a.jpg"), io.BytesIO(PICTURE)],
+    ids=["bytes", "a bytearray", "a memoryview", "a name", "a path", "a file"],
+)
 def test_one_picture_is_no_batch(client: Client, picture: Any) -> None:
     with pytest.raises(ValueError, match="takes a list"):
         client.detect_batch(picture)
