@@ -58,13 +58,15 @@ async def _detect_all(
         async with free:
             try:
                 return (await service.detect_in_time(data, parameters, deadline=deadline)).answer
-            except Refusal as expected:
-                refusal = expected
+            except Refusal as refusal:
+                return refused(refusal)
             except Exception:
                 log.exception("The service failed on a picture of a batch.")
-                refusal = failed("picture")
-            service.metrics.refuse(refusal)
-            return Refused(problem=Problem.model_validate(refusal.problem()))
+                return refused(failed("picture"))
+
+    def refused(refusal: Refusal) -> Refused:
+        service.metrics.refuse(refusal)
+        return Refused(problem=Problem.model_validate(refusal.problem()))
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(detect(data)) for data in pictures]

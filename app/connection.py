@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import weakref
 from typing import Any
 
 import httptools
@@ -27,7 +28,7 @@ class _Lingering:
 
     def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
         self._transport = transport
-        self._connection = connection
+        self._connection = weakref.proxy(connection)
         self.lingers = False
 
     def __getattr__(self, name: str) -> Any:
@@ -37,7 +38,7 @@ class _Lingering:
         return self.lingers or self._transport.is_closing()
 
     def close(self) -> None:
-        if self.lingers:
+        if self.is_closing():
             return
         if not self._connection.is_receiving:
             self.end()

@@ -147,7 +147,8 @@ class Engine:
         self._drop_if_queued(job)
 
     def _drop_if_queued(self, job: Job) -> None:
-        if job.ticket is not None and self._batcher.cancel(job.ticket):
+        ticket, job.ticket = job.ticket, None
+        if ticket is not None and self._batcher.cancel(ticket):
             self._drop(job)
 
     def _drop(self, job: Job) -> None:

@@ -1,6 +1,7 @@
 """One picture on its way through the engine."""
 
 import asyncio
+import traceback
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from app.batcher import Ticket
 from app.budget import Share
 from app.canvas import Placement
+from app.errors import Refusal
 from app.outcome import Outcome
 from app.postprocess import Parameters
 
@@ -67,10 +69,13 @@ class Job:
     def fail(self, error: Exception) -> None:
         """From any thread."""
         self.release()
+        let_go(error)
         self.answered.get_loop().call_soon_threadsafe(self._settle, None, error)
 
     def _settle(self, outcome: Outcome | None, error: Exception | None) -> None:
         self.settled = True
+        # A ticket knows its job: only the collector would part them, some time.
+        self.ticket, self.data = None, b""
         if self.answered.done():  # its client has left, or its deadline has passed
             return
         if outcome is not None:
@@ -92,6 +97,21 @@ class Job:
             "inference": _ms(self.run_ended - self.run_begun),
             "postprocess": _ms(finished - finish_begun),
         }
+
+
+def let_go(error: BaseException) -> None:
+    """Lets an error keep nothing alive that it came past, as the picture that could not be decoded.
+
+    Whoever handles it refers to it, and it to them: all of that, pictures of any size, would wait for the collector,
+    and count for no bound meanwhile.
+    """
+    if isinstance(error, Refusal):  # which is no failure: nobody wants to know where it came from
+        error.__traceback__ = error.__context__ = None
+        return
+    reason: BaseException | None = error
+    while reason is not None:
+        traceback.clear_frames(reason.__traceback__)
+        reason = reason.__context__
 
 
 def _ms(seconds: float) -> float:

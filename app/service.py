@@ -197,6 +197,8 @@ class Service:
             engine.users -= 1
             if not engine.users:
                 self._idle.set()
+            # What is raised refers to this frame, and they all to what is raised; see `let_go`.
+            del job, timer, watch
 
     async def detect_in_time(
         self,
@@ -331,5 +333,6 @@ class _Watch:
 
     def end(self) -> None:
         self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None  # what it was cancelled by refers to it
+        if task is not None:
+            task.cancel()

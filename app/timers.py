@@ -32,9 +32,10 @@ class Timers:
         for timer in [timer for timer in self._waiting if timer.when <= now]:
             if timer not in self._waiting:  # an earlier one's callback cancelled it
                 continue
+            callback = timer.callback
             timer.cancel()
             try:
-                timer.callback()
+                callback()
             except Exception as error:  # the others have nothing to do with it
                 loop.call_exception_handler({"message": "A timer's callback failed.", "exception": error})
         self._sweeping = bool(self._waiting)
@@ -54,3 +55,8 @@ class Timer:
 
     def cancel(self) -> None:
         self._waiting.pop(self, None)
+        self.callback = _nothing  # whoever has the timer may be what is called: only the collector would part them
+
+
+def _nothing() -> None:
+    pass

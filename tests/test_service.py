@@ -1,6 +1,8 @@
 """What the service promises of pictures that wait, fail, come too many, come too late or are wanted no more."""
 
 import asyncio
+import contextlib
+import gc
 import io
 import math
 import shutil
@@ -16,13 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.batch import detect_each
 from app.draw import drawing
 from app.errors import ClientGone, Refusal
+from app.job import Job
 from app.negotiation import JPEG, PNG
 from app.outcome import Outcome
 from app.postprocess import Heads
 from app.providers import CPU, CUDA
-from app.schemas import Answer, DetectQuery
+from app.schemas import Answer, DetectQuery, Refused
 from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
@@ -721,3 +725,53 @@ def test_a_reload_does_not_leave_the_gpu(model_file: Path, monkeypatch: pytest.M
             assert service.runner.provider == CUDA
 
     asyncio.run(run())
+
+
+def test_nothing_of_a_picture_waits_for_the_collector(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in a cycle counts for no bound, and a picture that cannot be decoded may be as large as any."""
+
+    def left() -> list[object]:
+        return [one for one in gc.get_objects() if isinstance(one, (Job, Refusal, Image.Image))]
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            gc.collect()
+            gc.disable()
+            before = len(left())
+            for _ in range(3):
+                assert await service.detect(PICTURE, DEFAULTS)
+                assert await service.detect(PICTURE, DEFAULTS, draw="image/png")
+            assert len(left()) == before, "answered"
+            for data in (PICTURE[:-30], b"no picture", b""):
+                with contextlib.suppress(Refusal):
+                    await service.detect(data, DEFAULTS)
+                with contextlib.suppress(Refusal):
+                    await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 0.0001)
+            deadline = perf_counter() + 9
+            batch = await detect_each(service, [PICTURE[:-30], PICTURE], DEFAULTS, deadline=deadline, gone=never)
+            assert isinstance(batch.results[0], Refused)
+            await asyncio.sleep(0.1)
+            assert len(left()) == before, "refused"
+
+            held.install(monkeypatch)
+            waiting = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(4)]
+            await until(lambda: len(held.batches) == 1)
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            held.open.set()
+            del waiting, task
+            await asyncio.sleep(0.2)
+            held.batches.clear()
+            assert len(left()) == before, "abandoned"
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
+
+
+async def never() -> None:
+    await asyncio.Event().wait()

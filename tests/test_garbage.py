@@ -1,0 +1,80 @@
+"""Nothing of a request waits for the garbage collector: what does counts for no bound, a picture's pixels included."""
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import uvicorn
+from PIL import Image
+
+from app.api import create_app
+from app.connection import Connection
+from app.errors import Refusal
+from app.job import Job
+from app.record import Record
+from app.settings import Settings
+from tests.support import encoded, rectangle_picture
+
+PICTURE = encoded(rectangle_picture())
+TRUNCATED = PICTURE[:-30]
+
+
+@contextmanager
+def running(model: Path) -> Iterator[httpx.Client]:
+    settings = Settings(model=model, provider="cpu", max_upload_bytes=100_000)
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), port=0, http=Connection, ws="none", log_level="warning")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.01)
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def left() -> list[object]:
+    return [one for one in gc.get_objects() if isinstance(one, (Job, Refusal, Record, Image.Image))]
+
+
+def test_no_request_leaves_anything_for_the_collector(model_file: Path) -> None:
+    with running(model_file) as client:
+
+        def post(path: str = "/detect", **options: object) -> Callable[[], int]:
+            return lambda: client.post(path, **options).status_code  # type: ignore[arg-type]
+
+        requests = {
+            "answered": (200, post(content=PICTURE)),
+            "drawn": (200, post("/detect?draw=png", content=PICTURE)),
+            "a form": (200, post(files={"image": PICTURE})),
+            "several": (200, post("/detect/batch", files=[("images", PICTURE), ("images", TRUNCATED)])),
+            "no picture": (415, post(content=bytes(50_000))),
+            "damaged": (422, post(content=TRUNCATED)),
+            "a parameter": (422, post("/detect?classes=x", content=PICTURE)),
+            "too large": (413, post(content=bytes(100_001))),
+            "nowhere": (404, post("/nowhere", content=PICTURE)),
+        }
+        for name, (status, request) in requests.items():
+            request()
+            gc.collect()
+            before = len(left())
+            gc.disable()
+            try:
+                for _ in range(5):
+                    assert request() == status, name
+                time.sleep(0.1)
+                # The last request's record may live as long as its connection.
+                assert len(left()) <= before + 1, (name, left())
+            finally:
+                gc.enable()
