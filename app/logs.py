@@ -1,10 +1,12 @@
 """Log lines for people, or as JSON for machines."""
 
+import ctypes
 import json
 import logging
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -35,4 +37,22 @@ def configure(level: str, form: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
-    warnings.filterwarnings("ignore", module="PIL")  # on damaged pictures, of which clients may send any number
+    # On damaged pictures, of which clients may send any number.
+    warnings.filterwarnings("ignore", module="PIL")
+    _silence_libtiff()
+    # "Invalid HTTP request received", without a word of who sent it: as many as anybody likes.
+    logging.getLogger("uvicorn.error").addFilter(lambda line: line.msg != "Invalid HTTP request received.")
+
+
+def _silence_libtiff() -> None:
+    """Keeps libtiff from writing what is wrong with a picture to stderr, past the log, in thousands of lines."""
+    from PIL import _imaging  # noqa: F401  # which loads it
+
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    files = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "libtiff" in line}
+    for file in files:
+        set_handler = ctypes.CDLL(file).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)

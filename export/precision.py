@@ -53,7 +53,9 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Half precision, but for what needs more: normalisation statistics and everything after the last convolutions,
     where a distance of 1333 px has a spacing of 1 px in half precision."""
     keep = [node.name for node in _after_last_convolutions(proto)]
-    block = [*DEFAULT_OP_BLOCK_LIST, "InstanceNormalization", "GroupNormalization", "Resize"]
+    # A variance may well lie above 65,504, where half precision ends.
+    norms = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+    block = [*DEFAULT_OP_BLOCK_LIST, *norms, "Resize"]
     with _quietly():
         converted: onnx.ModelProto = convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=block, node_block_list=keep

@@ -21,7 +21,7 @@ from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
-from export.precision import AGREEMENT, agreement, choose_pictures, read_bytes_as_quantized
+from export.precision import AGREEMENT, agreement, choose_pictures, read_bytes_as_quantized, to_fp16
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
@@ -196,6 +196,32 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     assert output.stat().st_size < 0.75 * exported.stat().st_size
     if precision == "int8":
         assert "Sub" not in {node.op_type for node in onnx.load(output).graph.node}
+
+
+def test_half_precision_keeps_variances_that_it_cannot_hold() -> None:
+    """The shipped model has some of 382,000, behind the coarsest levels."""
+    values = {"scale": np.ones(2), "bias": np.zeros(2), "mean": np.zeros(2), "variance": np.full(2, 4e5)}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "weight"], ["y"], "conv"),
+            onnx.helper.make_node("BatchNormalization", ["y", *values], ["z"], "norm"),
+            onnx.helper.make_node("Conv", ["z", "weight"], ["out"], "last"),
+        ],
+        "norm",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 4, 4])],
+        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, 2, 4, 4])],
+        [
+            *(onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()),
+            onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), 500, np.float32), "weight"),
+        ],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    x = np.random.default_rng(0).random((1, 2, 4, 4), np.float32)
+    exact, half = (
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for model in (proto, to_fp16(proto))
+    )
+    assert np.allclose(half, exact, rtol=0.01)
 
 
 def quantized_input(mean: Sequence[float], deviation: Sequence[float]) -> onnx.ModelProto:

@@ -161,6 +161,24 @@ def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
             assert time.monotonic() < deadline_s
 
 
+def test_nothing_is_written_past_the_log_or_in_answer_to_noise(
+    model_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiff = bytearray(encoded(Image.effect_noise((64, 64), 80).convert("1"), "TIFF", compression="tiff_lzw"))
+    tiff[20:400] = bytes(byte ^ 0x5A for byte in tiff[20:400])
+    with served(model=model_file, log_format="json", log_level="info") as service:
+        host, _, port = urlsplit(service.address).netloc.partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/detect", bytes(tiff))
+            assert connection.getresponse().status in (200, 422)
+        with socket.create_connection((host, int(port))) as noise:
+            noise.sendall(b"no HTTP\r\n\r\n")
+            assert noise.recv(12) == b"HTTP/1.1 400"
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {line["logger"] for line in lines} <= {"app", "app.service", "app.server"}
+
+
 def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.onnx")
     newer = write_model(tmp_path / "newer.onnx", metadata(classes=["crimson", "green", "blue"]).to_json())
