@@ -128,11 +128,19 @@ class _Attempts:
             self._request.headers["X-Deadline-Ms"] = str(max(1, left_ms))
         return self._request
 
-    def wait_s(self, asked_s: float | None) -> float | None:
-        """Returns: How long to wait before the next attempt; None where there is to be none.
+    def after_s(self, response: httpx.Response) -> float | None:
+        """Returns: How long to wait before the next attempt; None where this response is final."""
+        return self._wait_s(_busy_s(response))
 
-        Args: asked_s: How long the last one's outcome asks to wait; None where it is final.
-        """
+    def after_break_s(self, error: httpx.TransportError, reached: bool) -> float:
+        """Returns: The same, where there was no response. Raises: httpx.TransportError: There is no next attempt."""
+        wait_s = self._wait_s(_broken_s(error, reached))
+        if wait_s is None:
+            raise _unanswered(error) from error
+        return wait_s
+
+    def _wait_s(self, asked_s: float | None) -> float | None:
+        """Args: asked_s: How long the last one's outcome asks to wait; None where it is final."""
         if asked_s is None or not self._left:
             return None
         self._left -= 1
@@ -223,16 +231,15 @@ class Client:
     def _send(self, method: str, path: str, asked: _Asked, **body: Any) -> httpx.Response:
         request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
         attempts = _Attempts(request, self._retries, asked.deadline_s)
+        wait_s: float | None
         while True:
             try:
                 response = self._http.send(attempts.next())
             except httpx.TransportError as error:
-                wait_s = attempts.wait_s(_broken_s(error, self._reached))
-                if wait_s is None:
-                    raise _unanswered(error) from error
+                wait_s = attempts.after_break_s(error, self._reached)
             else:
                 self._reached = True
-                wait_s = attempts.wait_s(_busy_s(response))
+                wait_s = attempts.after_s(response)
                 if wait_s is None:
                     return _checked(response)
             self._sleep(wait_s)
@@ -317,16 +324,15 @@ class AsyncClient:
             body = await asyncio.to_thread(read)
             request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
             attempts = _Attempts(request, self._retries, asked.deadline_s)
+            wait_s: float | None
             while True:
                 try:
                     response = await self._http.send(attempts.next())
                 except httpx.TransportError as error:
-                    wait_s = attempts.wait_s(_broken_s(error, self._reached))
-                    if wait_s is None:
-                        raise _unanswered(error) from error
+                    wait_s = attempts.after_break_s(error, self._reached)
                 else:
                     self._reached = True
-                    wait_s = attempts.wait_s(_busy_s(response))
+                    wait_s = attempts.after_s(response)
                     if wait_s is None:
                         return _checked(response)
                 if not refused:

@@ -104,7 +104,7 @@ class Gate:
                 f"{service.uploading} requests are being sent. Try again later.",
                 headers={"Retry-After": "1"},
             )
-        service.require_room(record.deadline, service.requests - service.uploading)
+        service.require_room(record.deadline, service.answering)
 
 
 @cache

@@ -135,12 +135,17 @@ class Service:
                 "not_ready", f"The model fails on every picture ({type(error).__name__}); the log says how. Restart it."
             ) from None
 
+    @property
+    def answering(self) -> int:
+        """Requests whose pictures have come and whose answers have not been taken."""
+        return self.requests - self.uploading
+
     def require_room(self, deadline: float, others: int = 0) -> None:
         """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline;
         `deadline_exceeded`: it has passed.
 
         Args:
-            others: Requests whose pictures have come and whose answers have not been taken.
+            others: Of those that are `answering`, all but the one that asks.
         """
         if perf_counter() >= deadline:
             raise _late()
@@ -177,7 +182,7 @@ class Service:
         self.require_ready()
         now = perf_counter()
         deadline = now + self.settings.deadline_s if deadline is None else deadline
-        self.require_room(deadline, self.requests - self.uploading - 1)
+        self.require_room(deadline, self.answering - 1)
         engine = self._engine
         job = Job(data, parameters(engine.metadata), draw, deadline, now, asyncio.get_running_loop().create_future())
         self._in_flight += 1
