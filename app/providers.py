@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -12,12 +13,15 @@ from typing import Literal
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, InvalidProtobuf, NoModel
 
+from app.errors import first_line
+
 ProviderChoice = Literal["auto", "cuda", "cpu"]
 ConvSearch = Literal["heuristic", "exhaustive", "default"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime's errors that a file is the reason of; it has many others for what is wrong with a device.
 BAD_MODEL = (InvalidProtobuf, InvalidGraph, NoModel)
 _ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised, in words that name the file
+_CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure \d+: [^;]*[^; ]")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
     Raises:
         Exception: ONNX Runtime's own; its exceptions share no base class.
     """
+    ort.set_default_logger_severity(_ORT_FATAL)  # of what it says outside of a session
     options = ort.SessionOptions()
     options.log_severity_level = _ORT_FATAL
     options.intra_op_num_threads = threads
@@ -76,6 +81,13 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
         [(CUDA, cuda.provider_options())] if provider == CUDA else [provider]
     )
     return ort.InferenceSession(file, options, providers=providers, enable_fallback=0)
+
+
+def reason_of(error: Exception) -> str:
+    """Returns: What ONNX Runtime's exception says, in one line; of a failure of CUDA without where in the sources, and on
+    which host, it came up."""
+    failure = _CUDA_FAILURE.search(str(error))
+    return failure[0] if failure else first_line(error)
 
 
 @cache

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from app import artifact
 from app.artifact import Metadata, Size, grids
 from app.cuda_graphs import CudaGraphs
-from app.errors import ArtifactError, ProviderError, first_line
+from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
-from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, why_no_cuda
+from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, reason_of, why_no_cuda
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class OnnxRunner:
             session = open_session(file, provider, threads, cuda)
             wider = {count: open_session(file, provider, count, cuda) for count in widths(widest)}
         except Exception as error:
-            reason = first_line(error)
+            reason = reason_of(error)
             if provider == CUDA and not isinstance(error, BAD_MODEL):
                 raise ProviderError(reason) from None
             raise ArtifactError(
@@ -122,8 +122,8 @@ class OnnxRunner:
             raise
         except Exception as error:
             if provider == CUDA:
-                raise ProviderError(first_line(error)) from None
-            raise ArtifactError(f"{path} does not run ({first_line(error)}): export the model again.") from error
+                raise ProviderError(reason_of(error)) from None
+            raise ArtifactError(f"{path} does not run ({reason_of(error)}): export the model again.") from error
         return runner
 
     def __call__(self, canvases: NDArray[np.uint8], cores: int = 1) -> Heads:

@@ -151,15 +151,34 @@ def test_a_gpu_without_room_is_not_the_files_fault(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full = "Available memory of 0 is smaller than requested bytes of 9437184"
-
-    def open_session_(file: bytes, provider: str, *rest: Any) -> ort.InferenceSession:
-        if provider == CUDA:
-            raise RuntimeException(full)
-        return open_session(file, provider, *rest)
-
-    monkeypatch.setattr("app.session.why_no_cuda", lambda: None)
-    monkeypatch.setattr("app.session.open_session", open_session_)
+    _fail_on_cuda(monkeypatch, full)
     runner = OnnxRunner.load(model_file, "auto")
     assert (runner.provider, runner.fallback) == (CPU, full)
     with pytest.raises(ProviderError, match=full):
         OnnxRunner.load(model_file, "cuda")
+
+
+def test_of_a_failure_of_cuda_the_reason_is_told_and_nothing_of_the_host(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As ONNX Runtime 1.31 says it where there is a driver, but no GPU.
+    _fail_on_cuda(
+        monkeypatch,
+        "/onnxruntime_src/cuda_execution_provider_info.cc:63 static onnxruntime::CUDAExecutionProviderInfo "
+        'onnxruntime::FromProviderOptions() [ONNXRuntimeError] : 1 : FAIL : Failed to parse option "device_id": CUDA '
+        "failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=secret ; file=/onnxruntime_src/x.cc ; "
+        "line=70 ; expr=cudaGetDeviceCount(&num_devices);",
+    )
+    assert OnnxRunner.load(model_file, "auto").fallback == "CUDA failure 100: no CUDA-capable device is detected"
+
+
+def _fail_on_cuda(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """Lets CUDA's libraries be here, and no session begin with them."""
+
+    def open_session_(file: bytes, provider: str, *rest: Any) -> ort.InferenceSession:
+        if provider == CUDA:
+            raise RuntimeException(words)
+        return open_session(file, provider, *rest)
+
+    monkeypatch.setattr("app.session.why_no_cuda", lambda: None)
+    monkeypatch.setattr("app.session.open_session", open_session_)
