@@ -84,8 +84,8 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
 
 
 def reason_of(error: Exception) -> str:
-    """Returns: What ONNX Runtime's exception says, in one line; of a failure of CUDA without where in the sources, and on
-    which host, it came up."""
+    """Returns: What ONNX Runtime's exception says, in one line; of a failure of CUDA without its place in the sources
+    and the host."""
     failure = _CUDA_FAILURE.search(str(error))
     return failure[0] if failure else first_line(error)
 
