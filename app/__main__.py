@@ -89,9 +89,8 @@ def detect_files(settings: Settings, options: argparse.Namespace) -> int:
     """The service's pipeline on files. Returns: The exit code. Raises: StartError."""
     from app import files
 
-    names = ("score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic")
     try:
-        query = DetectQuery.model_validate({name: getattr(options, name) for name in names})
+        query = DetectQuery.model_validate({name: getattr(options, name) for name in DetectQuery.model_fields})
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise StartError(f"{_option(str(fault['loc'][0]))} {fault['input']}: {fault['msg'].lower()}.") from None

@@ -88,7 +88,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             allow_headers=["Authorization", "X-API-Key", DEADLINE_HEADER.decode(), REQUEST_ID_HEADER.decode()],
             expose_headers=[REQUEST_ID_HEADER.decode(), "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(Telemetry, access_log=settings.access_log, deadline_s=settings.deadline_s)
+    app.add_middleware(Telemetry, access_log=settings.access_log)
     problems.install(app)
 
     @app.post(

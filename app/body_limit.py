@@ -55,7 +55,7 @@ class BodyLimit:
             share.shrink(0)
 
     def _take(self, share: Share, received: int, count: int) -> None:
-        """Raises: Refusal: The rest of the body is not read."""
+        """Raises: Refusal: The rest of the body is not kept."""
         if received + count > self._max_bytes:
             raise Refusal(
                 "body_too_large",

@@ -80,7 +80,7 @@ def fit(picture: Image.Image | NDArray[np.uint8] | Decoded, metadata: Metadata) 
             raise ValueError(f"picture must have pixels, but has shape {list(picture.shape)}")
         picture = Image.fromarray(picture)
     elif picture.mode != "RGB":
-        raise ValueError(f"picture must be of mode RGB, but is {picture.mode}; use images.open_picture or convert it")
+        raise ValueError(f"picture must be of mode RGB, but is {picture.mode}; use images.decode or convert it")
 
     placement = place(size or Size(picture.height, picture.width), metadata)
     height, width = placement.resized

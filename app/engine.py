@@ -96,7 +96,13 @@ class Engine:
 
     @property
     def queued(self) -> int:
+        """Pictures that are decoded and wait for a session."""
         return len(self._batcher)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that wait to be decoded, where on the CPU nearly all of a queue is, or for a session."""
+        return len(self._arrived) + len(self._batcher)
 
     @property
     def largest_batch(self) -> int:

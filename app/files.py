@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from app.errors import Refusal, StartError, failed
+from app.cores import core_count
+from app.errors import Refusal, StartError
+from app.errors import failed as failure
 from app.images import SUFFIXES
 from app.negotiation import PNG
+from app.postprocess import COCO_SCORE_THRESHOLD
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-COCO_SCORE_THRESHOLD = 0.01  # AP is the whole curve's
-AHEAD = 8  # pictures being worked on: some decode while others are in the model
 
 Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
 
@@ -111,10 +112,11 @@ async def _results(
 ) -> AsyncIterator[Result]:
     """Yields each file's result, in order, while the next ones are being worked on."""
     running: deque[asyncio.Task[Result]] = deque()
+    ahead = 2 * max(core_count(), service.largest_batch)  # some are decoded while others are in the model
     try:
         for file, drawing in zip(files, drawings, strict=True):
             running.append(asyncio.create_task(_detect(service, file, drawing, query)))
-            if len(running) == AHEAD:
+            if len(running) == ahead:
                 yield await running.popleft()
         while running:
             yield await running.popleft()
@@ -133,7 +135,7 @@ async def _detect(service: Service, file: Path, drawing: Path | None, query: Det
         return {"file": _name(file), "problem": expected.problem()}
     except Exception:
         log.exception("The model failed on %s.", _name(file))
-        return {"file": _name(file), "problem": failed("picture").problem()}
+        return {"file": _name(file), "problem": failure("picture").problem()}
     if drawing is not None and outcome.drawn is not None:
         await asyncio.to_thread(_write, drawing, outcome.drawn)
     return {"file": _name(file), **outcome.answer.model_dump()}

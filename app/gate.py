@@ -18,7 +18,7 @@ from app.service import Service
 from app.settings import Settings
 
 DEADLINE_HEADER = b"x-deadline-ms"
-# A refused client that is still sending this much is cut off: reading it to its end would cost more than a connection.
+# A refused client that sends this much loses its connection, as it then need not send all of it.
 LARGE_BODY_BYTES = 2**20
 # Requests that are still being sent have no place in the queue yet: slow clients must not keep others out. What of them
 # has come counts for `max_queue_bytes`.

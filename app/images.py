@@ -60,6 +60,7 @@ class Decoded(NamedTuple):
     """A picture, upright and RGB, perhaps decoded smaller than it is in its file.
 
     Attributes:
+        picture: Its EXIF orientation is applied; what was transparent is white.
         size: Of the upright picture in its file.
         box: Where that picture lies in the decoded one: left, top, right, bottom, in decoded pixels. A size that 8
             does not divide leaves a part of a decoded pixel over, on a side that depends on the orientation.
@@ -70,22 +71,6 @@ class Decoded(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def open_picture(data: bytes, max_pixels: int) -> Image.Image:
-    """Decodes a picture in full size; of an animated one, the first frame.
-
-    Args:
-        data: A whole picture file.
-        max_pixels: The largest width x height that is decoded. It is compared with the header, before decoding.
-
-    Returns:
-        The upright picture (EXIF orientation applied), mode RGB, transparency on white.
-
-    Raises:
-        Refusal: `empty_body`, `not_a_picture`, `picture_too_large` or `corrupt_picture`.
-    """
-    return decode(data, max_pixels).picture
-
-
 def decode(
     data: bytes,
     max_pixels: int,
@@ -93,15 +78,17 @@ def decode(
     resized: Callable[[Size], Size] | None = None,
     reserve: Callable[[int], None] = lambda pixels: None,
 ) -> Decoded:
-    """As `open_picture`, but no larger than its reader needs.
+    """Decodes a picture; of an animated one, the first frame.
 
     Args:
+        data: A whole picture file.
+        max_pixels: The largest width x height that is decoded. It is compared with the header, before decoding.
         resized: From the upright picture's size to the size that it will be resized to; in full size where None.
         reserve: Called with the number of pixels, of 4 bytes, that decoding will hold at most, before it does; what it
             raises goes on.
 
     Raises:
-        Refusal: As `open_picture`.
+        Refusal: `empty_body`, `not_a_picture`, `picture_too_large` or `corrupt_picture`.
     """
     if not data:
         raise Refusal("empty_body", "The picture has no bytes. Send a whole picture file.")

@@ -50,7 +50,9 @@ class Metrics:
         }
         refusals = Counter("fcos_refusals", "Refused requests and pictures, by reason.", ["reason"], registry=registry)
         self.refusals = {code: refusals.labels(code) for code in KINDS}
-        self._queued = Gauge("fcos_queue_pictures", "Pictures that wait for the session.", registry=registry)
+        self._waiting = Gauge(
+            "fcos_queue_pictures", "Pictures that wait to be decoded, or for the session.", registry=registry
+        )
         self._in_flight = Gauge(
             "fcos_in_flight_pictures", "Pictures that are accepted and not answered.", registry=registry
         )
@@ -71,13 +73,13 @@ class Metrics:
 
     def watch(
         self,
-        queued: Callable[[], float],
+        waiting: Callable[[], float],
         in_flight: Callable[[], float],
         pixels: Callable[[], float],
         ready: Callable[[], float],
     ) -> None:
         """Gives the gauges their sources; they are asked when somebody reads the metrics."""
-        self._queued.set_function(queued)
+        self._waiting.set_function(waiting)
         self._in_flight.set_function(in_flight)
         self._pixels.set_function(pixels)
         self._ready.set_function(ready)

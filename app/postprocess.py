@@ -20,6 +20,8 @@ from app.canvas import Placement
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
+# For AP, which is the whole curve's.
+COCO_SCORE_THRESHOLD = 0.01
 # Boxes are compared in blocks of this many: most pictures need one or two, and a block's overlaps stay in the cache.
 NMS_BLOCK = 160
 # From this many times `top_k` on, a level's candidates are thinned out before their scores are computed.

@@ -1,5 +1,6 @@
 """What is known of a request while it is answered."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ class Record:
 
     Attributes:
         headers: By name in lower case; of one that came several times the last.
-        begun, deadline: On `time.perf_counter`'s clock.
+        begun, deadline: On `time.perf_counter`'s clock; only pictures have a deadline.
         timing_ms: Of the stages so far.
         status: Of the answer; 0 before it has begun.
         code: Of its refusal, one of `errors.KINDS`; nothing where it was not refused.
@@ -25,7 +26,7 @@ class Record:
     request_id: str
     headers: Mapping[bytes, bytes]
     begun: float
-    deadline: float
+    deadline: float = math.inf
     timing_ms: dict[str, float] = field(default_factory=dict)
     status: int = 0
     code: str = ""

@@ -125,10 +125,15 @@ class Answer(Answerable):
     timing_ms: Timing
 
 
+ProviderNote = Annotated[
+    str | None, Field(description="Why `auto` did not take CUDA; null where it did, or where a provider was named.")
+]
+
+
 class ModelInfo(ModelName):
     """What is served."""
 
-    provider_note: Annotated[str | None, Field(description="Why `auto` did not take CUDA; null if it did.")]
+    provider_note: ProviderNote
     classes: list[str]
     precision: str
     canvases: Annotated[list[Size], Field(description="[height, width] of what the model sees.")]
@@ -146,7 +151,7 @@ class Alive(Answerable):
 class Ready(Answerable):
     status: Literal["ready"] = "ready"
     model: ModelName
-    provider_note: Annotated[str | None, Field(description="Why `auto` did not take CUDA; null if it did.")]
+    provider_note: ProviderNote
 
 
 class Problem(BaseModel):

@@ -24,7 +24,7 @@ from app.memory import forget_garbage
 from app.metrics import Metrics
 from app.outcome import Outcome
 from app.postprocess import Parameters
-from app.providers import CUDA
+from app.providers import CUDA, reason_of
 from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
@@ -66,7 +66,7 @@ class Service:
         self._reloading = asyncio.Lock()
         self._idle = asyncio.Event()
         self.metrics.watch(
-            lambda: self._engine.queued,
+            lambda: self._engine.waiting,
             lambda: self._in_flight,
             lambda: self._pixels.used,
             lambda: not (self.not_ready or self.draining or self._engine.failing or self._engine.hangs),
@@ -80,6 +80,10 @@ class Service:
     @property
     def runner(self) -> OnnxRunner:
         return self._engine.runner
+
+    @property
+    def largest_batch(self) -> int:
+        return self._engine.largest_batch
 
     @property
     def model(self) -> ModelName:
@@ -149,14 +153,19 @@ class Service:
         """
         if perf_counter() >= deadline:
             raise _late()
-        waiting = max(self._in_flight, others)
+        taken = max(self._in_flight, others)
         expected_s = self._in_flight * self._engine.pace.picture_s
-        if waiting >= self.settings.max_queue or perf_counter() + MARGIN * expected_s > deadline:
-            raise Refusal(
-                "overloaded",
-                f"{waiting} pictures are waiting, which takes about {expected_s:.1f} s. Try again later.",
-                headers={"Retry-After": str(max(1, math.ceil(expected_s)))},
-            )
+        if taken >= self.settings.max_queue:
+            reason = f"{taken} requests are being answered, and at most {self.settings.max_queue} may be"
+        elif perf_counter() + MARGIN * expected_s > deadline:
+            reason = f"{self._in_flight} pictures are waiting, which takes about {expected_s:.1f} s"
+        else:
+            return
+        raise Refusal(
+            "overloaded",
+            f"{reason}. Try again later.",
+            headers={"Retry-After": str(max(1, math.ceil(expected_s)))},
+        )
 
     async def detect(
         self,
@@ -253,7 +262,7 @@ class Service:
             await asyncio.to_thread(engine.close)
             if isinstance(error, StartError) or not isinstance(error, Exception):
                 raise
-            raise ArtifactError(f"{self.settings.model} failed on its first pictures ({error}).") from error
+            raise ArtifactError(f"{self.settings.model} failed on its first pictures ({reason_of(error)}).") from error
         old, self._engine = self._engine, engine
         self.not_ready = None
         self._announce()
@@ -272,7 +281,7 @@ class Service:
     def _announce(self) -> None:
         model, precision = self.model, self.runner.metadata.precision
         self.metrics.serve_model(model.name, model.version, model.provider, precision)
-        batch = self._engine.largest_batch
+        batch = self.largest_batch
         self.metrics.largest_batch.set(batch)
         log.info(
             "Serving %s, version %s, %s, on %s, in batches of up to %d",

@@ -5,7 +5,7 @@ N: pictures. H, W: the canvas's height and width. P: points. C: classes.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -113,8 +113,7 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        graphs = CudaGraphs(session, Heads._fields, cuda.device_id) if provider == CUDA and cuda.graphs else None
-        runner = cls(session, metadata, artifact.file_version(file), provider, fallback, graphs, wider)
+        runner = cls(session, metadata, artifact.file_version(file), provider, fallback, wider=wider)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.height * canvas.width))
@@ -124,6 +123,8 @@ class OnnxRunner:
             if provider == CUDA:
                 raise ProviderError(reason_of(error)) from None
             raise ArtifactError(f"{path} does not run ({reason_of(error)}): export the model again.") from error
+        if provider == CUDA and cuda.graphs:  # recorded from here on: by the thread that will run them, not this one
+            return replace(runner, graphs=CudaGraphs(session, Heads._fields, cuda.device_id))
         return runner
 
     def __call__(self, canvases: NDArray[np.uint8], cores: int = 1) -> Heads:

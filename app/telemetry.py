@@ -28,10 +28,9 @@ _numbers = itertools.count()
 class Telemetry:
     """ASGI middleware, the outermost: it sees every response."""
 
-    def __init__(self, app: ASGIApp, access_log: bool, deadline_s: float) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool) -> None:
         self._app = app
         self._access_log = access_log
-        self._deadline_s = deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +38,7 @@ class Telemetry:
             return
         begun = perf_counter()
         headers = dict(scope["headers"])
-        record = Record(_request_id(headers), headers, begun, begun + self._deadline_s)
+        record = Record(_request_id(headers), headers, begun)
         note_record(scope, record)
 
         async def sending(message: Message) -> None:

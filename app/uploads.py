@@ -10,6 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.errors import Refusal
+from app.images import FORMATS_TEXT
 from app.record import header
 
 FIELD = "image"  # of POST /detect
@@ -38,7 +39,7 @@ def body_docs(description: str, field: str, schema: Mapping[str, object], **cont
 
 
 PICTURE_BODY = body_docs(
-    "A picture: JPEG, PNG, WebP, GIF, BMP or TIFF; of an animated one the first frame is taken.",
+    f"A picture. {FORMATS_TEXT} can be read; of an animated one the first frame is taken.",
     FIELD,
     _FILE,
     **{"image/*": BINARY, "application/octet-stream": BINARY},

@@ -1,4 +1,4 @@
-"""Threads for the work around the model: decoding before it, post-processing after it."""
+"""Threads for a picture's work: decoding, post-processing and, on the CPU, the model in between."""
 
 import logging
 import threading

@@ -43,7 +43,6 @@ from app.cores import core_count
 from app.settings import DEFAULT_MODEL
 from benchmarks.command import as_command
 from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, tell
-from benchmarks.tiny_model import write_tiny_model
 
 CLIENTS = 8  # in the windows
 CLOSED_LEVELS = (1, 8, 64)
@@ -115,7 +114,11 @@ def main() -> int:
         picture = Path(folder) / "picture.jpg"
         picture.write_bytes(given)
         for name in options.models:
-            model = options.model if name == "default" else write_tiny_model(Path(folder) / "tiny.onnx")
+            model = options.model
+            if name == "tiny":
+                from benchmarks.tiny_model import write_tiny_model  # needs onnx
+
+                model = write_tiny_model(Path(folder) / "tiny.onnx")
             if options.windows:
                 _print_ratios(name, _windows(systems, model, picture, options))
             for number in range(options.rounds):

@@ -57,7 +57,7 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
     """Convert an exported fp32 file, compare detections on pictures, write.
 
     Args:
-        precision: `fp16` or `int8`.
+        precision: one of `precision.LOWER`.
         pictures: files of real ones; int8 takes its ranges from every other one, the rest judge.
 
     Returns:
@@ -67,20 +67,20 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
         ValueError: they agree too little, fp32 finds nothing, or a picture cannot be read.
         OSError: the file cannot be written.
     """
-    reference = OnnxRunner.load(fp32)
+    reference, bounds = OnnxRunner.load(fp32), precisions.LOWER[precision]
     # What fp32 reaches, this does not.
     metadata = reference.metadata.model_copy(update={"precision": precision, "metrics": {}})
     proto = onnx.load(fp32)
     calibration = pictures[::2]
     if precision == "int8":
         pictures = pictures[1::2] or pictures  # judged on others, where there are some
-    proto = precisions.to_fp16(proto) if precision == "fp16" else precisions.to_int8(proto, calibration, metadata)
+    proto = precisions.convert(proto, precision, calibration, metadata)
     add_metadata(proto, metadata)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / output.name
         write(proto, converted)
         try:
-            share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, precision)
+            share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, bounds)
         except StartError as error:
             raise ValueError(f"the {precision} graph does not run ({first_line(error.__cause__ or error)})") from error
     if not count:
@@ -88,14 +88,11 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
             f"fp32 finds nothing on {len(pictures)} of the calibration pictures, so that {precision} cannot be judged: "
             "nothing was written. Name pictures that show the model's classes, or train it longer"
         )
-    if share < precisions.AGREEMENT[precision]:
-        least, iou, apart = (
-            table[precision] for table in (precisions.AGREEMENT, precisions.AGREEMENT_IOU, precisions.AGREEMENT_SCORE)
-        )
+    if share < bounds.share:
         raise ValueError(
             f"{precision} and fp32 agree in {share:.1%} of {count} detections on the calibration pictures, but "
-            f"{least:.0%} are needed, with an IoU of {iou} and scores at most {apart} apart: nothing was written. A "
-            "model that was trained longer is surer, and more pictures judge it better"
+            f"{bounds.share:.0%} are needed, with an IoU of {bounds.iou} and scores at most {bounds.score} apart: "
+            "nothing was written. A model that was trained longer is surer, and more pictures judge it better"
         )
     write(proto, output)
     return share, count
@@ -140,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="torchvision's fcos_resnet50_fpn weights for COCO; downloaded where no file is given",
     )
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", *precisions.LOWER), default="fp32")
     parser.add_argument(
         "--calibration-images",
         type=Path,

@@ -11,6 +11,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -29,15 +30,25 @@ from model.data import open_as_served
 
 CALIBRATION_PICTURES = 128
 """From which int8 takes its ranges; as many others judge it."""
-AGREEMENT = {"fp16": 0.98, "int8": 0.80}
-"""Least share of fp32's detections that a precision must give again. AP is measured by model/evaluate.py."""
-AGREEMENT_IOU = {"fp16": 0.95, "int8": 0.75}
-AGREEMENT_SCORE = {"fp16": 0.02, "int8": 0.15}
 _QUANTIZED = ("Conv", "Add", "Clip", "Relu", "Resize", "MaxPool")
 """What lies between two convolutions is quantised as well, or every edge pays for a conversion."""
 
 
-def choose_pictures(folder: Path, count: int = 2 * CALIBRATION_PICTURES) -> list[Path]:
+class Bounds(NamedTuple):
+    """What a precision must reach. AP is measured by model/evaluate.py."""
+
+    share: float
+    """Of fp32's detections, that it must give again, and it of fp32's."""
+    iou: float
+    """Of two detections that are the same, at least."""
+    score: float
+    """That such are apart, at most."""
+
+
+LOWER = {"fp16": Bounds(0.98, 0.95, 0.02), "int8": Bounds(0.80, 0.75, 0.15)}
+
+
+def choose_pictures(folder: Path) -> list[Path]:
     """Evenly chosen picture files of a folder; they are opened one at a time, each when it is needed.
 
     Raises:
@@ -46,7 +57,25 @@ def choose_pictures(folder: Path, count: int = 2 * CALIBRATION_PICTURES) -> list
     files = sorted(file for file in folder.glob("**/*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"--calibration-images: no picture files in {folder}")
-    return [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(2 * CALIBRATION_PICTURES, len(files))).astype(int)]
+
+
+def convert(proto: onnx.ModelProto, precision: str, pictures: Sequence[Path], metadata: Metadata) -> onnx.ModelProto:
+    """An fp32 graph in one of the `LOWER` precisions.
+
+    Args:
+        pictures: from which int8 takes its ranges.
+
+    Raises:
+        ValueError: one of the pictures cannot be read.
+    """
+    match precision:
+        case "fp16":
+            return to_fp16(proto)
+        case "int8":
+            return to_int8(proto, pictures, metadata)
+        case _:
+            raise KeyError(precision)
 
 
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -134,7 +163,7 @@ def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[s
     return found
 
 
-def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path], precision: str) -> tuple[float, int]:
+def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path], bounds: Bounds) -> tuple[float, int]:
     """How far two files detect the same at the default threshold.
 
     Returns:
@@ -147,7 +176,7 @@ def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path]
     detector, lower = Detector(reference.metadata, reference), Detector(other.metadata, other)
     parameters = detector.parameters()
     # A detection just above the threshold may fall just below it: that is no disagreement.
-    margin = max(0.0, parameters.score_threshold - AGREEMENT_SCORE[precision])
+    margin = max(0.0, parameters.score_threshold - bounds.score)
     with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
     found, wanted = np.zeros(2, int), np.zeros(2, int)
     for picture in pictures:
@@ -156,13 +185,13 @@ def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path]
         sure = [one.finish(head, placement, parameters) for one, head in heads]
         likely = [one.finish(head, placement, with_margin) for one, head in heads]
         for way in (0, 1):
-            found[way] += _matched(sure[way], likely[1 - way], precision)
+            found[way] += _matched(sure[way], likely[1 - way], bounds)
             wanted[way] += len(sure[way])
     shares = found / np.maximum(wanted, 1)
     return float(shares.min()), int(wanted[shares.argmin()]) if wanted[0] else 0
 
 
-def _matched(expected: Detections, got: Detections, precision: str) -> int:
+def _matched(expected: Detections, got: Detections, bounds: Bounds) -> int:
     if not len(expected) or not len(got):
         return 0
     corners = np.maximum(expected.boxes[:, None, :2], got.boxes[None, :, :2])
@@ -171,8 +200,8 @@ def _matched(expected: Detections, got: Detections, precision: str) -> int:
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (expected.boxes, got.boxes)]
     iou = overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
     same = expected.class_ids[:, None] == got.class_ids[None]
-    close = np.abs(expected.scores[:, None] - got.scores[None]) <= AGREEMENT_SCORE[precision]
-    return int((same & close & (iou >= AGREEMENT_IOU[precision])).any(1).sum())
+    close = np.abs(expected.scores[:, None] - got.scores[None]) <= bounds.score
+    return int((same & close & (iou >= bounds.iou)).any(1).sum())
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]

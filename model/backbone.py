@@ -141,7 +141,7 @@ def _load_file(backbone: Backbone, name: str, path: Path) -> str:
         _load_in_order(backbone, state)
     else:
         _load_matching(backbone, state, path.name)
-    return f"ImageNet ({path.name})"
+    return path.name  # what it learnt from, the file does not say
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

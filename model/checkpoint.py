@@ -60,12 +60,11 @@ class Checkpoint:
         }
         return dataclasses.replace(self, weights=weights, resume=None)
 
-    def metadata(self, name: str, precision: str = "fp32", checkpoint_sha256: str = "0" * 64) -> Metadata:
+    def metadata(self, name: str, checkpoint_sha256: str = "0" * 64) -> Metadata:
         """What the exported file says of itself."""
         metadata = metadata_of(self.config, self.input_config, name, self.score_threshold, self.iou_threshold)
         return metadata.model_copy(
             update={
-                "precision": precision,
                 "training": self.training,
                 "metrics": self.metrics,
                 "checkpoint_sha256": checkpoint_sha256,

@@ -194,24 +194,24 @@ def _sound(
     sound: list[dict[str, Any]] = []
     seen: set[tuple[Hashable, ...]] = set()
     for position, entry in enumerate(entries):
-        kind, where, box = None, "", None
+        box = _numbers(entry.get("bbox")) if isinstance(entry, dict) else None
+        where = f"annotation at position {position}"
         if isinstance(entry, dict):
             where = f"annotation {entry.get('id', f'at position {position}')} of {_picture(entry, pictures)}"
-            box = _numbers(entry.get("bbox"))
-        if not isinstance(entry, dict) or "image_id" not in entry or "category_id" not in entry or box is None:
+        if box is None or "image_id" not in entry or "category_id" not in entry:
             polygon = isinstance(entry, dict) and entry.get("bbox") == POLYGON
-            kind = "polygon" if polygon else "unreadable entry"
-            where = where or f"annotation at position {position}"
-        elif not _in(entry["image_id"], listed["images"]):
-            kind = "unknown image id"
-        elif not _in(entry["category_id"], listed["categories"]):
-            kind, where = "unknown category id", f"{where}: {entry['category_id']!r}"
-        elif entry["image_id"] not in pictures or entry["category_id"] not in categories:
+            problems.add("polygon" if polygon else "unreadable entry", where)
             continue
-        elif not all(map(math.isfinite, box)) or box[2] <= 0 or box[3] <= 0:
-            kind, where = "degenerate box", f"{where}: {box}"
-        if kind is not None or box is None:
-            problems.add(kind or "", where)
+        if not _in(entry["image_id"], listed["images"]):
+            problems.add("unknown image id", where)
+            continue
+        if not _in(entry["category_id"], listed["categories"]):
+            problems.add("unknown category id", f"{where}: {entry['category_id']!r}")
+            continue
+        if entry["image_id"] not in pictures or entry["category_id"] not in categories:
+            continue
+        if not all(map(math.isfinite, box)) or box[2] <= 0 or box[3] <= 0:
+            problems.add("degenerate box", f"{where}: {box}")
             continue
         picture = pictures[entry["image_id"]]
         x, y, width, height = box

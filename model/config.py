@@ -69,7 +69,7 @@ class FCOSConfig(_Config):
     """`separable`: depthwise, then pointwise."""
     head_kernel: int = 5
     norm: Literal["gn", "bn"] = "gn"
-    """`bn` keeps statistics per level (the convolutions stay shared) and folds into them at export."""
+    """`bn` keeps statistics per level (the convolutions stay shared)."""
     norm_groups: int = 32
     point_offset: float = 0.5
     """A point lies at `(index + point_offset) * step`: 0.5 in the paper, 0 in torchvision."""

@@ -31,8 +31,7 @@ from app.artifact import Metadata, Size
 from app.canvas import Placement
 from app.detector import Detector, Runner
 from app.errors import StartError
-from app.files import COCO_SCORE_THRESHOLD
-from app.postprocess import Heads, Parameters
+from app.postprocess import COCO_SCORE_THRESHOLD, Heads, Parameters
 from model.console import plain_console
 from model.data import open_as_served, read_usable
 from model.files import require_folder, write_json

@@ -61,7 +61,7 @@ class Augmentation:
         return dataclasses.replace(NO_AUGMENTATION, flip=self.flip)
 
 
-NO_AUGMENTATION = Augmentation(flip=0.0, scale=(1.0, 1.0), color=0.0)
+NO_AUGMENTATION = Augmentation(flip=0.0, scale=(1.0, 1.0), color=0.0, hue=0.0, mosaic=0.0, mixup=0.0)
 
 
 class Content(NamedTuple):

@@ -20,12 +20,14 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from model.assign import Rule, assign
 from model.points import decode, encode
 
+Quality = Literal["centerness", "iou"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is learnt; the network and its outputs stay the same."""
 
-    quality: Literal["centerness", "iou"] = "centerness"
+    quality: Quality = "centerness"
     """What the centerness output predicts: how central a point is, or how good its box."""
     assignment: Rule = "fcos"
     """Which points learn a box."""

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from model.layout import Augmentation
-from model.settings import Settings
+from model.settings import PATHS, Settings
 
 # What the shipped model is. Learning from nine tenths of train and scored on the other, 6 epochs at half the size: AP
 # 0.114 with Lite2 and 0.090 with Lite0; and with overlaps above 0.5, 0.55, 0.6, 0.65 suppressed 0.116, 0.115, 0.114,
@@ -84,6 +84,5 @@ def read_options(arguments: Sequence[str], description: str | None) -> Settings:
     given = given | (data_folder(short.data) if short.data else {})
     if not given:
         return tyro.cli(Settings, args=rest, description=description)
-    paths = ("train_annotations", "train_images", "val_annotations", "val_images", "output")
-    defaults = Settings(**(dict.fromkeys(paths, tyro.MISSING) | given))
+    defaults = Settings(**(dict.fromkeys(PATHS, tyro.MISSING) | given))
     return tyro.cli(Settings, args=rest, description=description, default=defaults)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,16 @@ class Pack(NamedTuple):
     on: Tensor  # int64 [L], its canvas
     source: Tensor  # float32 [L, 4], xyxy in the picture's own pixels
     target: Tensor  # float32 [L, 4], xyxy, canvas pixels, whole ones
-    light: Tensor  # float32 [L, 4]
+    light: Tensor  # float32 [L, 4], as `Light`
+
+    def to(self, device: torch.device) -> Pack:
+        """With what is painted by on the device; boxes and labels stay where they are."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor)
+        }
+        return self._replace(**moved)
 
 
 def pack(plans: list[Plan]) -> Pack:
@@ -126,12 +135,11 @@ class ResidentPictures:
         turned = bool(pack.light[:, 3].any())
         kept = self.kept[pack.layer].to(torch.float32)  # [L, 2]
         height, width = (int(side) for side in kept.amax(0))  # beyond these the layers' pictures have no pixels
-        flipped, blended, share, layer, on, source, target, light, kept = (
-            part.to(self.device, non_blocking=True) for part in (*pack[4:], kept)
-        )
-        source = source * self.ratio[layer]
+        pack, kept = pack.to(self.device), kept.to(self.device, non_blocking=True)
+        layer, target, light = pack.layer, pack.target, pack.light
+        source = pack.source * self.ratio[layer]
         columns = _weights(source[:, 0::2], target[:, 0::2], kept[:, 1], width, pack.canvas.width)  # [L, W, width]
-        mirrored = flipped[on].view(-1, 1, 1)
+        mirrored = pack.flipped[pack.on].view(-1, 1, 1)
         columns = torch.where(mirrored, columns.flip(1), columns)
         rows = _weights(source[:, 1::2], target[:, 1::2], kept[:, 0], height, pack.canvas.height)  # [L, H, height]
 
@@ -146,10 +154,10 @@ class ResidentPictures:
             shown = turn_hue(shown, light[:, 3])
 
         # Layers of a canvas do not overlap, so that the order in which these whole numbers are added does not matter.
-        canvases = self.filler.repeat(len(flipped), pack.canvas.height, 1, pack.canvas.width)
-        canvases.index_add_(0, on, (shown.round() - self.filler) * mask)
+        canvases = self.filler.repeat(len(pack.flipped), pack.canvas.height, 1, pack.canvas.width)
+        canvases.index_add_(0, pack.on, (shown.round() - self.filler) * mask)
         images, others = canvases[: len(pack.pictures)], canvases[len(pack.pictures) :]
-        share = share.view(-1, 1, 1, 1)
+        share, blended = pack.share.view(-1, 1, 1, 1), pack.blended
         images[blended] = (images[blended] * share + others * (1 - share)).round()
         return Batch(images.to(torch.uint8).transpose(1, 2), pack.boxes, pack.labels, pack.pictures)
 

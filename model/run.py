@@ -53,7 +53,7 @@ class Position:
 
 
 class Run:
-    """Everything of a run but its course.
+    """What a run works with, and its steps: an epoch, an evaluation, a save.
 
     Args:
         stopped: the run to go on with.
@@ -109,6 +109,8 @@ class Run:
 
     def _batches(self) -> CanvasBatches:
         settings = self.settings
+        repeats = data.repeat_factors(self.annotations, settings.repeat_thin)
+        self._times = max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
         return CanvasBatches(
             data.canvas_indices(self.annotations, self.metadata),
             self.metadata.canvases,
@@ -117,7 +119,7 @@ class Run:
             rank=self.processes.rank,
             processes=self.processes.count,
             zooms=settings.zooms,
-            repeats=data.repeat_factors(self.annotations, settings.repeat_thin) if settings.repeat_thin else None,
+            repeats=repeats * self._times,
             multiple=settings.accumulate,
             plain_from=settings.epochs - settings.plain_epochs,
         )
@@ -160,6 +162,8 @@ class Run:
             f"learning rate {settings.base_lr:g} for a batch of {settings.batch_size}; {settings.epochs} epochs of "
             f"{self.length} iterations",
         ]
+        if self._times > 1:
+            lines.append(f"few pictures: an epoch goes through them {self._times:.1f} times (--epoch-iterations)")
         if self.iteration:
             lines.append(f"goes on after {self.position.done} iterations of epoch {self.position.epoch + 1}")
         return "\n".join(lines)
@@ -279,7 +283,7 @@ def evaluate(
 
 def describe(settings: Settings, annotations: Annotations, epochs: float, origin: dict[str, Any]) -> dict[str, Any]:
     """What the model file will say of its training, and of that which it began from: no path of this machine."""
-    options = {key: value for key, value in settings.of_the_result().items() if key not in ("from", "weights")}
+    options = {key: value for key, value in settings.of_the_result().items() if key != "weights"}
     return {
         **({"name": settings.name} if settings.name else {}),
         "pictures": len(annotations),

@@ -14,7 +14,7 @@ from model.checkpoint import Checkpoint
 from model.checks import Problems, check_classes
 from model.data import Annotations, read_checked
 from model.formats import Document
-from model.settings import Settings
+from model.settings import PATHS, Settings
 
 
 def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None]:
@@ -85,8 +85,10 @@ def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
 
 def require_same_options(began: dict[str, Any], settings: Settings) -> None:
     """Raises: ValueError: options differ from those that the run began with."""
-    then, now = _flat(began), _flat(settings.of_the_result())
-    differ = [f"--{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    # An option that was not there yet has what does as was done without it: its default, but for epoch_iterations.
+    before: dict[str, Any] = dict.fromkeys(PATHS, Path()) | {"epoch_iterations": 0}
+    then, now = _flat(Settings(**before).of_the_result()) | _flat(began), _flat(settings.of_the_result())
+    differ = [f"--{key} was {then[key]}, is {now[key]}" for key in now if then[key] != now[key]]
     if differ:
         raise ValueError(
             f"--resume goes on with the options that the run began with, but {'; '.join(differ)}: "
@@ -109,10 +111,6 @@ def require_same_run(stopped: Checkpoint, settings: Settings, annotations: Annot
         ValueError: names what differs.
     """
     assert stopped.resume is not None
-    if "options" not in stopped.resume:
-        raise ValueError(
-            f"the run in {settings.output} was begun by an older version: start another --from its best.pt"
-        )
     require_same_options(stopped.resume["options"], settings)
     if stopped.resume["data"] != fingerprint(annotations):
         raise ValueError(

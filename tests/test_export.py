@@ -21,7 +21,7 @@ from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
-from export.precision import AGREEMENT, agreement, choose_pictures, read_bytes_as_quantized, to_fp16
+from export.precision import LOWER, agreement, choose_pictures, read_bytes_as_quantized, to_fp16
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
@@ -188,7 +188,7 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
 ) -> None:
     output = tmp_path / f"{precision}.onnx"
     share, count = lower_precision(exported, precision, choose_pictures(picture_folder), output)
-    assert share >= AGREEMENT[precision]
+    assert share >= LOWER[precision].share
     assert count > 20
     runner = OnnxRunner.load(output)
     changes = {"precision": precision, "metrics": {}}
@@ -279,10 +279,10 @@ def test_bytes_that_stand_for_something_else_are_normalised(mean: list[float], d
 def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder: Path, tmp_path: Path) -> None:
     pictures_ = choose_pictures(picture_folder)
     reference = OnnxRunner.load(exported)
-    assert agreement(reference, reference, pictures_, "fp16")[0] == 1.0
+    assert agreement(reference, reference, pictures_, LOWER["fp16"])[0] == 1.0
     file = tmp_path / "other.onnx"
     onnx.save(with_halved_boxes(onnx.load(exported)), file)
-    share, count = agreement(reference, OnnxRunner.load(file), pictures_, "int8")
+    share, count = agreement(reference, OnnxRunner.load(file), pictures_, LOWER["int8"])
     assert count > 20
     assert share < 0.2
 
@@ -308,7 +308,7 @@ def test_what_falls_just_below_the_threshold_is_no_disagreement(
         return found.take(found.scores > parameters.score_threshold)
 
     monkeypatch.setattr(Detector, "finish", dimmed)
-    share, _ = agreement(reference, dimmer, chosen, "fp16")
+    share, _ = agreement(reference, dimmer, chosen, LOWER["fp16"])
     assert lost > 0
     assert share == 1.0
 
@@ -324,7 +324,7 @@ def test_detections_that_fp32_does_not_have_are_disagreement_too(
         return found.take(np.arange(len(found)) < 1) if detector.run is few else found
 
     monkeypatch.setattr(Detector, "finish", some)
-    share, _ = agreement(few, many, choose_pictures(picture_folder), "int8")
+    share, _ = agreement(few, many, choose_pictures(picture_folder), LOWER["int8"])
     assert share < 0.5
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.artifact import METADATA_KEY, Metadata
 from app.detector import Detector
-from app.images import MOST_PIXELS, open_picture
+from app.images import MOST_PIXELS, decode
 from app.session import OnnxRunner
 from app.settings import DEFAULT_MODEL
 
@@ -90,7 +90,7 @@ def test_the_example_finds_what_the_service_finds(
     path = {"shipped": DEFAULT_MODEL, "int8": INT8, "other": other_model}[model]
     file = pictures / picture
     runner = OnnxRunner.load(path)
-    expected = Detector(runner.metadata, runner).detect(open_picture(file.read_bytes(), MOST_PIXELS))
+    expected = Detector(runner.metadata, runner).detect(decode(file.read_bytes(), MOST_PIXELS))
     if model == "other":
         assert len(expected) == runner.metadata.defaults.max_detections
 

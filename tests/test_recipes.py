@@ -24,7 +24,7 @@ from tests.toy import ALONE, QUIET, read_annotations, write_folder
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "backbone": "test_efficientnet", "weights": "none", "channels": 64, "head_convs": 1, "size": 64,
-    "batch_size": 4, "workers": 0, "device": "cpu",
+    "batch_size": 4, "workers": 0, "device": "cpu", "epoch_iterations": 0,
 }  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from app.artifact import file_version, grids
 from app.errors import ArtifactError, ProviderError
-from app.providers import CPU, CUDA, open_session, why_no_cuda
-from app.session import OnnxRunner, widths
+from app.postprocess import Heads
+from app.providers import CPU, CUDA, CudaOptions, open_session, why_no_cuda
+from app.session import INPUT, OnnxRunner, widths
 from tests.support import METADATA, metadata, write_model
 
 
@@ -156,6 +157,28 @@ def test_a_gpu_without_room_is_not_the_files_fault(
     assert (runner.provider, runner.fallback) == (CPU, full)
     with pytest.raises(ProviderError, match=full):
         OnnxRunner.load(model_file, "cuda")
+
+
+def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+
+    class Graphs:
+        def __init__(self, session: ort.InferenceSession, *rest: Any) -> None:
+            self.session = session
+
+        def run(self, images: np.ndarray) -> Any:
+            recorded.append(images.shape)
+            return self.session.run(list(Heads._fields), {INPUT: images})
+
+    monkeypatch.setattr("app.session.CudaGraphs", Graphs)
+    monkeypatch.setattr("app.session.CUDA", CPU)
+    runner = OnnxRunner.load(model_file, cuda=CudaOptions(graphs=True))
+    assert not recorded
+    canvas = runner.metadata.canvases[0]
+    runner.check(canvas)
+    assert recorded == [(1, *canvas, 3)]
 
 
 def test_of_a_failure_of_cuda_the_reason_is_told_and_nothing_of_the_host(

