@@ -48,6 +48,7 @@ up:
 	@deploy/up
 
 down:
+	@docker info >/dev/null 2>&1 || { echo "error: Docker does not answer, so that nothing of it runs here."; exit 2; }
 	@if docker compose version >/dev/null 2>&1; then docker compose --profile '*' down; \
 	else docker-compose down; fi
 

@@ -48,13 +48,30 @@ class Outputs:
     coco_annotations: Path | None = None
     drawings: Path | None = None
 
+    def require(self, pictures: Sequence[Path]) -> None:
+        """Raises: StartError: One cannot be written, or in the place of what is wanted; better now than after all the
+        work."""
+        if self.coco_annotations is not None and self.coco is None:
+            raise StartError("--coco-annotations is for --coco: name a file for the results, or leave it out.")
+        taken = {picture.resolve(): "is one of the pictures" for picture in pictures}
+        for option, path in (("--json", self.json), ("--json-lines", self.json_lines), ("--coco", self.coco)):
+            if path is None:
+                continue
+            if path.is_dir():
+                raise StartError(f"{option} {path} is a folder: name a file in it.")
+            if not path.parent.is_dir():
+                raise StartError(f"{option} {path} cannot be written: there is no folder {path.parent}.")
+            if path.suffix.lower() in SUFFIXES:
+                raise StartError(f"{option} {path} is called as a picture is: name a file for the results.")
+            if path.resolve() in taken:
+                raise StartError(f"{option} {path} {taken[path.resolve()]}: name another file.")
+            taken[path.resolve()] = f"is written to by {option}, too"
+
 
 async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outputs, query: DetectQuery) -> int:
     """Detects objects in files. Returns: 1 where a picture failed, else 0. Raises: StartError."""
     files = pictures_in(paths)
-    for path in (outputs.json, outputs.coco):
-        if path is not None and not path.parent.is_dir():  # better now than after all the work
-            raise StartError(f"{path} cannot be written: there is no folder {path.parent}.")
+    outputs.require(files)
     ids = CocoIds.read(outputs.coco_annotations)
     if outputs.coco is not None:
         ids.require(files)

@@ -77,11 +77,12 @@ class Gate:
         # Every key is compared, and in constant time: how long a refusal takes tells nothing of them.
         found = [key for key in keys if hmac.compare_digest(key, given.encode("latin-1"))]
         if not found:
+            wrong = "that may reload" if scope["path"] == RELOAD else "of this service's"
             raise Refusal(
                 "unauthorized",
-                "This service wants a key. Send `Authorization: Bearer KEY`."
-                if not given
-                else "The key is not one of this service's.",
+                f"The key is not one {wrong}."
+                if given
+                else "This service wants a key. Send `Authorization: Bearer KEY`.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return found[0]

@@ -66,7 +66,10 @@ def _class_id(name: str, classes: tuple[str, ...]) -> int:
     composed = [normalize("NFC", known) for known in classes]
     if normalize("NFC", name) in composed:
         return composed.index(normalize("NFC", name))
-    near = difflib.get_close_matches(name, classes, n=3) or list(classes[:3])
+    folded: dict[str, str] = {}
+    for known in classes:
+        folded.setdefault(known.casefold(), known)
+    near = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3)] or list(classes[:3])
     raise Refusal(
         "unknown_class",
         f"The model has no class {name[:100]!r}. The nearest it has: {', '.join(near)}; GET /model lists all.",

@@ -21,6 +21,7 @@ from typing import Any
 
 if not __package__:  # run as a script: the repository's packages lie one level up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import model  # noqa: F401  which says so where torch is not installed
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,6 +206,8 @@ def main() -> int:
             lambda text: print(f"evaluate: {text}", file=sys.stderr),
         )  # fmt: skip
         _say_unknown(document, metadata.classes)
+        if all(box["iscrowd"] for box in document["annotations"]):
+            print(f"evaluate: {options.annotations} has no boxes to compare with: AP is -1", file=sys.stderr)
         found = evaluate(runner, metadata, document, options.images, console)
         for name, values in found.per_class.items():
             console.print(f"{name:>16}  AP {values['AP']:.3f}  AP50 {values['AP50']:.3f}")

@@ -15,10 +15,12 @@ def require_folder(path: Path) -> None:
     """Better before the work whose result is to be written there than after it.
 
     Raises:
-        ValueError: there is no folder to write the file to.
+        ValueError: there is no folder to write the file to, or it is one.
     """
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write to")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
 
 
 def make_folder(path: Path) -> None:

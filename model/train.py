@@ -28,6 +28,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script: the repository's packages lie one level up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import model  # noqa: F401  which says so where torch is not installed
 
 import torch
 from rich.console import Console

@@ -74,10 +74,10 @@ def test_numbers_are_said_whatever_becomes_of_their_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "out.json").mkdir()
     found = evaluate.evaluate
 
     def renamed(*arguments: Any) -> Any:
+        (tmp_path / "out.json").mkdir()
         return dataclasses.replace(found(*arguments), per_class={"[/b] [1, 2]": {"AP": 0.25, "AP50": 0.5}})
 
     monkeypatch.setattr(evaluate, "evaluate", renamed)
@@ -201,6 +201,16 @@ def test_what_the_model_has_no_class_for_is_said(
     assert f"no such class: Red ({boxes} boxes)" in capsys.readouterr().err
     assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1]) == 0
     assert not capsys.readouterr().err
+
+
+def test_that_there_is_nothing_to_be_found_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path, toy: tuple[Path, Path]
+) -> None:
+    empty = toy[0].with_name("empty.json")
+    empty.write_text(json.dumps({**json.loads(toy[0].read_text()), "annotations": []}))
+    assert run(monkeypatch, model_file, "--annotations", empty, "--images", toy[1], "--device", "cpu") == 0
+    said = capsys.readouterr()
+    assert "empty.json has no boxes to compare with: AP is -1" in said.err and "AP -1.0000" in said.out
 
 
 def test_the_truth_itself_is_perfect(tmp_path: Path) -> None:

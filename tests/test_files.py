@@ -2,6 +2,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,29 @@ def test_a_file_that_the_annotations_lack_stops_before_any_work(
 def test_a_place_that_cannot_be_written_is_named_before_the_work(kind: str, folder: Path, model_file: Path) -> None:
     with pytest.raises(StartError, match=r"nowhere.*cannot be written"):
         run(model_file, folder, **{kind: folder / "nowhere" / "out.json"})
+
+
+@pytest.mark.parametrize("kind", ["json", "json_lines", "coco"])
+def test_no_output_takes_the_place_of_what_is_wanted(kind: str, folder: Path, model_file: Path, tmp_path: Path) -> None:
+    """As where the option's own value was forgotten, and the first picture became it."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    bare = folder / "picture"
+    shutil.copy(folder / "0007.png", bare)
+    option = "--" + kind.replace("_", "-")
+    with pytest.raises(StartError, match=rf"{option} .*0007\.png is called as a picture is"):
+        run(model_file, folder / "0008.png", **{kind: folder / "0007.png"})
+    with pytest.raises(StartError, match=f"{option} .*picture is one of the pictures"):
+        run(model_file, bare, **{kind: bare})
+    with pytest.raises(StartError, match=f"{option} .* is a folder"):
+        run(model_file, folder, **{kind: tmp_path})
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_outputs_are_different_files(folder: Path, model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"--coco .*out\.json is written to by --json, too"):
+        run(model_file, folder, json=tmp_path / "out.json", coco=tmp_path / "pictures" / ".." / "out.json")
+    with pytest.raises(StartError, match="--coco-annotations is for --coco"):
+        run(model_file, folder, coco_annotations=tmp_path / "out.json")
 
 
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:

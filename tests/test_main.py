@@ -177,3 +177,25 @@ def test_the_service_gets_ready_answers_and_ends_well(model_file: Path) -> None:
     assert "colours" in log
     assert "CPUExecutionProvider" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    "command", [["model/train.py"], ["model/evaluate.py"], ["-m", "export"], ["-m", "model.average"]], ids=str
+)
+def test_what_needs_torch_says_so_where_the_service_alone_is_set_up(command: list[str]) -> None:
+    # -S: without site-packages
+    done = subprocess.run(
+        [sys.executable, "-S", *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "torch" in done.stderr and "`pip install -r requirements/dev.txt` installs all" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_a_gpu_session_lacks_is_named(tmp_path: Path) -> None:
+    script = ROOT / "deploy" / "gpu-session" / "prepare.sh"
+    for name in ("train.json", "val.json", "train-0.tar", "val-0.tar"):
+        pattern = name.replace("-0", "-*")
+        done = subprocess.run(["bash", script, tmp_path], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr.strip()[-len(pattern) :]) == (2, pattern)
+        (tmp_path / name).touch()

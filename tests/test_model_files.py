@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import replaced, write_json
+from model.files import replaced, require_folder, write_json
 
 
 def test_a_link_stays_one(tmp_path: Path) -> None:
@@ -42,3 +42,11 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
 def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"{tmp_path.name} could not be written"):
         write_json(tmp_path, [])
+
+
+def test_a_file_that_is_a_folder_is_named_before_the_work(tmp_path: Path) -> None:
+    require_folder(tmp_path / "new.json")
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        require_folder(tmp_path)
+    with pytest.raises(ValueError, match="no folder"):
+        require_folder(tmp_path / "nowhere" / "new.json")

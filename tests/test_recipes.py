@@ -50,7 +50,13 @@ def test_the_script_that_made_the_shipped_model_fits_together(tmp_path: Path) ->
     fake.chmod(0o755)
     script = ROOT / "model" / "weights" / "train.sh"
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run(["sh", str(script), "data", "runs"], env=os.environ | path, cwd=ROOT, check=True)
+
+    def run() -> int:
+        return subprocess.run(["sh", str(script), str(tmp_path), "runs"], env=os.environ | path, cwd=ROOT).returncode
+
+    assert run() == 2 and not log.exists(), "there are no data"
+    (tmp_path / "train.json").touch()
+    assert run() == 0
 
     written: set[str] = set()
     commands = [json.loads(line) for line in log.read_text().splitlines()]

@@ -6,7 +6,11 @@
 # DATA holds train.json, val.json and the pictures as train-*.tar and val-*.tar. Two sets are made: `train` (wheels and
 # data) and `serve` (wheels of the service, for its benchmarks). Together with the repository no part passes 64 MiB.
 set -euo pipefail
-data=$(realpath "${1:?usage: deploy/gpu-session/prepare.sh DATA}")
+data=$(realpath "${1:-/nowhere}")
+for name in train.json val.json train-*.tar val-*.tar; do
+  # shellcheck disable=SC2086  # a pattern
+  compgen -G "$data/$name" >/dev/null || { echo "usage: $0 DATA, but ${1:-DATA} holds no $name" >&2; exit 2; }
+done
 cd "$(dirname "$0")/../.."
 python=3.12
 # What 64 MiB leave beside the repository, with some room.

@@ -2,7 +2,11 @@
 # How fcos-everyday was made, in about eight hours on two cores: model/weights/train.sh DATA RUNS
 # DATA holds train.json, train/, val.json and val/. What was otherwise when it was made is in README.md.
 set -eu
-data=$1 runs=$2
+data=${1:-} runs=${2:-}
+if [ ! -f "$data/train.json" ] || [ -z "$runs" ]; then
+    echo "usage: $0 DATA RUNS, where DATA holds train.json, train/, val.json and val/" >&2
+    exit 2
+fi
 
 train() { python model/train.py --preset everyday-cpu --data "$data" "$@"; }
 
