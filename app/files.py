@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from app.cores import core_count
-from app.errors import Refusal, StartError
-from app.errors import failed as failure
+from app.errors import Refusal, StartError, failed
 from app.images import SUFFIXES
 from app.negotiation import PNG
 from app.postprocess import COCO_SCORE_THRESHOLD
@@ -25,7 +24,6 @@ from app.service import Service
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
-
 
 Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
 
@@ -85,7 +83,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
     if outputs.coco is not None and query.score_threshold is None:
         query = query.model_copy(update={"score_threshold": COCO_SCORE_THRESHOLD})
     results: list[Result] = []
-    failed = 0
+    failures = 0
     with ExitStack() as stack:
         stack.callback(service.close)
         lines = None if outputs.json_lines is None else stack.enter_context(Lines(outputs.json_lines))
@@ -98,7 +96,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
             progress.clear()
             _print(result, shown_above)
             progress.step()
-            failed += "problem" in result
+            failures += "problem" in result
             if lines is not None:
                 lines.append(json.dumps(result, ensure_ascii=False) + "\n")
             if outputs.json is not None or outputs.coco is not None:
@@ -107,7 +105,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         _write(outputs.json, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     if outputs.coco is not None:
         _write(outputs.coco, json.dumps([row for result in results for row in ids.rows(result)]) + "\n")
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
@@ -152,7 +150,7 @@ async def _detect(service: Service, file: Path, drawing: Path | None, query: Det
         return {"file": _name(file), "problem": expected.problem()}
     except Exception:
         log.exception("The model failed on %s.", _name(file))
-        return {"file": _name(file), "problem": failure("picture").problem()}
+        return {"file": _name(file), "problem": failed("picture").problem()}
     if drawing is not None and outcome.drawn is not None:
         await asyncio.to_thread(_write, drawing, outcome.drawn)
     return {"file": _name(file), **outcome.answer.model_dump()}

@@ -8,7 +8,9 @@ import time
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from app.artifact import Metadata
@@ -87,7 +89,10 @@ class Run:
                 "choose --norm gn, a larger --batch-size or a smaller --accumulate"
             )
         self.metadata = checkpoints.metadata_of(self.config, self.input_config, iou_threshold=settings.iou_threshold)
-        self.batches = self._batches()
+        repeats = data.repeat_factors(self.annotations, settings.repeat_thin)
+        # How often an epoch goes through pictures that are few.
+        self._times = max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
+        self.batches = self._batches(repeats * self._times)
         self.loader = make_loader(settings, self.annotations, self.metadata, self.batches, processes.device)
         self.length = len(self.batches) // settings.accumulate
 
@@ -107,10 +112,8 @@ class Run:
         self._same = {"options": settings.of_the_result(), "data": fingerprint(self.annotations)}
         self._saved_at = time.monotonic()
 
-    def _batches(self) -> CanvasBatches:
+    def _batches(self, repeats: NDArray[np.float64]) -> CanvasBatches:
         settings = self.settings
-        repeats = data.repeat_factors(self.annotations, settings.repeat_thin)
-        self._times = max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
         return CanvasBatches(
             data.canvas_indices(self.annotations, self.metadata),
             self.metadata.canvases,
@@ -119,7 +122,7 @@ class Run:
             rank=self.processes.rank,
             processes=self.processes.count,
             zooms=settings.zooms,
-            repeats=repeats * self._times,
+            repeats=repeats,
             multiple=settings.accumulate,
             plain_from=settings.epochs - settings.plain_epochs,
         )

@@ -773,25 +773,17 @@ def test_nothing_of_a_picture_waits_for_the_collector(
     def left() -> list[object]:
         return [one for one in gc.get_objects() if isinstance(one, (Job, Refusal, Image.Image))]
 
-    async def none_is_left(when: str) -> None:
-        for _ in range(500):  # a worker may have a picture in hand for a moment after its answer
-            if len(left()) == before:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"{when}: {left()}")
-
-    before = 0
-
     async def run() -> None:
-        nonlocal before
         async with served(model_file) as service:
             gc.collect()
             gc.disable()
-            before = len(left())
+            before = len(
+                left()
+            )  # again so in the end: a worker may have a picture in hand for a moment after its answer
             for _ in range(3):
                 assert await service.detect(PICTURE, DEFAULTS)
                 assert await service.detect(PICTURE, DEFAULTS, draw="image/png")
-            await none_is_left("answered")
+            await until(lambda: len(left()) == before)
             for data in (PICTURE[:-30], b"no picture", b""):
                 with contextlib.suppress(Refusal):
                     await service.detect(data, DEFAULTS)
@@ -800,7 +792,7 @@ def test_nothing_of_a_picture_waits_for_the_collector(
             deadline = perf_counter() + 9
             batch = await detect_each(service, [PICTURE[:-30], PICTURE], DEFAULTS, deadline=deadline, gone=never)
             assert isinstance(batch.results[0], Refused)
-            await none_is_left("refused")
+            await until(lambda: len(left()) == before)
 
             held.install(monkeypatch)
             waiting = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(4)]
@@ -811,7 +803,7 @@ def test_nothing_of_a_picture_waits_for_the_collector(
             held.open.set()
             del waiting, task
             held.batches.clear()
-            await none_is_left("abandoned")
+            await until(lambda: len(left()) == before)
 
     try:
         asyncio.run(run())

@@ -7,8 +7,7 @@
 # data) and `serve` (wheels of the service, for its benchmarks). Together with the repository no part passes 64 MiB.
 set -euo pipefail
 data=$(realpath "${1:-/nowhere}")
-for name in train.json val.json train-*.tar val-*.tar; do
-  # shellcheck disable=SC2086  # a pattern
+for name in train.json val.json 'train-*.tar' 'val-*.tar'; do
   compgen -G "$data/$name" >/dev/null || { echo "usage: $0 DATA, but ${1:-DATA} holds no $name" >&2; exit 2; }
 done
 cd "$(dirname "$0")/../.."
