@@ -12,6 +12,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.amp import mixed_precision, precision_of
 from model.config import InputConfig
 from model.data import Batch
 from model.distributed import Processes
@@ -38,7 +39,7 @@ class Learner:
         self.model = model.to(device).to(memory_format=torch.channels_last)
         freeze(model, settings)
         self.optimizer = make_optimizer(model, settings)
-        self.precision = _precision(settings, device)
+        self.precision = precision_of(settings.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         # The window grows with the run, to about a tenth of it: runs are too short for a constant one.
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75)
@@ -101,7 +102,7 @@ class Learner:
             # Only the last part's backward pass exchanges gradients.
             local = distributed and number < len(moved)
             with self._losses.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
+                with mixed_precision(device, self.precision):
                     losses: dict[str, Tensor] = self._losses(images, batch.boxes, batch.labels, normalisers)
                 loss = torch.stack(list(losses.values())).sum()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -148,15 +149,6 @@ class _Losses(nn.Module):
         self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], normalisers: Tensor | None
     ) -> dict[str, Tensor]:
         return self.model.losses(images, boxes, labels, self.objective, normalisers)
-
-
-def _precision(settings: Settings, device: torch.device) -> torch.dtype | None:
-    """What the convolutions are computed in; None for float32."""
-    if settings.amp == "auto":
-        # Where it is emulated, as before Ampere, nothing is gained by it.
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[settings.amp]
 
 
 def _allow_shapes(settings: Settings, input_config: InputConfig) -> None:

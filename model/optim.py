@@ -13,18 +13,26 @@ from model.settings import Settings
 
 
 def freeze(model: FCOS, settings: Settings) -> None:
-    """Stop the gradient in the backbone: nowhere, up to C3, or everywhere."""
+    """Stop the gradient in the backbone: nowhere, up to a level, or everywhere.
+
+    Raises:
+        ValueError: the backbone has no parameters up to that level.
+    """
     parameters = list(model.backbone.body.named_parameters())
-    count = 0
-    if settings.freeze == "all":
+    if settings.freeze == "none":
+        count = 0
+    elif settings.freeze == "all":
         count = len(parameters)
-    elif settings.freeze == "c3":
-        c3 = model.backbone.body.feature_info.module_name()[0]
-        prefixes = (f"{c3}.", f"{c3.replace('.', '_')}.")
+    else:
+        stride = {"c2": 4, "c3": 8}[settings.freeze]
+        # The last of several modules at a stride is the level: what follows it is at the next stride.
+        levels = [level["module"] for level in model.backbone.body.feature_info.info if level["reduction"] == stride]
+        prefixes = tuple(f"{name}." for level in levels[-1:] for name in (level, level.replace(".", "_")))
         count = 1 + max((i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes)), default=-1)
         if not count:
             raise ValueError(
-                f"--freeze c3: no parameter of {settings.backbone or 'the backbone'} lies up to C3; leave it out"
+                f"--freeze {settings.freeze}: no parameter of {settings.backbone or 'the backbone'} lies up to "
+                f"{settings.freeze.upper()}; leave it out"
             )
     for _, parameter in parameters[:count]:
         parameter.requires_grad_(False)

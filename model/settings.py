@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from model.amp import Amp
 from model.assign import Rule
 from model.checkpoint import IOU_THRESHOLD, Checkpoint
 from model.config import FCOSConfig, InputConfig, require_name
@@ -17,6 +18,8 @@ from model.losses import Quality
 
 NOMINAL_BATCH = 16
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+Freeze = Literal["none", "c2", "c3", "all"]
 
 PATHS = ("train_annotations", "train_images", "val_annotations", "val_images", "output")
 """Options without a default."""
@@ -93,8 +96,8 @@ class Settings:
     """Where the steps divide the learning rate by 10, in parts of the run."""
     clip_norm: float = 10.0
     """Largest norm of the gradient; 0 for none."""
-    freeze: Literal["none", "c3", "all"] = "none"
-    """Of the backbone: nothing, the layers up to C3, everything."""
+    freeze: Freeze = "none"
+    """Of the backbone: nothing, the layers up to C2 (stride 4), those up to C3 (stride 8), everything."""
     backbone_norm: Literal["frozen", "trained"] = "trained"
     """Statistics of the backbone's BatchNorm."""
     ema_decay: float = 0.9998
@@ -124,8 +127,8 @@ class Settings:
     """Compile the network: minutes at the start for faster iterations."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """auto: bf16 on a GPU that has it, else off."""
+    amp: Amp = "auto"
+    """auto: bf16 on a GPU or a CPU that has it, else off."""
     name: str | None = None
     """Of the model, as the service will show it; that of the exported file where none is given."""
     iou_threshold: float = IOU_THRESHOLD

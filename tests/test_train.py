@@ -32,9 +32,9 @@ from model.checkpoint import Checkpoint
 from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_checked, repeat_factors
 from model.fcos import FCOS
 from model.layout import NO_AUGMENTATION, Augmentation
-from model.learner import Learner, _precision
+from model.learner import Learner
 from model.losses import Objective
-from model.optim import lr_factor, make_optimizer
+from model.optim import freeze, lr_factor, make_optimizer
 from model.run import Run, evaluate
 from model.settings import Settings
 from model.stopping import Stop
@@ -491,13 +491,6 @@ def test_batches_without_a_single_box_train(data: Data, tmp_path: Path, quality:
     assert not after["head.class_logits.bias"].equal(before["head.class_logits.bias"])
 
 
-def test_a_gpu_that_only_emulates_half_precision_is_left_in_full(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert _precision(settings(data, tmp_path), torch.device("cuda")) is None
-
-
 def test_every_shape_that_a_run_has_is_compiled(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = settings(data, tmp_path, compile=True, size=128, zooms=(0.5,))
     model = FCOS(*options.network(tuple(IDS), None))
@@ -731,8 +724,9 @@ def test_sgd_goes_on_with_nine_tenths_of_its_last_step(data: Data, tmp_path: Pat
         assert bias.item() == pytest.approx(-steps * options.base_lr)
 
 
-def test_frozen_layers_do_not_move(data: Data, tmp_path: Path) -> None:
-    options = settings(data, tmp_path, freeze="c3", backbone_norm="frozen")
+@pytest.mark.parametrize("level", ["c2", "c3"])
+def test_frozen_layers_do_not_move(data: Data, tmp_path: Path, level: Any) -> None:
+    options = settings(data, tmp_path, freeze=level, backbone_norm="frozen")
     learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
     before = {key: value.clone() for key, value in learner.model.state_dict().items()}
     images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
@@ -741,9 +735,28 @@ def test_frozen_layers_do_not_move(data: Data, tmp_path: Path) -> None:
     frozen = {key for key, value in learner.model.named_parameters() if not value.requires_grad}
     assert frozen and not moved & frozen
     c3, c4, _ = learner.model.backbone(images.float())
-    assert not c3.requires_grad and c4.requires_grad  # all of C3, and nothing above it
+    assert c3.requires_grad == (level == "c2") and c4.requires_grad  # all up to the level, and nothing above it
     assert not any("running" in key for key in moved)
-    assert any(key.startswith("backbone.") for key in moved)  # what lies above C3
+    assert any(key.startswith("backbone.") for key in moved)  # what lies above the level
+
+
+@pytest.mark.parametrize(
+    ("backbone", "last", "next_"),
+    [
+        ("tf_efficientnet_lite0", "blocks.1.", "blocks.2."),
+        ("resnet18", "layer1.", "layer2."),
+        ("convnext_atto", "stages_0.", "stages_1."),
+    ],
+)
+def test_c2_is_all_up_to_stride_4(data: Data, tmp_path: Path, backbone: str, last: str, next_: str) -> None:
+    options = settings(data, tmp_path, freeze="c2", backbone=backbone)
+    model = FCOS(*options.network(tuple(IDS), None))
+    freeze(model, options)
+    learning = {name: parameter.requires_grad for name, parameter in model.backbone.body.named_parameters()}
+    assert not next(iter(learning.values()))
+    assert not any(learns for name, learns in learning.items() if name.startswith(last))
+    assert all(learns for name, learns in learning.items() if name.startswith(next_))
+    assert list(learning.values()) == sorted(learning.values())  # no learning layer below a frozen one
 
 
 def test_statistics_of_frozen_layers_do_not_move_and_all_others_do(data: Data, tmp_path: Path) -> None:

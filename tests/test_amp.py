@@ -1,0 +1,74 @@
+"""model/amp.py: what a forward pass is computed in while it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.amp import Amp, mixed_precision, precision_of
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_gpu_that_only_emulates_half_precision_is_left_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert precision_of("auto", CUDA) is None
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx512_f": True}, None)],
+    ids=["avx512_bf16", "amx", "avx512"],
+)
+def test_a_cpu_learns_in_bf16_where_it_has_it(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: Any
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert precision_of("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("amp", "expected"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("off", None)])
+def test_what_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch, amp: Amp, expected: Any) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert precision_of(amp, CPU) == expected
+
+
+def gradients(conv: nn.Conv2d, x: Tensor, precision: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns: The output, and the gradients of the input and of the weights where the output's sum is the loss."""
+    x, conv.weight.grad = x.clone().requires_grad_(), None
+    with mixed_precision(CPU, precision):
+        out = conv(x)
+    out.float().sum().backward()
+    assert x.grad is not None and conv.weight.grad is not None
+    return out.detach(), x.grad, conv.weight.grad
+
+
+def test_on_a_cpu_gradients_of_grouped_convolutions_are_those_of_float32() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 16, 16)
+    for groups, exact in ((1, False), (2, True), (8, True)):
+        conv = nn.Conv2d(8, 8, 5, padding=2, groups=groups)
+        full, half = gradients(conv, x, None), gradients(conv, x, torch.bfloat16)
+        assert half[0].dtype == torch.bfloat16  # what comes after it is as fast as ever
+        for expected, found in zip(full[1:], half[1:], strict=True):
+            assert torch.allclose(found, expected, rtol=0.02, atol=0.2)
+            # A sum's gradient is 1 everywhere, in bf16 too: in float32 nothing at all is lost.
+            assert torch.allclose(found, expected, rtol=1e-6, atol=1e-5) == exact, groups
+
+
+def test_grouped_convolutions_that_do_not_learn_are_as_fast_as_the_others() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8).requires_grad_(False)
+    dtypes = []
+    conv.register_forward_hook(lambda module, given, out: dtypes.append(out.dtype))
+    x = torch.randn(1, 8, 8, 8)
+    with mixed_precision(CPU, torch.bfloat16):
+        frozen = conv(x)
+        with torch.no_grad():
+            unasked = conv.requires_grad_(True)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = conv(x)
+    assert dtypes == [torch.bfloat16] * 3
+    assert frozen.equal(expected) and unasked.equal(expected)
