@@ -147,9 +147,13 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     @app.post(
         RELOAD,
         summary="Serve the model file as it is now",
-        responses=problem_docs("unauthorized", "forbidden", "body_too_large", "reload_running", "model_refused"),
+        responses=problem_docs(
+            "unauthorized", "forbidden", "body_too_large", "invalid_parameter", "reload_running", "model_refused"
+        ),
     )
     async def reload(request: Request) -> ModelInfo:
+        if request.query_params:
+            raise Refusal("invalid_parameter", "This address takes no parameters: FCOS_MODEL says which file is read.")
         if not settings.api_keys and not settings.admin_key:
             raise Refusal("forbidden", "Set FCOS_ADMIN_KEY to reload over HTTP, or send the process SIGHUP.")
         return await _service(request).reload()

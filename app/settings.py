@@ -39,7 +39,13 @@ CommaSeparated = Annotated[frozenset[str], NoDecode, BeforeValidator(_split)]
 class Settings(BaseSettings):
     """What an operator may choose. Each field is the environment variable FCOS_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,  # compose and Kubernetes hand on as empty what is not set
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
 
     model: Path = DEFAULT_MODEL
     """The .onnx file, as `python -m export` writes it, in any precision; `model/weights` has ours in int8 as well."""

@@ -97,6 +97,13 @@ def test_reload_over_http(tmp_path: Path) -> None:
         assert answer["detections"][0]["label"] == "crimson"
 
 
+def test_a_reload_does_not_take_a_file_from_the_request(model_file: Path) -> None:
+    with client_of(model_file, api_keys=KEY) as client:
+        response = client.post("/admin/reload?model=/models/other.onnx", headers=bearer(KEY))
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+        assert "FCOS_MODEL says which" in response.json()["detail"]
+
+
 def test_a_key_has_its_share(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(model_file, api_keys=f"{KEY},{OTHER_KEY}", max_per_key=1) as client, ThreadPoolExecutor(4) as pool:
         held.install(monkeypatch)

@@ -43,8 +43,16 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (load_settings().port, load_settings().max_batch) == (9000, 8)
 
 
-def test_an_empty_admin_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FCOS_ADMIN_KEY", "")  # as compose and Kubernetes hand on what is not set
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_as_if_it_was_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv(f"FCOS_{name.upper()}", raising=False)
+    expected = load_settings()
+    monkeypatch.setenv(f"FCOS_{name.upper()}", "")  # as compose and Kubernetes hand on what is not set
+    assert load_settings() == expected
+
+
+def test_an_admin_key_of_blanks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCOS_ADMIN_KEY", "\n")
     assert load_settings().admin_key is None
 
 
