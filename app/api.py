@@ -119,6 +119,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         gone = partial(disconnected, request.receive)
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 
+    @app.head(MODEL, include_in_schema=False)
     @app.get(MODEL, summary="What is served", responses=problem_docs("unauthorized"))
     async def model(request: Request) -> ModelInfo:
         return _service(request).info()

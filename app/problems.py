@@ -18,6 +18,7 @@ from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 10  # that one answer names
+LONGEST_QUOTE = 100  # characters of what was sent, in an answer
 EXPECTED = (Refusal, RequestValidationError, HTTPException, ClientDisconnect, ClientGone)
 
 
@@ -82,9 +83,9 @@ def _invalid(error: RequestValidationError) -> Refusal:
     for fault in islice(error.errors(), MOST_FAULTS):
         name = ".".join(str(key) for key in fault["loc"][1:])
         if fault["type"] == "extra_forbidden":
-            sentences.append(f"{name} is not a parameter of this address; /docs lists those that are.")
+            sentences.append(f"{name[:LONGEST_QUOTE]} is not a parameter of this address; /docs lists those that are.")
         else:
-            value = repr(fault.get("input"))[:100]
+            value = repr(fault.get("input"))[:LONGEST_QUOTE]
             message = fault["msg"][:1].lower() + fault["msg"][1:]
             sentences.append(f"{name} has value {value}: {message}.")
     return Refusal("invalid_parameter", " ".join(sentences))

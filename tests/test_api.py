@@ -234,7 +234,13 @@ def test_the_description_offers_no_null_in_a_query(client: TestClient) -> None:
     assert all(kinds.values())
 
 
-@pytest.mark.parametrize("address", ["/healthz", "/readyz", "/metrics"])
+@pytest.mark.parametrize("value", [{"x" * 3000: "1"}, {"max_detections": "x" * 3000}], ids=["name", "value"])
+def test_of_a_long_parameter_only_its_beginning_is_quoted(client: TestClient, value: dict[str, str]) -> None:
+    detail = problem(client.post("/detect", params=value, content=PICTURE), 422, "invalid_parameter")
+    assert "x" * 80 in detail and len(detail) < 300
+
+
+@pytest.mark.parametrize("address", ["/healthz", "/readyz", "/metrics", "/model"])
 def test_probes_may_ask_for_the_head_alone(client: TestClient, address: str) -> None:
     response = client.head(address)
     assert response.status_code == 200
