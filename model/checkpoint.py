@@ -52,6 +52,15 @@ class Checkpoint:
             raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from error
         return model.eval()
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of its run, by their names on the command line; of a mean's first run; of weights from elsewhere none."""
+        training = self.training
+        while "mean_of" in training:
+            training = training["mean_of"][0]
+        options: dict[str, Any] = training.get("options", {})
+        return options
+
     def small(self) -> Checkpoint:
         """With its convolutions in fp16, half the size, and nothing to resume from: for what is to travel."""
         weights = {

@@ -46,8 +46,8 @@ class Learner:
         if settings.compile:
             _allow_shapes(settings, model.input_config)
             model.compile(dynamic=False)
-        self._objective = Objective(quality=settings.quality, assignment=settings.assignment)
-        self._losses: nn.Module = _Losses(model, self._objective)
+        self.objective = settings.objective
+        self._losses: nn.Module = _Losses(model, self.objective)
         if processes.count > 1:
             self._losses = DistributedDataParallel(
                 self._losses, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -95,7 +95,7 @@ class Learner:
         normalisers = None  # one part works its own out
         if len(moved) > 1:
             known = [(*self.model.points_of(part.images), part.boxes) for part in moved]
-            normalisers = normalisers_of(known, self._objective)
+            normalisers = normalisers_of(known, self.objective)
         for number, batch in enumerate(moved, 1):
             images = batch.images.contiguous(memory_format=torch.channels_last)
             distributed = isinstance(self._losses, DistributedDataParallel)

@@ -76,6 +76,8 @@ class Run:
         stopped: Checkpoint | None,
         start: Checkpoint | None,
     ) -> None:
+        settings = settings.settled(stopped or start)
+        assert settings.iou_threshold is not None
         self.settings, self.processes, self.console = settings, processes, console
         self.annotations, self.val_document = read_data(settings, console)
         if stopped is not None:
@@ -151,6 +153,7 @@ class Run:
     def describe(self) -> str:
         """What is about to be done, in words."""
         learner, settings = self.learner, self.settings
+        objective = learner.objective
         millions = sum(p.numel() for p in learner.model.parameters()) / 1e6
         precision = "float32" if learner.precision is None else str(learner.precision).removeprefix("torch.")
         counts = [
@@ -162,6 +165,7 @@ class Run:
             f"{', '.join(counts)}; {millions:.1f} M parameters on {self.processes.count} x {self.processes.device}, "
             f"{precision}",
             f"start: {self._origin['start']}",
+            f"learns: the centerness output {objective.quality}, points assigned by {objective.assignment}",
             f"learning rate {settings.base_lr:g} for a batch of {settings.batch_size}; {settings.epochs} epochs of "
             f"{self.length} iterations",
         ]
@@ -253,7 +257,7 @@ class Run:
             training=describe(self.settings, self.annotations, epochs, self._origin),
             metrics=evaluation.metrics if evaluation else {},
             score_threshold=evaluation.score_threshold if evaluation else checkpoints.SCORE_THRESHOLD,
-            iou_threshold=self.settings.iou_threshold,
+            iou_threshold=self.metadata.defaults.iou_threshold,
             resume=state,
         )
         checkpoints.save(self.settings.output / name, checkpoint)

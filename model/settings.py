@@ -14,7 +14,7 @@ from model.assign import Rule
 from model.checkpoint import IOU_THRESHOLD, Checkpoint
 from model.config import FCOSConfig, InputConfig, require_name
 from model.layout import Augmentation
-from model.losses import Quality
+from model.losses import Objective, Quality
 
 NOMINAL_BATCH = 16
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -31,7 +31,8 @@ NOT_OF_THE_RESULT = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Train FCOS on your own pictures. What is not given of the network comes from --from, or is the default named."""
+    """Train FCOS on your own pictures. What is not given of the network, or of what it learns, comes from --from, or is
+    the default named."""
 
     train_annotations: Path
     """COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt."""
@@ -65,10 +66,10 @@ class Settings:
     size: int | None = None
     """Longest side of a picture, in pixels, a multiple of 32; it gets a 4:3, 3:4 or square canvas; 416."""
 
-    quality: Quality = "centerness"
-    """What the centerness output learns."""
-    assignment: Rule = "fcos"
-    """Which points learn a box."""
+    quality: Quality | None = None
+    """What the centerness output learns; what it has learnt in --from, else centerness."""
+    assignment: Rule | None = None
+    """Which points learn a box; as for --from, else fcos."""
 
     epochs: int = 24
     # AP from 60 pictures at 128 px, once an epoch and with 20 iterations. From ImageNet: horses and buses 0.090, 0.144;
@@ -131,8 +132,9 @@ class Settings:
     """auto: bf16 on a GPU or a CPU that has it, else off."""
     name: str | None = None
     """Of the model, as the service will show it; that of the exported file where none is given."""
-    iou_threshold: float = IOU_THRESHOLD
-    """Of non-maximum suppression, as the service will have it by default; lower where one object has several boxes."""
+    iou_threshold: float | None = None
+    """Of non-maximum suppression, as the service will have it by default; that of --from, else 0.6. Lower where one
+    object has several boxes."""
 
     def __post_init__(self) -> None:
         if self.size is not None and (self.size % 32 or not 64 <= self.size <= 65_536):
@@ -154,7 +156,7 @@ class Settings:
             require_name(self.name)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be at least 0 and under 1, such as 0.9998, but got {self.ema_decay}")
-        if not 0 <= self.iou_threshold <= 1:
+        if self.iou_threshold is not None and not 0 <= self.iou_threshold <= 1:
             raise ValueError(f"--iou-threshold must be between 0 and 1, but got {self.iou_threshold}")
         if not self.zooms or not all(0.25 <= zoom <= 4 for zoom in self.zooms):
             raise ValueError(f"--zooms must be factors between 0.25 and 4, such as 0.75 1 1.25, but got {self.zooms}")
@@ -190,6 +192,24 @@ class Settings:
             return config, start.input_config
         old = start.input_config
         return config, dataclasses.replace(_input(self.size, config.backbone), mean=old.mean, std=old.std)
+
+    @property
+    def objective(self) -> Objective:
+        """What is learnt; as in the paper where that is left open."""
+        given = {"quality": self.quality, "assignment": self.assignment}
+        return Objective(**{key: value for key, value in given.items() if value})  # type: ignore[arg-type]
+
+    def settled(self, begun: Checkpoint | None) -> Settings:
+        """What is left open of what is learnt, and of suppression, as in the run that is gone on with, or that made the
+        weights begun from; as in the paper where there is neither."""
+        options = dataclasses.asdict(Objective()) | (begun.options if begun else {})
+        iou_threshold = begun.iou_threshold if begun else IOU_THRESHOLD
+        return dataclasses.replace(
+            self,
+            quality=self.quality or options["quality"],
+            assignment=self.assignment or options["assignment"],
+            iou_threshold=iou_threshold if self.iou_threshold is None else self.iou_threshold,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, by the names of the options."""

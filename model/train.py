@@ -62,7 +62,8 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
 
     stopped, start = find_start(settings)
     if stopped is not None and stopped.resume is None:
-        require_same_options(settings.of_the_result() | stopped.training["options"], settings)
+        same = settings.settled(stopped)
+        require_same_options(same.of_the_result() | stopped.options, same)
         console.print(f"the run in {settings.output} is finished, with AP {stopped.metrics.get('AP', -1):.4f}")
         return True
     run = Run(settings, processes, console, stopped, start)

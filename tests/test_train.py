@@ -36,7 +36,7 @@ from model.learner import Learner
 from model.losses import Objective
 from model.optim import freeze, lr_factor, make_optimizer
 from model.run import Run, evaluate
-from model.settings import Settings
+from model.settings import PATHS, Settings
 from model.stopping import Stop
 from model.train import train
 from tests.toy import ALONE, IDS, QUIET, read_annotations, settings, write_coco
@@ -179,6 +179,37 @@ def test_a_fine_tuned_run_is_resumed_by_its_own_command(
     one, other = (checkpoints.load(tmp_path / run / "last.pt") for run in ("run", "whole"))
     assert difference(one, other) == 0
     assert one.training["start"] == other.training["start"]
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["run", "mean of runs"])
+def test_a_run_learns_what_its_first_weights_have_learnt(
+    data: Data, uninterrupted: Path, tmp_path: Path, mean: bool
+) -> None:
+    taught: dict[str, Any] = {"quality": "iou", "assignment": "atss", "iou_threshold": 0.45}
+    assert train(settings(data, tmp_path / "first", **taught), ALONE, QUIET)
+    first = checkpoints.load(tmp_path / "first" / "best.pt")
+    if mean:
+        checkpoints.save(
+            tmp_path / "first" / "best.pt", dataclasses.replace(first, training={"mean_of": [first.training] * 2})
+        )
+    second = settings(data, tmp_path / "second", from_=tmp_path / "first" / "best.pt")
+    assert train(second, ALONE, QUIET)
+    found = checkpoints.load(tmp_path / "second" / "best.pt")
+    assert (found.options["quality"], found.options["assignment"], found.iou_threshold) == ("iou", "atss", 0.45)
+    assert train(dataclasses.replace(second, resume=True), ALONE, QUIET)  # it is finished, and the same
+    with pytest.raises(ValueError, match="--quality was iou, is centerness"):
+        train(dataclasses.replace(second, resume=True, quality="centerness"), ALONE, QUIET)
+
+
+def test_what_is_given_of_what_is_learnt_wins(uninterrupted: Path) -> None:
+    begun = checkpoints.load(uninterrupted / "best.pt")
+    left_open = Settings(**dict.fromkeys(PATHS, Path()))
+    chosen = dataclasses.replace(left_open, quality="iou", assignment="atss", iou_threshold=0.0).settled(begun)
+    assert (chosen.quality, chosen.assignment, chosen.iou_threshold) == ("iou", "atss", 0.0)
+    for start, suppression in ((None, 0.6), (dataclasses.replace(begun, training={}, iou_threshold=0.5), 0.5)):
+        settled = left_open.settled(start)
+        assert (settled.quality, settled.assignment, settled.iou_threshold) == ("centerness", "fcos", suppression)
+        assert settled.objective == left_open.objective == Objective()
 
 
 def test_the_averaged_weights_are_those_of_about_the_last_tenth(data: Data, tmp_path: Path) -> None:
