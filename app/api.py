@@ -25,7 +25,7 @@ from app.record import record_of
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import REQUEST_ID_HEADER, Telemetry
+from app.telemetry import REQUEST_ID_HEADER, Failures, Telemetry
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 
 _DETECT_PROBLEMS = problem_docs(
@@ -80,6 +80,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.add_middleware(Detect)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes, max_held=settings.max_queue_bytes)
     app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

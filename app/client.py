@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 LONGEST_WAIT_S = 30.0
 _BROKEN_WAIT_S = 1.0  # nothing says for how long; a service that starts asks for as much
+_LATE_S = 0.5  # after a deadline, in which the service's own word on it is waited for
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _ANSWERS_PER_PLACE = 10  # after so many, one that a refusal took away is tried again
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # the service takes no others, and makes its own in their place
@@ -118,14 +120,21 @@ class _Attempts:
         if request.method == "POST":  # a form has its own; where there is none, some gateways fill in a wrong one
             request.headers.setdefault("Content-Type", "application/octet-stream")
         self._request = request
+        self._timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
         self._left = retries
         self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
 
     def next(self) -> httpx.Request:
         """Returns: The request, which asks for the time that is left."""
         if self._until < math.inf:
-            left_ms = math.ceil((self._until - time.monotonic()) * 1000)
-            self._request.headers["X-Deadline-Ms"] = str(max(1, left_ms))
+            left_s = max(self._until - time.monotonic(), 0.001)
+            self._request.headers["X-Deadline-Ms"] = str(math.ceil(left_s * 1000))
+            # What does not answer at all must not be waited for longer; the service itself says so when it is late.
+            longest_s = left_s + _LATE_S
+            self._request.extensions["timeout"] = {
+                step: longest_s if timeout_s is None else min(timeout_s, longest_s)
+                for step, timeout_s in self._timeouts.items()
+            }
         return self._request
 
     def after_s(self, response: httpx.Response) -> float | None:
@@ -201,7 +210,8 @@ class Client:
 
         Args:
             deadline_s: How long an answer is of use, from when the picture is first sent. What takes longer the service
-                refuses, and nothing is tried again after it. The service's own deadline where it is None or longer.
+                refuses, and nothing is tried again after it; what does not answer then is waited for no longer. The
+                service's own deadline where it is None or longer.
             request_id: By which the service's log is to know the request: up to 64 letters, digits, `.`, `_` and `-`.
 
         Raises:
@@ -452,11 +462,13 @@ def _busy_s(response: httpx.Response) -> float | None:
     """Returns: How long the service asks to wait; None where it is not busy, or does not say."""
     if response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
         return None
+    asked = response.headers.get("Retry-After", "")
     try:
-        asked_s = float(response.headers["Retry-After"])
-    except (KeyError, ValueError):  # an HTTP date is allowed too, but the service sends none
+        # The service gives seconds; what stands before it may give a date.
+        asked_s = float(asked) if asked[:1].isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
+    except ValueError:
         return None
-    return asked_s if 0 <= asked_s < math.inf else None
+    return max(0.0, asked_s) if asked_s < math.inf else None
 
 
 def _broken_s(error: httpx.TransportError, reached: bool) -> float | None:
@@ -480,7 +492,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
         document = response.json()
     except ValueError:  # a proxy's page, say
         document = None
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or not isinstance(document.get("detail"), str):
         raise _not_the_services(response)
     raise _problem({**document, "status": response.status_code}, response)
 

@@ -40,6 +40,7 @@ _BITS, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
 
 _ORIENTATION_TAG = 0x0112
+_XMP = ("xmp", "XML:com.adobe.xmp")  # as Pillow names it in the formats that have it
 # EXIF orientation → what makes the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,6 +110,7 @@ def decode(
         raise _corrupt(error) from None
 
     with picture:
+        _forget_xmp(picture)
         if picture.width * picture.height > max_pixels:
             raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
         try:
@@ -126,17 +128,17 @@ def decode(
             picture.load()
             if scale == 1:
                 size = Size(picture.height, picture.width)  # loading turns a TIFF
-            orientation = _orientation(picture)
-            upright = _upright(_rgb(picture), orientation)
+            turn = orientation(picture)
+            upright = _upright(_rgb(picture), turn)
         except Refusal:
             raise
         except Exception as error:
             raise _corrupt(error) from None
-        if orientation in _TURNED:
+        if turn in _TURNED:
             size = Size(size.width, size.height)
         width, height = size.width / scale, size.height / scale
-        left = upright.width - width if orientation in _REST_AT_LEFT else 0.0
-        top = upright.height - height if orientation in _REST_AT_TOP else 0.0
+        left = upright.width - width if turn in _REST_AT_LEFT else 0.0
+        top = upright.height - height if turn in _REST_AT_TOP else 0.0
         return Decoded(upright, size, (left, top, left + width, top + height))
 
 
@@ -167,7 +169,7 @@ def _copies(picture: Image.Image) -> int:
     if picture.mode not in ("RGB", "L", "P", "1") or picture.format == "TIFF":
         return 2
     # Of other formats the orientation may lie behind the pixels, and is hardly ever there.
-    return 2 if picture.format in JPEGS and _orientation(picture) != 1 else 1
+    return 2 if picture.format in JPEGS and orientation(picture) != 1 else 1
 
 
 def _too_large(size: str, max_pixels: int) -> Refusal:
@@ -181,16 +183,23 @@ def _corrupt(error: Exception) -> Refusal:
     return Refusal("corrupt_picture", f"The picture cannot be decoded: {reason}. Send it again, whole.")
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
     """Returns: The EXIF orientation, 1 to 8. A TIFF's is already applied, and gone, once it is loaded."""
+    _forget_xmp(picture)  # a PNG's may lie behind its pixels
     try:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF is no reason to refuse the picture it comes with
         return 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
+def _forget_xmp(picture: Image.Image) -> None:
+    """Where EXIF says nothing, Pillow looks for an orientation there; browsers do not, and nor do clients."""
+    for name in _XMP:
+        picture.info.pop(name, None)
+
+
+def _upright(picture: Image.Image, turn: int) -> Image.Image:
+    method = _UPRIGHT.get(turn)
     return picture if method is None else picture.transpose(method)
 
 

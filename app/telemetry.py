@@ -13,7 +13,7 @@ from app import tracing
 from app.addresses import KEYED
 from app.metrics import Metrics
 from app.problems import internal_error
-from app.record import Record, note_record
+from app.record import Record, note_record, record_of
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
@@ -59,13 +59,6 @@ class Telemetry:
 
         try:
             await self._app(scope, receive, sending)
-        except Exception as error:
-            if record.status:  # the answer has begun: the server ends the connection, and logs the error
-                raise
-            identity = {"request_id": record.request_id}
-            log.exception("The service failed on the request %s.", record.request_id, extra=identity)
-            tracing.note_exception(error)
-            await internal_error(scope)(scope, receive, sending)
         finally:
             self._note(scope, record)
 
@@ -89,6 +82,24 @@ class Telemetry:
                     "client": client,
                 },
             )  # fmt: skip
+
+
+class Failures:
+    """ASGI middleware: an error of the service's own becomes an answer. Within CORS, or browsers keep it from pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or record_of(scope).status:
+                raise  # the answer has begun: the server ends the connection, and logs the error
+            request_id = record_of(scope).request_id
+            log.exception("The service failed on the request %s.", request_id, extra={"request_id": request_id})
+            tracing.note_exception(error)
+            await internal_error(scope)(scope, receive, send)
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from app.errors import first_line
-from app.images import FORMATS, MOST_PIXELS, SUFFIXES
+from app.images import FORMATS, MOST_PIXELS, SUFFIXES, orientation
 
 Document = dict[str, Any]
 
@@ -64,7 +64,7 @@ def upright_size(path: Path) -> tuple[int, int]:
                 raise OSError("floating-point pixels")
             # Of a PNG without the tag ahead of its pixels, Pillow would decode all of them to look behind.
             tagged = picture.format != "PNG" or "exif" in picture.info
-            turned = tagged and picture.getexif().get(0x0112) in _SWAPPED
+            turned = tagged and orientation(picture) in _SWAPPED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
     except Image.DecompressionBombError:
         raise OSError(f"more than {MOST_PIXELS} pixels") from None

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,35 @@ def test_a_service_that_stays_busy_is_a_problem(times: int, headers: dict[str, s
     ):
         client.model()
     assert len(waits) == waited, "not after the last attempt"
+
+
+def test_a_date_to_come_back_at_is_understood() -> None:
+    """The service gives seconds, but a proxy's page for maintenance may give a date."""
+    waits: list[float] = []
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
+    with Client(transport=busy(1, {"Retry-After": at}), sleep=waits.append) as client:
+        client.model()
+    assert len(waits) == 1 and 8 <= waits[0] <= 15
+
+
+def test_a_service_that_says_nothing_is_not_waited_for_beyond_the_deadline() -> None:
+    def asked(**how: Any) -> dict[str, float]:
+        seen: list[dict[str, float]] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            seen.append(request.extensions["timeout"])
+            return answered()
+
+        with Client(transport=httpx.MockTransport(answer), timeout_s=how.pop("timeout_s", 60)) as client:
+            client.detect(PICTURE, **how)
+        return seen[0]
+
+    assert set(asked().values()) == {60}
+    assert set(asked(deadline_s=2, timeout_s=1).values()) == {1}
+    for timeout_s in (60, None):
+        times = asked(deadline_s=2, timeout_s=timeout_s)
+        assert set(times) == {"connect", "read", "write", "pool"}
+        assert all(2 <= time_s <= 2.6 for time_s in times.values())
 
 
 def test_nobody_waits_for_an_hour() -> None:
@@ -399,6 +430,16 @@ def test_an_answer_of_something_else_is_a_problem_too() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(502, text="<h1>Bad gateway</h1>"))
     with Client(transport=transport) as client, pytest.raises(ServiceProblem, match="Bad gateway"):
         client.model()
+
+
+@pytest.mark.parametrize("document", [{"message": "Request Entity Too Large"}, {"detail": [{"msg": "no"}]}, ["no"]])
+def test_another_ones_json_is_not_taken_for_the_services(document: Any) -> None:
+    with (
+        Client(transport=httpx.MockTransport(lambda _: httpx.Response(413, json=document))) as client,
+        pytest.raises(ServiceProblem, match="not the service's") as caught,
+    ):
+        client.detect(PICTURE)
+    assert (caught.value.code, caught.value.status) == ("unknown", 413)
 
 
 @pytest.mark.parametrize("text", ["<h1>Log in</h1>", '{"hello": 1}', "[1]"])

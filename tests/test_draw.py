@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from app.draw import MOST_JPEG_PIXELS, _installed, _knows_all, class_colour, draw, drawing
+from app.draw import MOST_JPEG_PIXELS, _installed, _knows_all, _readable_on, class_colour, draw, drawing
 from app.negotiation import JPEG
 from app.schemas import Box, Detection
 
@@ -24,6 +24,20 @@ def test_the_box_is_drawn_and_the_picture_itself_is_not(size: tuple[int, int]) -
     assert drawn.size == size
     assert np.asarray(drawn).any()
     assert not np.asarray(picture).any()
+
+
+@pytest.mark.parametrize("class_id", range(100))
+def test_labels_can_be_read_on_every_colour(class_id: int) -> None:
+    """WCAG 2.2, 1.4.3: a contrast of at least 4.5 to 1."""
+
+    def luminance(colour: tuple[int, ...]) -> float:
+        parts = [part / 255 for part in colour]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    colour = class_colour(class_id)
+    darker, lighter = sorted((luminance(colour), luminance(_readable_on(colour))))
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
 def test_labels_outside_ascii_are_written_where_a_font_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from app.addresses import KEYED
 from app.api import create_app
 from app.errors import KINDS
 from app.gate import UPLOADS_PER_PLACE
+from app.service import Service
 from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
@@ -358,7 +359,7 @@ def wait_for(condition: Any) -> None:
     raise AssertionError("it did not come about")
 
 
-def test_pages_of_the_origins_that_are_set_may_ask(model_file: Path) -> None:
+def test_pages_of_the_origins_that_are_set_may_ask(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, other = {"Origin": "https://shop.example"}, {"Origin": "https://other.example"}
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
     with client_of(model_file, api_keys=KEY, cors_origins="https://shop.example, http://localhost:3000") as client:
@@ -370,5 +371,13 @@ def test_pages_of_the_origins_that_are_set_may_ask(model_file: Path) -> None:
         assert refusal.status_code == 401
         assert refusal.headers["Access-Control-Allow-Origin"] == "https://shop.example", "else its reason is not shown"
         assert "Access-Control-Allow-Origin" not in client.get("/model", headers=other).headers
+
+        def fail(*_: object) -> None:
+            raise RuntimeError
+
+        monkeypatch.setattr(Service, "info", fail)
+        failure = client.get("/model", headers=page | {"Authorization": f"Bearer {KEY}"})
+        assert failure.status_code == 500 and failure.headers["X-Request-Id"]
+        assert failure.headers["Access-Control-Allow-Origin"] == "https://shop.example"
     with client_of(model_file) as client:
         assert "Access-Control-Allow-Origin" not in client.get("/model", headers=page).headers

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from skimage import data
 
 from app.artifact import Resize, Size
@@ -15,6 +17,7 @@ from app.bombs import MOST_SCANS, MOST_STRIPS, MOST_VALUES
 from app.canvas import resized_size
 from app.errors import Refusal
 from app.images import DRAFT_GAP, decode
+from model.formats import upright_size
 from tests.support import encoded
 
 MAX_PIXELS = 1_000_000
@@ -68,6 +71,27 @@ def test_pictures_come_out_upright(orientation: int, kind: str) -> None:
     picture = opened(encoded(stored, kind, exif=turned(orientation), **options), MAX_PIXELS)
     assert picture.size == (64, 48)
     assert np.abs(np.asarray(picture).astype(int) - np.asarray(quarters())).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [None, 3])
+def test_what_xmp_says_of_the_orientation_does_not_count(tmp_path: Path, kind: str, orientation: int | None) -> None:
+    """Browsers, and clients that turn their boxes themselves, go by EXIF alone."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    texts = PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    options = {"PNG": {"pnginfo": texts}, "TIFF": {"tiffinfo": {700: xmp}}}.get(kind, {"xmp": xmp})
+    if orientation is not None:
+        options |= {"exif": turned(orientation)} if kind != "TIFF" else {"tiffinfo": {700: xmp, 0x0112: orientation}}
+    content = encoded(quarters(), kind, **options)
+    assert b'tiff:Orientation="6"' in content
+    picture = opened(content, MAX_PIXELS)
+    assert picture.size == (64, 48)
+    expected = quarters() if orientation is None else quarters().transpose(STORED[orientation])  # type: ignore[arg-type]
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(expected)).mean() < 15
+    path = tmp_path / "picture"
+    path.write_bytes(content)
+    assert upright_size(path) == (48, 64)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

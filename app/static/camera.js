@@ -29,10 +29,10 @@ export async function takePicture() {
 
   const dialog = document.getElementById("camera-dialog");
   const video = document.getElementById("video");
-  video.srcObject = stream;
-  dialog.showModal();
   const closed = new AbortController();
   try {
+    video.srcObject = stream;
+    dialog.showModal();
     return await new Promise((resolve) => {
       const listen = { signal: closed.signal };
       dialog.addEventListener("close", () => resolve(null), listen);

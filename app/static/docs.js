@@ -83,12 +83,16 @@ function contents(content = {}, api) {
 function described(schema, api, depth) {
   const real = resolved(schema, api);
   const inner = real.type === "array" ? resolved(real.items, api) : real;
+  const several = (inner.anyOf ?? []).filter((one) => one.$ref);
   const members = Object.entries(inner.properties ?? {});
   const list = members.length && depth < DEEPEST
     ? element("dl", {}, members.flatMap(([name, member]) =>
       term(name, member, member.description, api, depth + 1)))
     : null;
-  return [kind(schema, api), inner.description && inner !== schema ? element("span", {}, ". ", prose(inner.description)) : null, list]
+  const alternatives = several.length > 1 && depth < DEEPEST
+    ? element("dl", {}, several.flatMap((one) => term(resolved(one, api).title, one, null, api, depth + 1)))
+    : null;
+  return [kind(schema, api), inner.description && inner !== schema ? element("span", {}, ". ", prose(inner.description)) : null, list, alternatives]
     .filter((node) => node !== null);
 }
 
@@ -103,7 +107,7 @@ function kind(schema, api) {
   const alternatives = schema.anyOf ?? schema.oneOf;
   if (alternatives) return alternatives.map((one) => kind(one, api)).join(" or ");
   const real = resolved(schema, api);
-  if (real.type === "array") return `list of ${kind(real.items ?? {}, api)}`;
+  if (real.type === "array") return `list of ${kind(real.items ?? real.prefixItems?.[0] ?? {}, api)}`;
   if (real.const !== undefined || real.enum) return (real.enum ?? [real.const]).map((one) => JSON.stringify(one)).join(" or ");
   const bounds = [
     real.minimum !== undefined ? `from ${real.minimum}` : "", real.exclusiveMinimum !== undefined ? `above ${real.exclusiveMinimum}` : "",

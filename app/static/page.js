@@ -22,7 +22,7 @@ const filter = { threshold: Number($("threshold").value), hidden: new Set(), lim
 function add(files) {
   const added = [...files].map((file) => ({
     name: file.name || "pasted.png", file, bitmap: null, answer: null, problem: null, state: "waiting",
-    cleared: new AbortController(), entry: document.createElement("li"), thumbnail: document.createElement("canvas"),
+    size: null, cleared: new AbortController(), entry: document.createElement("li"), thumbnail: document.createElement("canvas"),
   }));
   if (added.length === 0) return;
   pictures.push(...added);
@@ -54,7 +54,7 @@ async function process(picture) {
     const onWait = (seconds) =>
       picture === current && say(`The service is busy. Trying again in ${count(seconds, "second")}.`);
     const answer = await detect(picture.file, query, { onWait, signal });
-    if (!picture.bitmap && picture.undecodable) await loadFromService(picture);
+    if (!agree(picture.size, answer.image)) await loadFromService(picture);
     [picture.state, picture.problem, picture.answer] = ["done", null, answer];
     if (answer.model.version !== served?.version) void loadModel(); // not known yet, or reloaded
     update(picture);
@@ -71,10 +71,9 @@ async function loadThumbnail(picture) {
   try {
     bitmap = await createImageBitmap(picture.shown ?? picture.file);
   } catch {
-    picture.undecodable = true; // by this browser: TIFF, mostly
-    return;
+    return; // a TIFF, mostly
   }
-  picture.undecodable = false;
+  picture.size = { width: bitmap.width, height: bitmap.height };
   const scale = THUMBNAIL_PX / Math.max(bitmap.width, bitmap.height);
   picture.thumbnail.width = Math.max(1, Math.round(bitmap.width * scale));
   picture.thumbnail.height = Math.max(1, Math.round(bitmap.height * scale));
@@ -82,6 +81,9 @@ async function loadThumbnail(picture) {
   if (picture === current) hold(picture, bitmap);
   else bitmap.close();
 }
+
+/** Browsers do not turn each format by its EXIF orientation, and some they do not decode: then there is no size. */
+const agree = (size, upright) => size?.width === upright.width && size.height === upright.height;
 
 /** The picture as the service decodes it, without boxes: no score is above 1. */
 async function loadFromService(picture) {
@@ -253,20 +255,26 @@ $("files").addEventListener("change", (event) => {
   event.target.value = ""; // the same file may be chosen again
 });
 
+let taking = false; // a picture: there is one dialog
+
 $("camera").addEventListener("click", async () => {
+  if (taking) return;
+  taking = true;
   try {
     const { takePicture } = await import("./camera.js");
     const blob = await takePicture();
     if (blob !== null) add([new File([blob], `camera-${pictures.length + 1}.jpg`, { type: blob.type })]);
   } catch (error) {
     notify(asProblem(error));
+  } finally {
+    taking = false;
   }
 });
 
 $("sample").addEventListener("click", async () => {
-  const response = await fetch("static/sample.jpg").catch(() => null);
-  if (!response?.ok) notify(new Problem(0, "No sample", "The service cannot be reached: see that it runs."));
-  else add([new File([await response.blob()], "sample.jpg", { type: "image/jpeg" })]);
+  const blob = await fetch("static/sample.jpg").then((response) => (response.ok ? response.blob() : null)).catch(() => null);
+  if (blob === null) notify(new Problem(0, "No sample", "The service cannot be reached: see that it runs."));
+  else add([new File([blob], "sample.jpg", { type: "image/jpeg" })]);
 });
 
 $("clear").addEventListener("click", () => {
@@ -306,8 +314,7 @@ $("rows").addEventListener("keydown", (event) => {
   const there = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: buttons.length - 1 }[event.key];
   if (here < 0 || !buttons[there]) return;
   event.preventDefault();
-  buttons[here].tabIndex = -1;
-  buttons[there].tabIndex = 0;
+  for (const button of buttons) button.tabIndex = button === buttons[there] ? 0 : -1; // the mouse may have been elsewhere
   buttons[there].focus();
 });
 

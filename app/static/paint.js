@@ -15,7 +15,12 @@ export function classColour(classId) {
 
 export const css = (colour) => `rgb(${colour.join(" ")})`;
 
-const readableOn = ([red, green, blue]) => (0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000" : "#fff");
+/** Black or white, which of them contrasts more (WCAG 2, relative luminance): always at least 4.5 to 1. */
+function readableOn(colour) {
+  const [red, green, blue] = colour.map((part) =>
+    part <= 10 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
+}
 
 /**
  * Paints the picture and its detections so that they fill the canvas.
@@ -28,7 +33,12 @@ const readableOn = ([red, green, blue]) => (0.299 * red + 0.587 * green + 0.114 
  */
 export function paint(canvas, picture, size, detections, scale, chosen = null) {
   const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const paintPicture = () => {
+    context.fillStyle = "#fff"; // what is transparent is white, as to the service
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  };
+  paintPicture();
   const toCanvas = [canvas.width / size.width, canvas.height / size.height];
   const order = [...detections].reverse();
   if (chosen !== null && detections.includes(chosen)) {
@@ -42,7 +52,7 @@ export function paint(canvas, picture, size, detections, scale, chosen = null) {
     context.beginPath();
     context.rect(box.left, box.top, width, height);
     context.clip();
-    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    paintPicture();
     context.restore();
     order.push(chosen);
   }

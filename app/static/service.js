@@ -106,13 +106,19 @@ async function send(address, { headers = {}, ...options } = {}) {
   const document = await json(body);
   const problem = new Problem(
     response.status,
-    document?.title ?? `Status ${response.status}`,
-    document?.detail ?? NOT_THE_SERVICE,
+    typeof document?.title === "string" ? document.title : `Status ${response.status}`,
+    typeof document?.detail === "string" ? document.detail : NOT_THE_SERVICE,
   );
   if ([429, 503].includes(response.status)) {
-    problem.retryAfter = Math.min(Number(response.headers.get("Retry-After")) || 0, 30);
+    problem.retryAfter = Math.min(secondsOf(response.headers.get("Retry-After")), 30);
   }
   throw problem;
+}
+
+/** Of a Retry-After: the service gives seconds; what stands before it may give a date. */
+function secondsOf(retryAfter) {
+  const seconds = Number(retryAfter ?? 0);
+  return (Number.isNaN(seconds) ? (Date.parse(retryAfter) - Date.now()) / 1000 : seconds) || 0;
 }
 
 /** A file that changed on disk breaks a request off just as a lost service does. */

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from app.draw import class_colour
@@ -146,6 +147,30 @@ def test_a_picture_the_browser_cannot_decode_is_shown_through_the_service(page: 
     assert asked(page) == 2, "once for the boxes, once for the picture"
 
 
+def test_a_picture_that_the_browser_leaves_on_its_side_is_shown_as_the_service_sees_it(page: Page) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = TWO_COLOURS.transpose(Image.Transpose.ROTATE_90)
+    choose(page, file("turned.webp", encoded(stored, "WEBP", lossless=True, exif=exif), "image/webp"))
+    assert shown(page)["image"] == {"width": 320, "height": 240}
+    blue = pixel(page, 290, 150)
+    assert blue[2] - blue[0] > 200
+
+
+def test_what_is_transparent_is_white(browser: Browser, service: Served) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(service.address)
+    clear = Image.new("RGBA", (320, 240))
+    clear.paste((255, 0, 0, 255), (20, 20, 130, 130))
+    choose(page, file("clear.png", encoded(clear)))
+    page.locator("#rows button").first.click()
+    box = shown(page)["detections"][0]["box"]
+    red = pixel(page, round((box["xmin"] + box["xmax"]) / 2), round((box["ymin"] + box["ymax"]) / 2))
+    assert red[0] - red[2] > 200
+    assert pixel(page, 300, 230) == pytest.approx([140] * 3, abs=2), "what is not chosen is darker, and no longer clear"
+    page.close()
+
+
 def test_a_picture_that_nobody_can_show_is_not_shown_as_the_one_before(page: Page) -> None:
     choose(page, file("red.png", RED))
 
@@ -179,6 +204,18 @@ def test_the_camera_takes_a_picture_and_is_let_go(page: Page) -> None:
     expect(dialog).to_be_hidden()
     expect(page.locator("#status")).to_contain_text("camera-1.jpg: ")
     assert page.evaluate("document.getElementById('video').srcObject === null")
+
+
+def test_the_camera_is_asked_for_once(page: Page) -> None:
+    page.get_by_role("button", name="Camera").dblclick()
+    dialog = page.get_by_role("dialog", name="Camera")
+    expect(page.locator("#video")).to_have_js_property("readyState", 4)
+    dialog.get_by_role("button", name="Take the picture").click()
+    expect(page.locator("#status")).to_contain_text("camera-1.jpg: ")
+    expect(page.locator("#strip li")).to_have_count(1)
+    expect(page.get_by_role("button", name="Camera")).to_be_focused()
+    page.get_by_role("button", name="Camera").click()
+    expect(dialog).to_be_visible()
 
 
 def test_a_page_without_a_camera_says_why(browser: Browser, service: Served) -> None:
@@ -253,6 +290,13 @@ def test_an_answer_of_something_else_is_told_and_the_next_picture_goes_on(page: 
     page.unroute("**/detect?*")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#status")).to_contain_text("red.png: ")
+
+
+@pytest.mark.parametrize("document", [{"detail": [{"msg": "no"}]}, {"message": "no"}], ids=["FastAPI", "gateway"])
+def test_a_refusal_of_something_else_is_told(page: Page, document: Any) -> None:
+    page.route("**/detect?*", lambda route: route.fulfill(status=413, json=document))
+    choose(page, file("red.png", RED))
+    expect(page.get_by_role("alert")).to_contain_text("Status 413. Whatever answered is not the service")
 
 
 def test_a_model_description_of_something_else_is_told(page: Page) -> None:
@@ -428,6 +472,17 @@ def test_the_sample_and_clearing(page: Page) -> None:
     assert page.evaluate("document.activeElement.id") == "files"
 
 
+def test_rows_are_one_stop_of_the_tab_key(page: Page) -> None:
+    choose(page, file("two.png", encoded(TWO_COLOURS)))
+    page.get_by_label("Lowest score").fill("0.05")
+    rows = page.locator("#rows button")
+    assert rows.count() > 2
+    rows.nth(1).click()
+    page.keyboard.press("ArrowDown")
+    expect(rows.nth(2)).to_be_focused()
+    assert page.locator("#rows button[tabindex='0']").count() == 1
+
+
 def test_colours_are_those_of_drawn_pictures(page: Page) -> None:
     colours = page.evaluate(
         "import('./static/paint.js').then(m => Array.from({ length: 91 }, (_, i) => m.classColour(i)))"
@@ -470,6 +525,8 @@ def test_the_apis_description_shows_every_operation(page: Page, service: Served)
         for method in item:
             expect(page.get_by_role("region", name=f"{method.upper()} {path}", exact=True)).to_be_visible()
     expect(page.locator("#post-detect")).to_contain_text("score_threshold")
+    expect(page.locator("#post-detect-batch")).to_contain_text("Refused")
+    expect(page.locator("#post-detect-batch")).to_contain_text("problem")
 
 
 def test_the_first_view_is_light(page: Page, service: Served) -> None:
