@@ -9,7 +9,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 ARG VARIANT=cpu
 WORKDIR /build
-COPY requirements/serve.txt requirements/gpu.txt requirements/dev.txt ./
+COPY requirements/serve.txt requirements/gpu.txt ./
 # onnxruntime-gpu runs on the CPU too, but is ten times the size: the CPU variant takes the wheel without CUDA.
 RUN case "$VARIANT" in \
         cpu) sed 's/^onnxruntime-gpu==/onnxruntime==/' serve.txt > chosen.txt ;; \
@@ -18,10 +18,11 @@ RUN case "$VARIANT" in \
     esac \
     && python3 -m venv --without-pip /venv \
     && python3 -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check -r chosen.txt \
-    # The extra `otel`: what traces where OTEL_EXPORTER_OTLP_ENDPOINT says so.
-    && python3 -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
-        --constraint dev.txt opentelemetry-sdk opentelemetry-exporter-otlp-proto-http \
     && find /venv -type d -name tests -path '*/numpy/*' -prune -exec rm -r {} +
+# The extra `otel`: what traces where OTEL_EXPORTER_OTLP_ENDPOINT says so. After the rest: dev.txt changes most often.
+COPY requirements/dev.txt ./
+RUN python3 -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
+    --constraint dev.txt opentelemetry-sdk opentelemetry-exporter-otlp-proto-http
 
 # locust and the load test: docker build --target loadtest .
 FROM ${BASE_IMAGE} AS loadtest

@@ -17,11 +17,15 @@ UV := $(shell command -v uv 2>/dev/null)
 # uv installs in a fraction of pip's time; without it pip does the same.
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-# An environment whose Python is gone, as after the system's got a new one, is made anew.
-$(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
+# An environment whose Python is gone, as after the system's got a new one, is made anew with all that was asked of it.
+ENVIRONMENT := $(if $(shell test -x $(BIN)/python && echo there),,environment)
+# The development environment holds everything that serving needs: where it is there, that one is kept up to date.
+SERVED_BY := $(or $(if $(ENVIRONMENT),,$(wildcard $(VENV)/.dev)),$(SERVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser lint format up down loadtest requirements clean
+.PHONY: help serve test test-browser lint format up down loadtest environment requirements clean
+# All share one environment, which two installers at a time would break.
+.NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -50,26 +54,22 @@ up:
 down:
 	@docker info >/dev/null 2>&1 || { echo "error: Docker does not answer, so that nothing of it runs here."; exit 2; }
 	@if docker compose version >/dev/null 2>&1; then docker compose --profile '*' down; \
-	else docker-compose down; fi
+	else COMPOSE_PROFILES='*' docker-compose down; fi
 
 loadtest: $(VENV)/.serve $(VENV)/.load
 	$(BIN)/python -m tests.load
 
-$(BIN)/python:
+environment:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version): make ... PYTHON=python3.12"; exit 2; }
+	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
-# The development environment holds everything that serving needs: where it is there, nothing more is installed.
-$(VENV)/.serve: $(SERVE) | $(BIN)/python
-	@test $(VENV)/.dev -nt $(SERVE) || $(INSTALL) -r $(SERVE)
+$(VENV)/.serve: $(SERVED_BY) $(ENVIRONMENT)
+	@test -e $(VENV)/.dev || $(INSTALL) -r $(SERVE)
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt | $(BIN)/python
-	$(INSTALL) -r requirements/dev.txt
-	@touch $@
-
-$(VENV)/.load $(VENV)/.browser: $(VENV)/.%: requirements/%.txt | $(BIN)/python
+$(VENV)/.dev $(VENV)/.load $(VENV)/.browser: $(VENV)/.%: requirements/%.txt $(ENVIRONMENT)
 	$(INSTALL) -r $<
 	@touch $@
 

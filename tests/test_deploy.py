@@ -2,11 +2,16 @@
 
 import json
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from app.metrics import STAGES, Metrics
 from app.settings import Settings
@@ -15,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/detector.json").read_text())
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+COMPILED = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
 
 
 def expressions() -> list[str]:
@@ -37,6 +44,13 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_exist(expression: str
     own = set(re.findall(r"\b(?:fcos|process)_\w+", expression))
     assert own <= exported()
     assert set(re.findall(r'stage="(\w+)"', expression)) <= set(STAGES)
+
+
+def test_a_figure_on_the_dashboard_is_what_holds_now() -> None:
+    """The last value of the shown quarter of an hour would be a dead process's."""
+    figures = [target for panel in DASHBOARD["panels"] if panel["type"] == "stat" for target in panel["targets"]]
+    assert figures
+    assert all(target["instant"] and not target["range"] for target in figures)
 
 
 def test_the_gpu_is_reserved_for_the_service_and_never_for_the_cpu_variant() -> None:
@@ -85,3 +99,51 @@ def test_the_image_holds_no_torch() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
     assert {word.split("/")[0] for line in copied for word in line.split()} == {"requirements", "tests", "model", "app"}
     assert "COPY model/weights" in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.fixture(params=["linux x86_64", "linux aarch64", "darwin arm64", "win32 AMD64"])
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Returns: What markers of requirements are asked about on such a machine."""
+    platform, machine = request.param.split()
+    return {**default_environment(), "sys_platform": platform, "platform_machine": machine}
+
+
+def asked_for(dependencies: list[str], environment: dict[str, str]) -> Iterator[Requirement]:
+    """Yields: What `dependencies` ask for on such a machine, with the project's own extras taken apart."""
+    for one in map(Requirement, dependencies):
+        if one.marker and not one.marker.evaluate(environment):
+            continue
+        if one.name == PROJECT["project"]["name"]:
+            for extra in one.extras:
+                yield from asked_for(PROJECT["project"]["optional-dependencies"][extra], environment)
+        else:
+            yield one
+
+
+def pinned(name: str, environment: dict[str, str]) -> dict[str, str]:
+    """Returns: The versions in requirements/NAME.txt on such a machine, by normalised name."""
+    lines = (ROOT / f"requirements/{name}.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in pins
+        if not pin.marker or pin.marker.evaluate(environment)
+    }
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_pyproject_asks_for_is_pinned(name: str, environment: dict[str, str]) -> None:
+    """As `make requirements` compiles it: a group alone, or the project's dependencies with the extra of that name."""
+    dependencies = PROJECT["dependency-groups"].get(name)
+    if dependencies is None:
+        dependencies = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"].get(name, [])
+    pins = pinned(name, environment)
+    for one in asked_for(dependencies, environment):
+        assert one.specifier.contains(pins.get(canonicalize_name(one.name), "0"), prereleases=True), f"{one}: {pins}"
+
+
+@pytest.mark.parametrize("name", ["dev", "gpu"])
+def test_what_is_tested_and_what_a_gpu_serves_with_has_the_versions_of_serve(
+    name: str, environment: dict[str, str]
+) -> None:
+    assert pinned("serve", environment).items() <= pinned(name, environment).items()

@@ -52,7 +52,7 @@ benchmark)
   # ONNX Runtime looks for CUDA's libraries beside itself; the machine's are beside its torch.
   nvidia=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
   [ -z "$nvidia" ] || [ "$nvidia" -ef "$store/site/nvidia" ] || ln -sfn "$nvidia" "$store/site/nvidia"
-  picture=$(find "$store/train/data" -name '*.jpg' | sort | head -1)
+  picture=$(find "$store/train/data" -name '*.jpg' | sort | sed -n 1p)
   "$python" benchmarks/serving.py --provider cuda --picture "$picture" --output "$out/serving.csv" "${@:2}"
   ;;
 *)

@@ -1,0 +1,222 @@
+"""`make` sets up what is needed, once, and `make up` deploys the model that was named; tried without pip and Docker."""
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# `python -m venv FOLDER`; whatever else it is asked to do, it has done.
+PYTHON = """#!/bin/sh
+[ "$2" != venv ] || { mkdir -p "$3/bin" && ln -s "$0" "$3/bin/python" && echo "venv" >>log; }
+"""
+# `install -r FILE`, one at a time.
+INSTALL = """#!/bin/sh
+mkdir installing && echo "$2" >>log && sleep 0.05 && rmdir installing
+"""
+
+# Docker with compose as plugin, or with docker-compose 1 beside it. What runs stands in the file `running`.
+DOCKER = """#!PYTHON
+import os, re, sys
+from pathlib import Path
+import yaml
+
+standalone = Path("standalone").exists()
+words = sys.argv[1:]
+if Path(sys.argv[0]).name == "docker" and words[0] == "compose":
+    if standalone:
+        sys.exit(1)
+    words = words[1:]
+words = words[2:] if words[0] == "--profile" else words
+running = Path("running")
+
+def config():
+    given = dict(line.split("=", 1) for line in Path(".env").read_text().split()) if Path(".env").exists() else {}
+    given |= os.environ
+    text = Path("docker-compose.yml").read_text()
+    services = yaml.safe_load(re.sub(r"[$][{](\\w+):-([^}]*)[}]", lambda m: given.get(m[1]) or m[2], text))["services"]
+    for service in (services["detector"], services["detector-cpu"]):
+        mount = service["volumes"][0]
+        service["volumes"] = [mount | {"source": str(Path(mount["source"]).absolute())}]
+        address, published, target = service["ports"][0].split(":")
+        port = {"mode": "ingress", "host_ip": address, "target": int(target), "published": published, "protocol": "tcp"}
+        service["ports"] = [f"{address}:{published}:{target}/tcp" if standalone else port]
+    return services
+
+if words[0] == "info":
+    print("runc io.containerd.runc.v2")
+elif words[0] == "config":
+    width = 80 if standalone else float("inf")
+    print(yaml.safe_dump({"services": config()}, sort_keys=standalone, width=width, default_flow_style=False))
+elif words[0] == "ps" and running.exists():
+    print("the-container")
+elif words[0] == "up":
+    service = config()["detector-cpu"]
+    running.write_text(service["volumes"][0]["source"] + "\\n" + service["environment"]["FCOS_MODEL"])
+elif words[0] == "inspect":
+    source, model = running.read_text().split("\\n")
+    asked = {"Mounts": source, "Config.Env": "FCOS_MODEL=" + model, "RestartCount": "running 0 healthy"}
+    print(next((value for key, value in asked.items() if key in words[2]), "healthy"))
+"""
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., list[str]]:
+    """Returns: `make` in a copy of the project. It answers with the environments and files that it installed."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    python = executable(tmp_path / "bin/python", PYTHON)
+    install = executable(tmp_path / "bin/install", INSTALL)
+    for tool in ("ruff", "mypy"):
+        executable(tmp_path / "bin" / tool, "#!/bin/sh\n")
+
+    def run(*words: str) -> list[str]:
+        command = ["make", *words, f"PYTHON={python}", f"INSTALL={install}", "SERVE=requirements/gpu.txt"]
+        subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True)
+        log = tmp_path / "log"
+        lines = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [line.removeprefix("requirements/") for line in lines]
+
+    return run
+
+
+def change(project: Path, requirements: str) -> None:
+    """As if all had been set up a while ago, and that file had changed since."""
+    now = time.time()
+    for path in [*project.glob(".venv/.[a-z]*"), *project.glob("requirements/*")]:
+        os.utime(path, (now - (100 if path.name == requirements else 200),) * 2)
+
+
+def test_an_environment_is_set_up_once(make: Callable[..., list[str]]) -> None:
+    assert make("serve") == ["venv", "gpu.txt"]
+    assert make("serve") == []
+    assert make("test") == ["dev.txt"]
+    assert make("test", "serve") == []
+
+
+def test_the_development_environment_is_enough_to_serve(make: Callable[..., list[str]], tmp_path: Path) -> None:
+    """gpu.txt would bring CUDA's libraries in versions that torch does not want."""
+    assert make("test") == ["venv", "dev.txt"]
+    assert make("serve") == []
+    change(tmp_path, "gpu.txt")
+    assert make("serve") == []
+    change(tmp_path, "dev.txt")
+    assert make("serve") == ["dev.txt"]
+    assert make("serve", "test") == []
+
+
+def test_changed_requirements_are_installed(make: Callable[..., list[str]], tmp_path: Path) -> None:
+    make("loadtest")
+    change(tmp_path, "gpu.txt")
+    assert make("loadtest") == ["gpu.txt"]
+    assert make("loadtest") == []
+    change(tmp_path, "load.txt")
+    assert make("loadtest") == ["load.txt"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link to nowhere"])
+def test_an_environment_without_its_python_is_made_anew(
+    make: Callable[..., list[str]], tmp_path: Path, left: str
+) -> None:
+    assert make("test", "loadtest") == ["venv", "dev.txt", "load.txt"]
+    python = tmp_path / ".venv/bin/python"
+    python.unlink()
+    if left != "nothing":
+        python.symlink_to(tmp_path / "python3.9")
+    assert make("loadtest") == ["venv", "gpu.txt", "load.txt"]
+    assert make("test") == ["dev.txt"]
+
+
+@pytest.mark.parametrize("words", [["help"], ["--dry-run", "test"], ["--dry-run", "up"]])
+def test_nothing_is_deleted_where_nothing_is_set_up(
+    make: Callable[..., list[str]], tmp_path: Path, words: list[str]
+) -> None:
+    kept = tmp_path / ".venv/kept"
+    kept.parent.mkdir()
+    kept.touch()
+    assert make(*words) == []
+    assert kept.exists()
+
+
+def test_parallel_targets_install_one_after_the_other(make: Callable[..., list[str]]) -> None:
+    assert make("--jobs=4", "test", "loadtest") == ["venv", "dev.txt", "load.txt"]
+
+
+@pytest.fixture(params=["plugin", "standalone"])
+def up(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[str, str]]:
+    """Returns: `make up` in a folder with two models. It answers with the model that runs and what was written."""
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy/up", tmp_path / "deploy")
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    for model in ("model/weights/fcos-everyday.onnx", "a folder of mine, whose name is as long as it is/mine.onnx"):
+        (tmp_path / model).parent.mkdir(parents=True)
+        (tmp_path / model).touch()
+    docker = executable(tmp_path / "bin/docker", DOCKER.replace("PYTHON", sys.executable))
+    if request.param == "standalone":
+        (tmp_path / "standalone").touch()
+        shutil.copy(docker, tmp_path / "bin/docker-compose")
+
+    def run(**variables: str) -> tuple[str, str]:
+        environment = {"PATH": f"{docker.parent}:{os.environ['PATH']}", **variables}
+        done = subprocess.run(["deploy/up"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        running = tmp_path / "running"
+        return Path(
+            *running.read_text().split("\n/models/")
+        ).name if running.exists() else "", done.stdout + done.stderr
+
+    return run
+
+
+def free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
+
+
+def test_up_reads_dotenv_as_compose_does(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    port, other = free_port(), free_port()
+    mine = next(tmp_path.glob("a folder*"))
+    mine.rename(tmp_path / "mine")
+    (tmp_path / ".env").write_text(f"MODELS=./mine\nMODEL=mine.onnx\nPORT={port}\n")
+    model, said = up()
+    assert model == "mine.onnx"
+    assert f"http://127.0.0.1:{port}\n" in said
+    model, said = up(MODELS="model/weights", MODEL="fcos-everyday.onnx", PORT=other)
+    assert model == "fcos-everyday.onnx"
+    assert f"http://127.0.0.1:{other}\n" in said
+
+
+def test_a_model_stays_until_another_is_named(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    mine = str(next(tmp_path.glob("a folder*")))
+    port = free_port()
+    assert up(PORT=port)[0] == "fcos-everyday.onnx"
+    assert up(PORT=port, MODELS=mine, MODEL="mine.onnx")[0] == "mine.onnx"
+    model, said = up(PORT=port, MONITORING="1")
+    assert model == "mine.onnx"
+    assert f"{mine}/mine.onnx" in said
+    assert up(PORT=port, MODEL="fcos-everyday.onnx")[0] == "fcos-everyday.onnx"
+
+
+def test_up_says_what_is_wrong_before_it_builds(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    assert f"error: There is no model file {tmp_path}/model/weights/none.onnx" in up(MODEL="none.onnx")[1]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        model, said = up(PORT=str(port))
+    assert f"error: Port {port} is in use" in said
+    assert model == ""
