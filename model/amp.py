@@ -26,16 +26,19 @@ def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Iter
         if device.type != "cpu" or precision is None:
             yield
             return
-        with _GroupedConvolutionsInFloat32():
+        with _SomeConvolutionsInFloat32():
             yield
 
 
-class _GroupedConvolutionsInFloat32(TorchFunctionMode):
-    """Leaves grouped convolutions that learn out of a CPU's autocast.
+class _SomeConvolutionsInFloat32(TorchFunctionMode):
+    """Leaves out of a CPU's autocast the convolutions whose gradients oneDNN computes badly in bf16 (torch 2.15).
 
-    oneDNN computes a depthwise convolution's gradient in bf16 4 to 50 times more slowly than in float32 (torch 2.15, an
-    EPYC with AVX512-BF16; 720 channels 5 x 5: of the weights 92 ms and 24; 288 channels 3 x 3 at stride 2: of the
-    input 188 ms and 3). With it an iteration took longer in bf16 than in float32, without it two thirds of the time.
+    Grouped ones: 4 to 50 times more slowly than in float32 (an EPYC with AVX512-BF16; 720 channels 5 x 5: of the
+    weights 92 ms and 24; 288 channels 3 x 3 at stride 2: of the input 188 ms and 3). With them an iteration took longer
+    in bf16 than in float32, without them two thirds of the time.
+
+    Those of maps smaller than the kernel: what of a kernel only ever met padding gets as its gradient whatever the
+    memory held before, up to NaN (3 x 3 at stride 2 on a map 1 wide, as P7 of a canvas of 64 is).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -44,7 +47,8 @@ class _GroupedConvolutionsInFloat32(TorchFunctionMode):
             return func(*args, **kwargs)
         x, weight, *rest = args  # as torch.nn.Conv2d calls it: all by position
         grouped = weight.shape[1] < x.shape[1]
-        if not grouped or not (x.requires_grad or weight.requires_grad):
+        small = x.shape[2] < weight.shape[2] or x.shape[3] < weight.shape[3]
+        if not (grouped or small) or not (x.requires_grad or weight.requires_grad):
             return func(*args, **kwargs)
         precision = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):

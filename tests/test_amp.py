@@ -59,6 +59,21 @@ def test_on_a_cpu_gradients_of_grouped_convolutions_are_those_of_float32() -> No
             assert torch.allclose(found, expected, rtol=1e-6, atol=1e-5) == exact, groups
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (6, 1), (2, 2)])
+def test_on_a_cpu_a_kernel_larger_than_the_map_has_the_gradient_of_float32(size: tuple[int, int]) -> None:
+    """What only ever met padding learns nothing; oneDNN gives it what the memory held before."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, padding=1, stride=2)
+    x = torch.randn(4, 64, *size)
+    full = gradients(conv, x, None)
+    for _ in range(5):
+        memory = torch.full((conv.weight.numel(),), 1e30, dtype=torch.bfloat16)
+        del memory
+        half = gradients(conv, x, torch.bfloat16)
+        for expected, found in zip(full[1:], half[1:], strict=True):
+            assert torch.allclose(found, expected, rtol=1e-6, atol=1e-5)
+
+
 def test_grouped_convolutions_that_do_not_learn_are_as_fast_as_the_others() -> None:
     conv = nn.Conv2d(8, 8, 3, padding=1, groups=8).requires_grad_(False)
     dtypes = []

@@ -641,7 +641,7 @@ def test_a_starts_statistics_are_measured_where_they_will_be_trained(
 
 
 def test_the_losses_are_those_of_the_objective_in_the_settings(data: Data, tmp_path: Path) -> None:
-    options = settings(data, tmp_path, quality="iou", assignment="atss")
+    options = settings(data, tmp_path, quality="iou", assignment="atss", amp="off")
     learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
     images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
     boxes, labels = [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2

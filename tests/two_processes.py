@@ -51,7 +51,7 @@ def prepared(
 
 def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
     """The losses, and the gradient of every parameter, after a batch."""
-    learner, parts = prepared(data, processes, accumulate, backbone_norm="frozen")
+    learner, parts = prepared(data, processes, accumulate, backbone_norm="frozen", amp="off")
     train_mode(learner.model, learner.settings)
     losses = learner.backward(parts)
     found = {f"loss.{key}": value for key, value in losses.items()}
