@@ -37,8 +37,10 @@ def configure(level: str, form: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
-    # On damaged pictures, of which clients may send any number.
+    # On damaged pictures and bodies, of which clients may send any number; the answer says what is wrong.
     warnings.filterwarnings("ignore", module="PIL")
+    for library in ("PIL", "python_multipart"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     _silence_libtiff()
     # "Invalid HTTP request received", without a word of who sent it: as many as anybody likes.
     logging.getLogger("uvicorn.error").addFilter(lambda line: line.msg != "Invalid HTTP request received.")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -172,6 +173,15 @@ def test_nothing_is_written_past_the_log_or_in_answer_to_noise(
         with contextlib.closing(connection):
             connection.request("POST", "/detect", bytes(tiff))
             assert connection.getresponse().status in (200, 422)
+        samples = struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 300)  # per pixel
+        for kind, body in {
+            "multipart/form-data; boundary=b": b'--b\r\nContent-Disp[]osition: form-data; name="image"\r\n\r\n',
+            "image/tiff": encoded(Image.new("RGB", (8, 8)), "TIFF").replace(*samples),
+        }.items():
+            connection = http.client.HTTPConnection(host, int(port), timeout=60)
+            with contextlib.closing(connection):
+                connection.request("POST", "/detect", body, {"Content-Type": kind})
+                assert 400 <= connection.getresponse().status < 500
         with socket.create_connection((host, int(port))) as noise:
             noise.sendall(b"no HTTP\r\n\r\n")
             assert noise.recv(12) == b"HTTP/1.1 400"
