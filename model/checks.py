@@ -158,9 +158,9 @@ def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Pro
     def look(picture: dict[str, Any]) -> tuple[str, str] | None:
         where = f"image {picture['id']} ({picture['file_name']})"
         path = images / picture["file_name"]
-        if not path.is_file():
-            return "missing picture", where
         try:
+            if not path.is_file():
+                return "missing picture", where
             size = upright_size(path)
             require_whole(path)
         except OSError:
