@@ -23,6 +23,7 @@ from app.errors import ArtifactError
 METADATA_KEY = "fcos"
 FORMAT_VERSION = 1
 CANVAS_MULTIPLE = 32
+LONGEST_CANVAS = 4096  # pixels of a side: one that memory has no room for would end the service
 
 
 class Size(NamedTuple):
@@ -96,6 +97,8 @@ class Metadata(Part):
         for canvas in self.canvases:
             if min(canvas) < CANVAS_MULTIPLE or canvas.height % CANVAS_MULTIPLE or canvas.width % CANVAS_MULTIPLE:
                 raise ValueError(f"canvas {list(canvas)} is not a multiple of {CANVAS_MULTIPLE} on both sides")
+            if max(canvas) > LONGEST_CANVAS:
+                raise ValueError(f"canvas {list(canvas)} has a side of more than {LONGEST_CANVAS}")
         # No resized picture is larger than these two, and pictures of exactly these sizes exist.
         short, long = min(self.resize.short, self.resize.long), self.resize.long
         for height, width in ((short, long), (long, short)):

@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.artifact import Name
+from app.artifact import LONGEST_CANVAS, Name
 
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -47,8 +47,10 @@ class InputConfig(_Config):
 
     def __post_init__(self) -> None:
         for height, width in self.canvases:
-            if height % 32 or width % 32 or min(height, width) < 32:
-                raise ValueError(f"a canvas side must be a positive multiple of 32, but got {height}x{width}")
+            if height % 32 or width % 32 or not 32 <= min(height, width) <= max(height, width) <= LONGEST_CANVAS:
+                raise ValueError(
+                    f"a canvas side must be a multiple of 32 from 32 to {LONGEST_CANVAS}, but got {height}x{width}"
+                )
         if not self.canvases:
             raise ValueError("at least one canvas is needed, such as 416x416")
 

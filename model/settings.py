@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from app.artifact import LONGEST_CANVAS
 from model.amp import Amp
 from model.assign import Rule
 from model.checkpoint import IOU_THRESHOLD, Checkpoint
@@ -137,8 +138,10 @@ class Settings:
     object has several boxes."""
 
     def __post_init__(self) -> None:
-        if self.size is not None and (self.size % 32 or not 64 <= self.size <= 65_536):
-            raise ValueError(f"--size must be a multiple of 32, at least 64 and at most 65536, but got {self.size}")
+        if self.size is not None and (self.size % 32 or not 64 <= self.size <= LONGEST_CANVAS):
+            raise ValueError(
+                f"--size must be a multiple of 32, at least 64 and at most {LONGEST_CANVAS}, but got {self.size}"
+            )
         for key in ("epochs", "batch_size", "accumulate", "evaluate_every", "save_every", "head_convs", "channels"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -817,7 +817,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--iou-threshold", "1.5"], "--iou-threshold must be between 0 and 1"),
         (["--size", "100"], "--size must be a multiple of 32"),
-        (["--size", "65568"], "--size must be a multiple of 32"),
+        (["--size", "4128"], "--size must be a multiple of 32"),
         (["--lr", "inf"], "--lr must be finite"),
         (["--epoch-iterations", "-1"], "--epoch-iterations must be finite and not negative"),
         (["--weight-decay", "nan"], "--weight-decay must be finite"),
