@@ -8,8 +8,9 @@ A recipe is the preset `everyday` and what it changes of it. Each learns from ni
 and is scored on the tenth; val is not looked at, so that nothing is chosen by it. `recipes.json` in the output gets a
 row as each recipe ends: what is cut off at the limit has a row, too, and its run can be resumed; what failed says why.
 
---final trains on all of train with the preset's own number of epochs, scores once on val, and leaves `final.pt`, whose
-convolutions are fp16: `python -m export` takes it as any other checkpoint.
+--final trains on all of train, scores once on val, and leaves `final.pt`, whose convolutions are fp16: `python -m
+export` takes it as any other checkpoint. It has as many epochs as fit into --minutes, at most the preset's, so that its
+learning rate comes down in time: a rehearsal of two epochs measures that, and fails early where the run would fail.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import csv
 import dataclasses
 import json
 import multiprocessing
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -30,7 +32,7 @@ from rich.console import Console
 
 from model import checkpoint as checkpoints
 from model.console import plain_console
-from model.data import read_usable
+from model.data import Annotations, read_usable, repeat_factors
 from model.distributed import started
 from model.files import write_json
 from model.layout import Augmentation
@@ -58,6 +60,9 @@ PLAIN_SHARE = EVERYDAY["plain_epochs"] / EVERYDAY["epochs"]
 """Of the epochs, at the end."""
 HELD_OUT = 0.1
 """Of train's pictures, to score on."""
+REHEARSAL_EPOCHS = 2
+SPARE = 1.1
+"""Times what an epoch took in the rehearsal: saves come on top, and the machine may become slower."""
 SAVING_S = 20.0
 """What a run that is told to stop may take to save itself."""
 REFUSED = 2
@@ -171,11 +176,19 @@ def compare(options: argparse.Namespace, until: float, console: Console) -> bool
 
 
 def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
-    """Train a recipe on all of train, and write its weights small. Returns: Whether it has not failed."""
+    """Train a recipe on all of train, and write its weights small. Returns: Whether it has not failed.
+
+    Raises:
+        ValueError: there is no time for it, or its rehearsal failed.
+    """
     folder = options.output / f"final-{options.final}"
-    paths = data_folder(options.data)
-    settings = settings_of(options.final, options.epochs, **paths, output=folder, resume=_begun(folder), **options.more)
-    row = run(settings, until)
+    more = data_folder(options.data) | {"output": folder, "resume": _begun(folder)} | options.more
+    epochs = options.epochs
+    if epochs is None and _begun(folder):
+        epochs = int(checkpoints.load(folder / "last.pt").options["epochs"])
+    elif epochs is None:
+        epochs = _epochs_in_time(settings_of(options.final, **more), until, console)
+    row = run(settings_of(options.final, epochs, **more), until)
     console.print("  ".join(f"{key} {value}" for key, value in row.items()))
     if row["state"] == "failed":
         return False
@@ -187,6 +200,36 @@ def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
     return True
 
 
+def _epochs_in_time(settings: Settings, until: float, console: Console) -> int:
+    """How many epochs of a run end before a time, at most its own: what a rehearsal measures.
+
+    Raises:
+        ValueError: not one, or the rehearsal failed.
+    """
+    rehearsal = dataclasses.replace(
+        settings,
+        output=settings.output.with_name("rehearsal"),
+        epochs=REHEARSAL_EPOCHS,
+        plain_epochs=0,
+        evaluate_every=REHEARSAL_EPOCHS,
+    )
+    shutil.rmtree(rehearsal.output, ignore_errors=True)
+    row = run(rehearsal, until)
+    if row["state"] != "finished":
+        why = row.get("why", "give more --minutes")
+        raise ValueError(f"the rehearsal {row['state']} after {row['seconds']} s: {why}")
+    document = read_usable(settings.train_annotations, settings.train_images, (), lambda _: None)
+    pictures = float(repeat_factors(Annotations.from_document(document), settings.repeat_thin).sum())
+    speed = float(_lines(rehearsal.output / "metrics.csv")[-1]["pictures_per_s"])  # of the first epoch it is no measure
+    epoch_s = max(pictures, settings.epoch_iterations * settings.batch_size) / speed
+    rest_s = row["seconds"] - REHEARSAL_EPOCHS * epoch_s  # start, pictures into memory, evaluation: the run's are alike
+    epochs = min(settings.epochs, int((until - time.monotonic() - rest_s) / (SPARE * epoch_s)))
+    if epochs < 1:
+        raise ValueError(f"an epoch takes {epoch_s:.0f} s, all else {rest_s:.0f} s: give more --minutes")
+    console.print(f"{epochs} epochs: one takes {epoch_s:.1f} s ({speed:.0f} pictures/s), all else {rest_s:.0f} s")
+    return epochs
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
@@ -194,7 +237,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="after which what runs is told to stop")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes, in this order")
     parser.add_argument("--at-once", type=int, default=1, help="recipes that share the device")
-    parser.add_argument("--epochs", type=int, help=f"of each ({SHORT_EPOCHS}; with --final the preset's)")
+    parser.add_argument("--epochs", type=int, help=f"of each ({SHORT_EPOCHS}; with --final what fits)")
     parser.add_argument("--final", choices=RECIPES, help="train this one in full; once more, to go on where it stopped")
     parser.add_argument("--more", type=json.loads, default={}, help="options for all, as JSON: '{\"batch_size\": 128}'")
     options = parser.parse_args()

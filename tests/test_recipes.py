@@ -1,5 +1,6 @@
 """Presets stand for their options; recipes are tried on train alone, and a run that is cut off leaves its row."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 
 from model import recipes
 from model.checkpoint import load
+from model.data import repeat_factors
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder, read_options
 from model.recipes import RECIPES, settings_of, split
@@ -119,12 +121,12 @@ def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(fol
     assert learnt.classes == scored.classes == whole.classes
 
 
-def command(folder: Path, output: Path, *more: str, code: int = 0, **changes: Any) -> str:
+def command(folder: Path, output: Path, *more: str, code: int = 0, why: str = "", **changes: Any) -> str:
     words = [sys.executable, "-m", "model.recipes", "--data", str(folder), "--output", str(output), *more]
     done = subprocess.run(
         [*words, "--more", json.dumps(TINY | changes)], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
-    assert done.returncode == code, done.stderr
+    assert done.returncode == code and why in done.stderr, done.stderr
     return done.stdout
 
 
@@ -141,6 +143,55 @@ def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp
     assert (tmp_path / "final.pt").stat().st_size < 0.7 * (tmp_path / "final-base" / "best.pt").stat().st_size
     for key, value in small.model().state_dict().items():
         assert (value - large.weights[key]).abs().max() <= 1e-3 * large.weights[key].abs().max()
+
+
+def final(folder: Path, output: Path, **given: Any) -> argparse.Namespace:
+    return argparse.Namespace(data=folder, output=output, final="base", epochs=None, more=TINY | given)
+
+
+def test_the_final_run_has_as_many_epochs_as_fit_into_its_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Settings] = []
+
+    def fake(settings: Settings, until: float) -> dict[str, Any]:  # an epoch takes 1 s, but the first 5; all else 6 s
+        ran.append(settings)
+        pictures = float(repeat_factors(read_annotations(folder / "train.json", folder / "train"), 0.05).sum())
+        settings.output.mkdir(parents=True)
+        report = [f"{epoch},{pictures / seconds}" for epoch, seconds in ((1, 5), (2, 1))]
+        (settings.output / "metrics.csv").write_text("\n".join(["epoch,pictures_per_s", *report]))
+        return {"state": "finished", "seconds": 8.0}
+
+    monkeypatch.setattr(recipes, "run", fake)
+    for given_s, fitting in ((6 + 50.5 * recipes.SPARE, 50), (1000, PRESETS["everyday"]["epochs"])):
+        ran.clear()
+        assert recipes.finish(final(folder, tmp_path / str(fitting)), time.monotonic() + given_s, QUIET)
+        assert [settings.epochs for settings in ran] == [recipes.REHEARSAL_EPOCHS, fitting]
+        assert ran[1].plain_epochs == round(fitting * recipes.PLAIN_SHARE)
+    with pytest.raises(ValueError, match="an epoch takes 1 s, all else 6 s: give more --minutes"):
+        recipes.finish(final(folder, tmp_path / "none"), time.monotonic() + 6.5, QUIET)
+
+
+def test_a_final_run_that_is_gone_on_with_has_the_epochs_it_began_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as at_once:
+        at_once.setattr(Stop, "requested", lambda _: True)
+        begun = settings_of("base", 3, **data_folder(folder), output=tmp_path / "final-base", **TINY)
+        assert not train(begun, ALONE, QUIET)
+    assert recipes.finish(final(folder, tmp_path), time.monotonic() + 300, QUIET)
+    assert json.loads((tmp_path / "final.json").read_text())["epochs"] == 3
+    assert not (tmp_path / "rehearsal").exists()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "batch", "why"), [("0.34", 4, "cut off"), ("3", 64, "do not fill one batch of 64")]
+)
+def test_a_final_run_whose_rehearsal_fails_is_not_begun(
+    folder: Path, tmp_path: Path, minutes: str, batch: int, why: str
+) -> None:
+    command(folder, tmp_path, "--final", "base", "--minutes", minutes, code=2, batch_size=batch, why=why)
+    assert not list(tmp_path.glob("final*"))
 
 
 def test_a_run_that_fails_says_why_and_so_does_the_command(folder: Path, tmp_path: Path) -> None:

