@@ -61,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure(settings.log_level, settings.log_format)
         if settings.log_format == "json":  # whoever reads that wants nothing else among it
             complain = log.error
-        return detect_files(settings, options) if options.command == "detect" else serve(settings)
+        if options.command == "detect":
+            return _detect(settings, options)
+        from app.server import serve  # not needed by `detect`
+
+        return serve(settings)
     except BrokenPipeError:  # whoever read the output has enough of it
         _write_no_more()
         return 0
@@ -85,7 +89,7 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def detect_files(settings: Settings, options: argparse.Namespace) -> int:
+def _detect(settings: Settings, options: argparse.Namespace) -> int:
     """The service's pipeline on files. Returns: The exit code. Raises: StartError."""
     from app import files
 
@@ -106,13 +110,6 @@ def _option(name: str) -> str:
 
 def _help(name: str) -> str:
     return str(DetectQuery.model_fields[name].description)
-
-
-def serve(settings: Settings) -> int:
-    """Answers requests until SIGINT or SIGTERM; what is accepted by then is finished. Raises: StartError."""
-    from app.server import serve  # not needed by `detect`
-
-    return serve(settings)
 
 
 if __name__ == "__main__":

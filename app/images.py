@@ -51,7 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TURNED = {5, 6, 7, 8}  # width and height change places
+TURNED = {5, 6, 7, 8}  # width and height change places
 # A decoder's rest at the right and at the bottom of the lying picture comes to lie on these sides of the upright one.
 _REST_AT_LEFT = {2, 3, 6, 7}
 _REST_AT_TOP = {3, 4, 7, 8}
@@ -124,7 +124,7 @@ def decode(
                 scale = _draft(picture, resized(size))
             # The decoder of a JPEG of several scans holds all coefficients, however small it decodes the picture.
             held = size if file.scans > 1 else Size(picture.height, picture.width)
-            reserve(held.height * held.width * _copies(picture) + tile)
+            reserve(held.area * _copies(picture) + tile)
             picture.load()
             if scale == 1:
                 size = Size(picture.height, picture.width)  # loading turns a TIFF
@@ -134,7 +134,7 @@ def decode(
             raise
         except Exception as error:
             raise _corrupt(error) from None
-        if turn in _TURNED:
+        if turn in TURNED:
             size = Size(size.width, size.height)
         width, height = size.width / scale, size.height / scale
         left = upright.width - width if turn in _REST_AT_LEFT else 0.0
