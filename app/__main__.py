@@ -8,6 +8,7 @@ app/settings.py. Exit codes: 0, 1 where a picture failed, 2 where the service or
 
 import argparse
 import asyncio
+import io
 import logging
 import os
 import sys
@@ -98,6 +99,8 @@ def _detect(settings: Settings, options: argparse.Namespace) -> int:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise StartError(f"{_option(str(fault['loc'][0]))} {fault['input']}: {fault['msg'].lower()}.") from None
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack a letter of a file's or a class's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     if options.model is not None:
         settings = settings.model_copy(update={"model": options.model})
     outputs = files.Outputs(options.json, options.json_lines, options.coco, options.coco_annotations, options.draw)

@@ -150,7 +150,7 @@ class _Attempts:
 
     def _wait_s(self, asked_s: float | None) -> float | None:
         """Args: asked_s: How long the last one's outcome asks to wait; None where it is final."""
-        if asked_s is None or not self._left:
+        if asked_s is None or self._left <= 0:
             return None
         self._left -= 1
         # Clients that were refused together must not come back together.
@@ -371,7 +371,10 @@ class AsyncClient:
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    key = (api_key or "").strip()  # as read from a file, with the line's end, or from a variable that is not set
+    if not key.isascii() or not key.isprintable():
+        raise ValueError("api_key holds characters that no header can: a key is letters, digits and signs of ASCII")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _asked(
@@ -447,7 +450,7 @@ def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) ->
     """Raises: ServiceProblem: It is no answer of the service's: a login page, say."""
     try:
         return reading(response.json())
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _not_the_services(response) from None
 
 
@@ -490,7 +493,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
         return response
     try:
         document = response.json()
-    except ValueError:  # a proxy's page, say
+    except (ValueError, RecursionError):  # a proxy's page, say
         document = None
     if not isinstance(document, dict) or not isinstance(document.get("detail"), str):
         raise _not_the_services(response)

@@ -51,19 +51,20 @@ class Outputs:
         work."""
         if self.coco_annotations is not None and self.coco is None:
             raise StartError("--coco-annotations is for --coco: name a file for the results, or leave it out.")
-        taken = {picture.resolve(): "is one of the pictures" for picture in pictures}
+        taken = {os.path.realpath(picture): "is one of the pictures" for picture in pictures}
         for option, path in (("--json", self.json), ("--json-lines", self.json_lines), ("--coco", self.coco)):
             if path is None:
                 continue
-            if path.is_dir():
+            if _is_folder(path):
                 raise StartError(f"{option} {path} is a folder: name a file in it.")
-            if not path.parent.is_dir():
+            if not _is_folder(path.parent):
                 raise StartError(f"{option} {path} cannot be written: there is no folder {path.parent}.")
             if path.suffix.lower() in SUFFIXES:
                 raise StartError(f"{option} {path} is called as a picture is: name a file for the results.")
-            if path.resolve() in taken:
-                raise StartError(f"{option} {path} {taken[path.resolve()]}: name another file.")
-            taken[path.resolve()] = f"is written to by {option}, too"
+            place = os.path.realpath(path)
+            if place in taken:
+                raise StartError(f"{option} {path} {taken[place]}: name another file.")
+            taken[place] = f"is written to by {option}, too"
 
 
 async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outputs, query: DetectQuery) -> int:
@@ -112,14 +113,23 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     """Returns: The paths, with the pictures in it in place of each folder. Raises: StartError."""
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES and not one.is_dir()]
+        if _is_folder(path):
+            try:
+                listed = sorted(path.iterdir())
+            except OSError as error:
+                raise StartError(f"The folder {path} cannot be read: {error.strerror}.") from None
+            inside = [one for one in listed if one.suffix.lower() in SUFFIXES and not _is_folder(one)]
             if not inside:
                 raise StartError(f"There are no pictures in the folder {path}.")
             found += inside
         else:
             found.append(path)
     return found
+
+
+def _is_folder(path: Path) -> bool:
+    """Unlike pathlib's, never an error: of a path that cannot be reached, its picture's own problem will tell."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 async def _results(
@@ -240,12 +250,14 @@ class CocoIds:
             images: dict[str, int | str] = {}
             for one in document["images"]:
                 name = Path(one["file_name"]).name
+                if not isinstance(one["id"], int | str):
+                    raise TypeError
                 if images.setdefault(name, one["id"]) != one["id"]:
                     raise StartError(f"{path} has several images called {name}: give each file a name of its own.")
             return cls(images, {one["name"]: one["id"] for one in document["categories"]}, path)
         except OSError as error:
             raise StartError(f"{path} cannot be read: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StartError(f"{path} is no COCO annotation file: it needs `images` and `categories`.") from None
 
     def require(self, files: Iterable[Path]) -> None:
@@ -289,11 +301,11 @@ def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
-    pictures = {file.resolve() for file in files}
+    pictures = {os.path.realpath(file) for file in files}
     drawings: dict[Path, None] = {}
     for file in files:
         drawing, number = directory / f"{file.stem}.png", 1
-        while drawing in drawings or drawing.resolve() in pictures:
+        while drawing in drawings or os.path.realpath(drawing) in pictures:
             number += 1
             drawing = directory / f"{file.stem}-{number}.png"
         drawings[drawing] = None

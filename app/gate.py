@@ -73,15 +73,16 @@ class Gate:
         if not keys:
             return b""
         scheme, _, value = header(scope, b"authorization").partition(" ")
-        given = value.strip() if scheme.lower() == "bearer" else header(scope, b"x-api-key")
+        # Both may be there: a gateway before the service may want an Authorization of its own.
+        given = [header(scope, b"x-api-key"), value.strip() if scheme.lower() == "bearer" else ""]
         # Every key is compared, and in constant time: how long a refusal takes tells nothing of them.
-        found = [key for key in keys if hmac.compare_digest(key, given.encode("latin-1"))]
+        found = [key for one in given for key in keys if hmac.compare_digest(key, one.encode("latin-1"))]
         if not found:
             wrong = "that may reload" if scope["path"] == RELOAD else "of this service's"
             raise Refusal(
                 "unauthorized",
                 f"The key is not one {wrong}."
-                if given
+                if any(given)
                 else "This service wants a key. Send `Authorization: Bearer KEY`.",
                 headers={"WWW-Authenticate": "Bearer"},
             )

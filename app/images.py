@@ -14,7 +14,7 @@ from PIL import BmpImagePlugin as _bmp  # noqa: F401
 from PIL import GifImagePlugin as _gif  # noqa: F401
 from PIL import Image, UnidentifiedImageError
 from PIL import JpegImagePlugin as _jpeg  # noqa: F401
-from PIL import PngImagePlugin as _png  # noqa: F401
+from PIL import PngImagePlugin as _png
 from PIL import TiffImagePlugin as _tiff
 from PIL import WebPImagePlugin as _webp  # noqa: F401
 
@@ -39,6 +39,7 @@ _TILE_WIDTH, _TILE_LENGTH, _TILES = 322, 323, 324
 _BITS, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
 
+_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's name of such a PNG → what makes 255 of its white
 _ORIENTATION_TAG = 0x0112
 _XMP = ("xmp", "XML:com.adobe.xmp")  # as Pillow names it in the formats that have it
 # EXIF orientation → what makes the picture upright.
@@ -125,6 +126,7 @@ def decode(
             # The decoder of a JPEG of several scans holds all coefficients, however small it decodes the picture.
             held = size if file.scans > 1 else Size(picture.height, picture.width)
             reserve(held.area * _copies(picture) + tile)
+            _scale_transparency(picture)
             picture.load()
             if scale == 1:
                 size = Size(picture.height, picture.width)  # loading turns a TIFF
@@ -140,6 +142,13 @@ def decode(
         left = upright.width - width if turn in _REST_AT_LEFT else 0.0
         top = upright.height - height if turn in _REST_AT_TOP else 0.0
         return Decoded(upright, size, (left, top, left + width, top + height))
+
+
+def _scale_transparency(picture: Image.Image) -> None:
+    """Scales the transparent grey of a PNG of 2 or 4 bits a pixel as Pillow will scale the pixels."""
+    transparent = picture.info.get("transparency")
+    if isinstance(picture, _png.PngImageFile) and isinstance(transparent, int):
+        picture.info["transparency"] = transparent * _GREYS.get(str(picture.tile[0].args), 1)
 
 
 def _draft(picture: Image.Image, resized: Size) -> int:
@@ -207,7 +216,10 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(picture)).convert("RGB")
+        greys = _eight_bits(picture)
+        if isinstance(transparent := picture.info.get("transparency"), int):
+            greys[np.asarray(picture) == transparent] = BACKGROUND[0]
+        return Image.fromarray(greys).convert("RGB")
     if picture.mode == "F":
         raise Refusal("not_a_picture", "The picture has floating-point pixels. Send it with 8 or 16 bits per channel.")
     if picture.has_transparency_data:

@@ -14,7 +14,7 @@ class Record:
     """One request.
 
     Attributes:
-        headers: By name in lower case; of one that came several times the last.
+        headers: By name in lower case; of one that came several times the last, or all of a list.
         begun, deadline: On `time.perf_counter`'s clock; only pictures have a deadline.
         timing_ms: Of the stages so far.
         status: Of the answer; 0 before it has begun.

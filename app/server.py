@@ -62,6 +62,7 @@ def serve(settings: Settings) -> int:
             lifespan="on",
             http=Connection,
             ws="none",
+            proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,  # uvicorn would trust this machine without being told
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=max(FINISH_S, int(settings.deadline_s) + 1),
         )
@@ -110,8 +111,12 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._reloading.discard)
 
     async def _reload(self) -> None:
-        with contextlib.suppress(Refusal):  # the log says why
+        try:
             await self._service.reload(wait=True)
+        except Refusal:
+            pass  # the log says why
+        except Exception:
+            log.exception("The model was not reloaded.")
 
 
 def _leave() -> None:

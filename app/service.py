@@ -248,9 +248,11 @@ class Service:
         async with self._reloading:
             try:
                 return await self._reload()
-            except StartError as error:
-                log.error("The model was not reloaded: %s", error)
+            except Exception as error:
                 self.metrics.reloads["refused"].inc()
+                if not isinstance(error, StartError):
+                    raise
+                log.error("The model was not reloaded: %s", error)
                 raise Refusal("model_refused", f"{error} Version {self.model.version} is still served.") from None
 
     async def _reload(self) -> ModelInfo:

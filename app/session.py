@@ -67,14 +67,11 @@ class OnnxRunner:
             ArtifactError: The file is missing, is no ONNX model, or does not keep the contract.
             ProviderError: `cuda` was asked for and cannot be had; names what is missing.
         """
-        if not path.is_file():
-            raise ArtifactError(
-                f"There is no model file {path}: set FCOS_MODEL to one, or write one with `python -m export`."
-            )
+        file = _read(path)
         reason = None if provider == "cpu" else why_no_cuda()
         if provider != "cpu" and reason is None:
             try:
-                return cls._open(path, CUDA, threads, cuda, None, widest=1)
+                return cls._open(file, path, CUDA, threads, cuda, None, widest=1)
             except ProviderError as error:
                 reason = str(error)
         if provider == "cuda":
@@ -82,16 +79,19 @@ class OnnxRunner:
                 f"CUDA is wanted, but cannot be used ({reason}): install the extra `gpu` and a driver that fits it, or "
                 "choose auto or cpu (FCOS_PROVIDER, --device)."
             )
-        return cls._open(path, CPU, threads, cuda, reason, widest)
+        return cls._open(file, path, CPU, threads, cuda, reason, widest)
 
     @classmethod
     def _open(
-        cls, path: Path, provider: str, threads: int, cuda: CudaOptions, fallback: str | None, widest: int
+        cls,
+        file: bytes,
+        path: Path,
+        provider: str,
+        threads: int,
+        cuda: CudaOptions,
+        fallback: str | None,
+        widest: int,
     ) -> Self:
-        try:
-            file = path.read_bytes()  # once: what is served is what its version says, whoever replaces it meanwhile
-        except OSError as error:
-            raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
         try:
             session = open_session(file, provider, threads, cuda)
             wider = {count: open_session(file, provider, count, cuda) for count in widths(widest)}
@@ -183,6 +183,18 @@ class OnnxRunner:
                     f"The model {self.metadata.name} gives values that are not finite in {name} on canvas "
                     f"{list(canvas)}: export it again, in another precision if it is fp16."
                 )
+
+
+def _read(path: Path) -> bytes:
+    """Reads the file once: what is served is what its version says, even if the file is replaced meanwhile."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise ArtifactError(
+            f"There is no model file {path}: set FCOS_MODEL to one, or write one with `python -m export`."
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def widths(widest: int) -> list[int]:

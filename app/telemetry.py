@@ -4,7 +4,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
 
 REQUEST_ID_HEADER = b"x-request-id"
+LISTS = {b"accept", b"content-encoding"}  # of the headers that are read, those whose values may be spread over several
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # A new id is this process's prefix and a count: random bytes for each would be a call of the system.
 _PREFIX = os.urandom(6).hex()
@@ -37,7 +38,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         begun = perf_counter()
-        headers = dict(scope["headers"])
+        headers = _by_name(scope["headers"])
         record = Record(_request_id(headers), headers, begun)
         note_record(scope, record)
 
@@ -100,6 +101,15 @@ class Failures:
             log.exception("The service failed on the request %s.", request_id, extra={"request_id": request_id})
             tracing.note_exception(error)
             await internal_error(scope)(scope, receive, send)
+
+
+def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
+    """Returns: Headers by name. Of one that came several times the last, or where it is a list, all (RFC 9110, 5.3)."""
+    found = dict(headers)
+    if len(found) < len(headers):
+        for name in LISTS & found.keys():
+            found[name] = b", ".join(value for one, value in headers if one == name)
+    return found
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -106,15 +106,16 @@ def _media_type(request: Request) -> str:
 
 class _InMemory(MultiPartParser):
     """Starlette's, but what it reads stays in memory, which is bounded, and never fills a disk; and a part that has a
-    content type is a file, though it has no filename, which RFC 7578 (4.2) asks for but does not demand."""
+    content type, or only a `filename*`, is a file, too: RFC 7578 (4.2) asks for a filename but does not demand it."""
 
     spool_max_size = sys.maxsize
     ended = False
 
     def on_headers_finished(self) -> None:
         part = self._current_part
-        named = b"filename" in parse_options_header(part.content_disposition)[1]
-        if part.content_disposition and not named and any(name == b"content-type" for name, _ in part.item_headers):
+        options = parse_options_header(part.content_disposition)[1]
+        is_file = b"filename*" in options or any(name == b"content-type" for name, _ in part.item_headers)
+        if part.content_disposition and b"filename" not in options and is_file:
             part.content_disposition += b'; filename=""'
         super().on_headers_finished()
 
@@ -131,7 +132,9 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
     # Of every other name Python would remember for ever that it is none of a charset.
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise HTTPException(400, "The form's charset cannot be read: leave it out")
-    parser = _InMemory(request.headers, request.stream(), max_files=most, max_fields=1)
+    # Of several Content-Type headers the one that was looked at.
+    headers = Headers({"content-type": header(request.scope, b"content-type")})
+    parser = _InMemory(headers, request.stream(), max_files=most, max_fields=1)
     try:
         files = await _files_of(await parser.parse(), field)
         if not parser.ended:
