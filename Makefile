@@ -1,30 +1,30 @@
 # make serve   the service on 127.0.0.1:8000 with the shipped model
-# make test    all tests
+# make test    all tests but the browser's and the load test's
 # make lint    ruff and mypy
-# make up      the service in a container, on a GPU where Docker has one; VARIANT=cpu, MONITORING=1
-# make down    ends it
+# make up      the service in a container, on a GPU if Docker has one; VARIANT=cpu, MONITORING=1
+# make down    stops it
 # make loadtest       capacity and latency under rising load; report in results/
 # make test-browser   the page in a real Chromium, which must be installed
-# Each sets up what it needs in .venv, once; a changed requirements file sets it up again.
+# Each installs what it needs into .venv, once, and again when a requirements file changes.
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# CUDA's libraries only where there is a driver for them.
+# CUDA's libraries only if there is a driver for them.
 SERVE := requirements/$(if $(shell command -v nvidia-smi 2>/dev/null),gpu,serve).txt
 UV := $(shell command -v uv 2>/dev/null)
-# uv installs in a fraction of pip's time; without it pip does the same.
+# uv installs in a fraction of pip's time; pip is used if there is no uv.
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-# An environment whose Python is gone, as after the system's got a new one, is made anew with all that was asked of it.
+# An environment whose Python is gone, as after an upgrade of the system's, is rebuilt with what is asked for.
 ENVIRONMENT := $(if $(shell test -x $(BIN)/python && echo there),,environment)
-# The development environment holds everything that serving needs: where it is there, that one is kept up to date.
+# The development environment holds everything that serving needs: if it exists, it is the one kept up to date.
 SERVED_BY := $(or $(if $(ENVIRONMENT),,$(wildcard $(VENV)/.dev)),$(SERVE))
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-browser lint format up down loadtest environment requirements clean
-# All share one environment, which two installers at a time would break.
+# All share one environment, which two installers at once would break.
 .NOTPARALLEL:
 
 help:
@@ -73,7 +73,7 @@ $(VENV)/.dev $(VENV)/.load $(VENV)/.browser: $(VENV)/.%: requirements/%.txt $(EN
 	$(INSTALL) -r $<
 	@touch $@
 
-# The pinned versions for pyproject.toml as it is now; with UPGRADE=1 the newest. Needs uv.
+# Pins versions for the current pyproject.toml; UPGRADE=1 takes the newest. Needs uv.
 requirements: COMPILE = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(if $(UPGRADE),--upgrade)
 requirements:
 	for extra in serve dev gpu; do \

@@ -62,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure(settings.log_level, settings.log_format)
         if settings.log_format == "json":  # whatever parses the log must find nothing else in it
             complain = log.error
-        return detect_files(settings, options) if options.command == "detect" else serve(settings)
+        if options.command == "detect":
+            return _detect(settings, options)
+        from app.server import serve  # not needed by `detect`
+
+        return serve(settings)
     except BrokenPipeError:  # whatever read the output has stopped
         _write_no_more()
         return 0
@@ -86,7 +90,7 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def detect_files(settings: Settings, options: argparse.Namespace) -> int:
+def _detect(settings: Settings, options: argparse.Namespace) -> int:
     """Runs the service's pipeline on files. Returns: The exit code. Raises: StartError."""
     from app import files
 
@@ -107,13 +111,6 @@ def _option(name: str) -> str:
 
 def _help(name: str) -> str:
     return str(DetectQuery.model_fields[name].description)
-
-
-def serve(settings: Settings) -> int:
-    """Answers requests until SIGINT or SIGTERM, then finishes those accepted by then. Raises: StartError."""
-    from app.server import serve  # not needed by `detect`
-
-    return serve(settings)
 
 
 if __name__ == "__main__":

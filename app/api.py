@@ -28,17 +28,15 @@ from app.settings import Settings
 from app.telemetry import REQUEST_ID_HEADER, Failures, Telemetry
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 
-_DETECT_PROBLEMS = problem_docs(
-    "empty_body", "malformed_request", "not_acceptable", "picture_too_large", "body_too_large",
-    "unsupported_media_type", "not_a_picture", "corrupt_picture", "invalid_parameter", "unknown_class",
-    "internal_error", "not_ready", "overloaded", "deadline_exceeded", "request_timeout", "unauthorized",
-    "too_many_requests",
-)  # fmt: skip
-_BATCH_PROBLEMS = problem_docs(
+_OF_BOTH = (
     "malformed_request", "body_too_large", "unsupported_media_type", "invalid_parameter", "unknown_class",
     "internal_error", "not_ready", "overloaded", "deadline_exceeded", "request_timeout", "unauthorized",
     "too_many_requests",
 )  # fmt: skip
+_BATCH_PROBLEMS = problem_docs(*_OF_BOTH)
+_DETECT_PROBLEMS = problem_docs(
+    *_OF_BOTH, "empty_body", "not_acceptable", "picture_too_large", "not_a_picture", "corrupt_picture"
+)
 
 
 def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
@@ -76,6 +74,15 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         # By default, FastAPI reads the environment at every request.
         telemetry={"tracing": tracing.endpoint() is not None, "metrics": False, "logs": False},
     )
+    _add_middleware(app, settings)
+    problems.install(app)
+    _add_routes(app, settings)
+    pages.install(app)
+    app.openapi = partial(_openapi, app, settings)  # type: ignore[method-assign]
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
     # The last one added is the outermost.
     app.add_middleware(Detect)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes, max_held=settings.max_queue_bytes)
@@ -90,8 +97,9 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             expose_headers=[REQUEST_ID_HEADER.decode(), "Server-Timing", "Retry-After"],
         )
     app.add_middleware(Telemetry, access_log=settings.access_log)
-    problems.install(app)
 
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     @app.post(
         DETECT,
         summary="Find objects in a picture",
@@ -160,22 +168,18 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             raise Refusal("forbidden", "Set FCOS_ADMIN_KEY to reload over HTTP, or send the process SIGHUP.")
         return await _service(request).reload()
 
-    pages.install(app)
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            schemas = schema["components"]["schemas"]
-            schemas[Problem.__name__] = Problem.model_json_schema()
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            _add_headers(schema, settings)
-            _drop_nulls(schema)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-    return app
+def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        schemas[Problem.__name__] = Problem.model_json_schema()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        _add_headers(schema, settings)
+        _drop_nulls(schema)
+        app.openapi_schema = schema
+    return app.openapi_schema
 
 
 def _add_headers(schema: dict[str, Any], settings: Settings) -> None:

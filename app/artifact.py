@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.errors import ArtifactError
+from app.errors import ArtifactError, first_fault
 
 METADATA_KEY = "fcos"
 FORMAT_VERSION = 1
@@ -31,6 +31,10 @@ class Size(NamedTuple):
 
     height: int
     width: int
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
 
 
 Positive = Annotated[int, Field(ge=1, le=65_536)]
@@ -150,23 +154,6 @@ def parse(text: str | None, file: str) -> Metadata:
         return Metadata.model_validate(document)
     except ValidationError as error:
         raise ArtifactError(f"{file} has invalid metadata, {first_fault(error)}: export the model again.") from None
-
-
-def first_fault(error: ValidationError) -> str:
-    """Returns: The first fault of a validation in a few words: where, what value, what was expected."""
-    fault = error.errors(include_url=False)[0]
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    where = ".".join(str(key) for key in fault["loc"])
-    if not where:
-        return message
-    if fault["type"] == "missing":
-        return f"`{where}` is missing"
-    if fault["type"] == "extra_forbidden":
-        return f"`{where}` is not known"
-    value = repr(fault["input"])
-    value = value if len(value) <= 80 else value[:77] + "..."
-    return f"`{where}` has value {value} ({message})"
 
 
 def file_version(file: bytes) -> str:

@@ -53,7 +53,7 @@ def place(picture: Size, metadata: Metadata) -> Placement:
     # `Metadata` refuses a set of canvases that leaves some picture without one.
     canvas = min(
         (one for one in metadata.canvases if resized.height <= one.height and resized.width <= one.width),
-        key=lambda one: one.height * one.width,
+        key=lambda one: one.area,
     )
     return Placement(picture, resized, canvas)
 

@@ -7,14 +7,16 @@ detections = detector.detect(Image.open("cat.jpg").convert("RGB"))
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app import images
 from app.artifact import Metadata
-from app.canvas import Placement, fit, unfit
-from app.images import Decoded
+from app.canvas import Placement, fit, resized_size, unfit
+from app.images import MOST_PIXELS, Decoded
 from app.postprocess import Detections, Heads, Parameters, PictureHeads, postprocess
 
 Runner = Callable[[NDArray[np.uint8]], Heads]
@@ -22,7 +24,7 @@ Runner = Callable[[NDArray[np.uint8]], Heads]
 
 @dataclass(frozen=True)
 class Detector:
-    """A model and what runs it. The three stages are separate, so that a server can give each its own thread.
+    """A model and what runs it. The stages are separate, so that a server can give each its own thread.
 
     Attributes:
         metadata: What the model file says about itself.
@@ -37,12 +39,19 @@ class Detector:
         defaults = self.metadata.defaults
         return Parameters(defaults.score_threshold, defaults.iou_threshold, defaults.max_detections)
 
+    def decode(
+        self, data: bytes, max_pixels: int = MOST_PIXELS, reserve: Callable[[int], None] = lambda pixels: None
+    ) -> Decoded:
+        """Stage 1. Returns: The picture in a file; a large JPEG no larger than its canvas needs. Raises: Refusal."""
+        resized = partial(resized_size, resize=self.metadata.resize)
+        return images.decode(data, max_pixels, resized=resized, reserve=reserve)
+
     def fit(self, picture: Image.Image | NDArray[np.uint8] | Decoded) -> tuple[NDArray[np.uint8], Placement]:
-        """Stage 1. Returns: The canvas, uint8 [H, W, 3], and where the picture lies on it."""
+        """Stage 2. Returns: The canvas, uint8 [H, W, 3], and where the picture lies on it."""
         return fit(picture, self.metadata)
 
     def finish(self, heads: PictureHeads, placement: Placement, parameters: Parameters) -> Detections:
-        """Stage 3, after `run`. Returns: Detections, best first; boxes xyxy in the picture's own pixels."""
+        """Stage 4, after `run`. Returns: Detections, best first; boxes xyxy in the picture's own pixels."""
         found = postprocess(heads, placement, self.metadata, parameters)
         return replace(found, boxes=unfit(found.boxes, placement))
 

@@ -26,7 +26,6 @@ import numpy as np
 
 from app.batcher import Batch, Batcher
 from app.budget import Budget
-from app.canvas import resized_size
 from app.detector import Detector
 from app.draw import MOST_JPEG_PIXELS, drawing
 from app.errors import Refusal, first_line
@@ -92,11 +91,6 @@ class Engine:
         self.pace = Pace(sessions)
         self._free_sessions = threading.Semaphore(sessions)  # of those that workers run
         self._session = threading.Thread(target=self._serve, name="session") if runner.provider in OWN_THREAD else None
-
-    @property
-    def queued(self) -> int:
-        """Pictures that are decoded and wait for a session."""
-        return len(self._batcher)
 
     @property
     def waiting(self) -> int:
@@ -173,13 +167,7 @@ class Engine:
         thread = threading.get_ident()
         job.decode_begun = self._running[thread] = perf_counter()
         try:
-            resize = self.metadata.resize
-            decoded = decode(
-                job.data,
-                self._max_pixels,
-                resized=lambda size: resized_size(size, resize),
-                reserve=partial(self._reserve, job),
-            )
+            decoded = self.detector.decode(job.data, self._max_pixels, partial(self._reserve, job))
             job.canvas, job.placement = self.detector.fit(decoded)
             del decoded
             job.keep_pixels(job.canvas.shape[0] * job.canvas.shape[1])
@@ -325,7 +313,7 @@ class Engine:
                 f"A JPEG's sides have at most {MOST_JPEG_PIXELS} pixels, but the picture is {outcome.size.width} x "
                 f"{outcome.size.height}. Ask for PNG.",
             )
-        copy = outcome.size.height * outcome.size.width  # that is drawn on
+        copy = outcome.size.area  # that is drawn on
 
         def reserve(pixels: int) -> None:
             self._reserve(job, pixels + copy)

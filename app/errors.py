@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 
 class StartError(Exception):
     """The service cannot start. The message is one sentence for the person who started it; the exit code is 2."""
@@ -103,3 +105,20 @@ def failed(what: str) -> Refusal:
 def first_line(error: BaseException) -> str:
     """Returns: The first line of a library's exception; its type's name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def first_fault(error: ValidationError) -> str:
+    """Returns: The first fault of a validation in a few words: where, what value, what was expected."""
+    fault = error.errors(include_url=False)[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    where = ".".join(str(key) for key in fault["loc"])
+    if not where:
+        return message
+    if fault["type"] == "missing":
+        return f"`{where}` is missing"
+    if fault["type"] == "extra_forbidden":
+        return f"`{where}` is not known"
+    value = repr(fault["input"])
+    value = value if len(value) <= 80 else value[:77] + "..."
+    return f"`{where}` has value {value} ({message})"

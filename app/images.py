@@ -51,7 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TURNED = {5, 6, 7, 8}  # width and height change places
+TURNED = {5, 6, 7, 8}  # width and height change places
 # What decoding leaves over, at the right and bottom of the stored picture, ends up on these sides of the upright one.
 _REST_AT_LEFT = {2, 3, 6, 7}
 _REST_AT_TOP = {3, 4, 7, 8}
@@ -124,17 +124,17 @@ def decode(
                 scale = _draft(picture, resized(size))
             # For a JPEG of several scans the decoder holds all coefficients, however small it decodes the picture.
             held = size if file.scans > 1 else Size(picture.height, picture.width)
-            reserve(held.height * held.width * _copies(picture) + tile)
+            reserve(held.area * _copies(picture) + tile)
             picture.load()
             if scale == 1:
-                size = Size(picture.height, picture.width)  # loading turns a TIFF
+                size = Size(picture.height, picture.width)  # loading applies a TIFF's orientation
             turn = orientation(picture)
             upright = _upright(_rgb(picture), turn)
         except Refusal:
             raise
         except Exception as error:
             raise _corrupt(error) from None
-        if turn in _TURNED:
+        if turn in TURNED:
             size = Size(size.width, size.height)
         width, height = size.width / scale, size.height / scale
         left = upright.width - width if turn in _REST_AT_LEFT else 0.0

@@ -137,7 +137,7 @@ def _candidates(
     found: list[tuple[Indices, Indices, Floats]] = []
     first = 0
     for grid in grids(metadata.strides, canvas):
-        level = slice(first, first + grid.height * grid.width)
+        level = slice(first, first + grid.area)
         logits = heads.class_logits[level].reshape(-1)
         centerness = heads.centerness[level]
 

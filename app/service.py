@@ -316,7 +316,10 @@ def open_runner(settings: Settings, *, on_cuda: bool = False) -> OnnxRunner:
     """Opens the model file as the settings say; with `on_cuda`, only on CUDA. Raises: StartError."""
     provider = "cuda" if on_cuda else settings.provider
     threads, widest = session_threads(settings), most_threads(settings)
-    return OnnxRunner.load(settings.model, provider, threads, settings.cuda_options(), widest=widest)
+    runner = OnnxRunner.load(settings.model, provider, threads, settings.cuda_options(), widest=widest)
+    if runner.fallback is not None:
+        log.warning("CUDA cannot be used (%s): the model runs on the CPU.", runner.fallback)
+    return runner
 
 
 def _expire(job: Job) -> None:

@@ -3,7 +3,6 @@
 N: pictures. H, W: the canvas's height and width. P: points. C: classes.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +19,9 @@ from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
 from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, reason_of, why_no_cuda
 
-log = logging.getLogger(__name__)
-
 INPUT = "images"
 BATCH_SIZES = (1, 2, 4, 8, 16)
+DEFAULT_CUDA = CudaOptions()
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class OnnxRunner:
         path: Path,
         provider: ProviderChoice = "cpu",
         threads: int = 0,
-        cuda: CudaOptions | None = None,
+        cuda: CudaOptions = DEFAULT_CUDA,
         *,
         widest: int = 1,
     ) -> Self:
@@ -84,15 +82,12 @@ class OnnxRunner:
                 f"CUDA was asked for, but cannot be used ({reason}): install the extra `gpu` and a driver that fits "
                 "it, or choose auto or cpu (FCOS_PROVIDER, --device)."
             )
-        if reason is not None:
-            log.warning("CUDA cannot be used (%s): the model runs on the CPU.", reason)
         return cls._open(path, CPU, threads, cuda, reason, widest)
 
     @classmethod
     def _open(
-        cls, path: Path, provider: str, threads: int, cuda: CudaOptions | None, fallback: str | None, widest: int
+        cls, path: Path, provider: str, threads: int, cuda: CudaOptions, fallback: str | None, widest: int
     ) -> Self:
-        cuda = cuda or CudaOptions()
         try:
             file = path.read_bytes()  # once: if it is replaced meanwhile, the version is still that of what is served
         except OSError as error:
@@ -116,7 +111,7 @@ class OnnxRunner:
         runner = cls(session, metadata, artifact.file_version(file), provider, fallback, wider=wider)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
-            runner.check(min(metadata.canvases, key=lambda canvas: canvas.height * canvas.width))
+            runner.check(min(metadata.canvases, key=lambda canvas: canvas.area))
         except ArtifactError:
             raise
         except Exception as error:
@@ -172,9 +167,9 @@ class OnnxRunner:
 
     def check(self, canvas: Size, batch_size: int = 1, cores: int = 1) -> None:
         """Runs the canary picture, a ramp of every colour, on one canvas. Raises: As `warm_up`."""
-        ramp = np.linspace(0, 255, canvas.height * canvas.width * 3).astype(np.uint8).reshape(*canvas, 3)
+        ramp = np.linspace(0, 255, canvas.area * 3).astype(np.uint8).reshape(*canvas, 3)
         heads = self.run_batch([ramp] * batch_size, cores)
-        points = sum(grid.height * grid.width for grid in grids(self.metadata.strides, canvas))
+        points = sum(grid.area for grid in grids(self.metadata.strides, canvas))
         classes = len(self.metadata.classes)
         expected = ((batch_size, points, classes), (batch_size, points, 4), (batch_size, points))
         for name, head, shape in zip(Heads._fields, heads, expected, strict=True):

@@ -9,8 +9,7 @@ from typing import Annotated, Literal, get_args, get_origin
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.artifact import first_fault
-from app.errors import SettingsError
+from app.errors import SettingsError, first_fault
 from app.images import MOST_PIXELS
 from app.providers import CudaOptions, ProviderChoice
 
@@ -170,8 +169,9 @@ def settings_table() -> str:
 
 
 def _variable(error: ValidationError) -> str:
-    fault = first_fault(error)
-    field = str(error.errors(include_url=False)[0]["loc"][0])
+    fault = error.errors(include_url=False)[0]
+    field = str(fault["loc"][0])
+    variable = PREFIX + field.upper()
     if field in ("api_keys", "admin_key"):  # its value is a secret
-        return f"{PREFIX}{field.upper()}: " + error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-    return fault.replace(f"`{field}`", PREFIX + field.upper(), 1)
+        return f"{variable}: {fault['msg'].removeprefix('Value error, ')}"
+    return first_fault(error).replace(f"`{field}`", variable, 1)

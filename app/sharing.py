@@ -42,7 +42,7 @@ def session_threads(settings: Settings) -> int:
 
 def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> float:
     """Returns: How long a picture takes in a batch of this size, on one core, in the least disturbed of some runs."""
-    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
+    canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.area)
     batch = [np.full((*canvas, 3), 127, np.uint8)] * size
 
     def seconds() -> float:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from app.artifact import first_fault
-from app.errors import StartError, first_line
+from app.errors import StartError, first_fault, first_line
 
 
 def as_command(main: Callable[[], int | None]) -> None:

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.artifact import Size
 from app.canvas import resized_size
 from app.detector import Detector
-from app.images import Decoded, decode
-from app.postprocess import Parameters
+from app.images import MOST_PIXELS, Decoded, decode
 from app.session import OnnxRunner
 from app.settings import DEFAULT_MODEL
 from benchmarks.command import as_command
-
-MAX_PIXELS = 200_000_000
-PARAMETERS = Parameters(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
 
 
 def main() -> None:
@@ -49,13 +46,8 @@ def main() -> None:
         print_ap(detector, options)
 
 
-def as_served(detector: Detector, data: bytes) -> Decoded:
-    resize = detector.metadata.resize
-    return decode(data, MAX_PIXELS, resized=lambda size: resized_size(size, resize))
-
-
 def whole(detector: Detector, data: bytes) -> Decoded:
-    return decode(data, MAX_PIXELS)
+    return decode(data, MOST_PIXELS)
 
 
 def jpeg(picture: Image.Image) -> bytes:
@@ -82,7 +74,7 @@ def print_times(detector: Detector) -> None:
     ways: dict[str, Callable[[], object]] = {
         "whole, then resized over all pixels": lambda: naive(detector, content),
         "whole": lambda: detector.fit(whole(detector, content)),
-        "as served": lambda: detector.fit(as_served(detector, content)),
+        "as served": lambda: detector.fit(detector.decode(content)),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(15):
@@ -96,13 +88,14 @@ def print_times(detector: Detector) -> None:
 
 def print_ap(detector: Detector, options: argparse.Namespace) -> None:
     from model.data import read_usable
+    from model.evaluate import parameters_for
+    from model.formats import with_images
     from model.scoring import Found, score
 
     document = read_usable(options.annotations, options.images, detector.metadata.classes, print)
-    document["images"] = document["images"][: options.limit]
-    kept = {image["id"] for image in document["images"]}
-    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
-    ways = {"whole": whole, "as served": as_served}
+    document = with_images(document, document["images"][: options.limit])
+    parameters = parameters_for(detector.metadata)
+    ways = {"whole": whole, "as served": Detector.decode}
     found: dict[str, list[Found]] = {name: [] for name in ways}
     for position, image in enumerate(document["images"]):
         small = Image.open(options.images / image["file_name"]).convert("RGB")
@@ -110,10 +103,8 @@ def print_ap(detector: Detector, options: argparse.Namespace) -> None:
         content = jpeg(small.resize(size, Image.Resampling.BICUBIC))
         for name, way in ways.items():
             canvas, placement = detector.fit(way(detector, content))
-            one = detector.finish(detector.run(canvas[None]).of(0), placement, PARAMETERS)
-            boxes = one.boxes * np.float32(small.width / size[0])
-            pictures = np.full(len(one), position, np.int64)
-            found[name].append(Found(pictures, boxes, one.scores, one.class_ids.astype(np.int64)))
+            one = detector.finish(detector.run(canvas[None]).of(0), placement, parameters)
+            found[name].append(Found.of(position, replace(one, boxes=one.boxes * np.float32(small.width / size[0]))))
     for name, parts in found.items():
         evaluation = score(Found.join(parts), document, detector.metadata.classes)
         print(f"{name:10} {json.dumps({key: round(value, 4) for key, value in evaluation.metrics.items()})}")

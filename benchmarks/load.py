@@ -93,7 +93,6 @@ class Load:
         self._port = port
         self._request = request
         self._idle: deque[Connection] = deque()
-        self._open = 0
         self.began = perf_counter()
         self.rows: list[tuple[str, float, float, int]] = []
 

@@ -55,11 +55,11 @@ def torchvision_like_metadata() -> Metadata:
 def clustered_heads(rng: np.random.Generator, objects: int = 52) -> PictureHeads:
     """Background at about -6, and around each object a cluster of points that agree on its box, nearly."""
     levels = grids(STRIDES, CANVAS)
-    points = sum(grid.height * grid.width for grid in levels)
+    points = sum(grid.area for grid in levels)
     logits = rng.normal(-6.0, 0.8, (points, CLASSES)).astype(np.float32)
     centerness = rng.normal(0.0, 1.0, points).astype(np.float32)
     distances = np.abs(rng.normal(0, 40, (points, 4))).astype(np.float32)
-    first = np.cumsum([0] + [grid.height * grid.width for grid in levels])
+    first = np.cumsum([0] + [grid.area for grid in levels])
     for _ in range(objects):
         level = rng.choice(5, p=[0.4, 0.3, 0.2, 0.07, 0.03])
         grid, stride, label = levels[level], STRIDES[level], rng.integers(CLASSES)
@@ -87,7 +87,7 @@ def main() -> None:
     placement = Placement(picture=resized, resized=resized, canvas=CANVAS)
     reference = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
     levels = grids(STRIDES, CANVAS)
-    counts = [grid.height * grid.width for grid in levels]
+    counts = [grid.area for grid in levels]
     features = [torch.empty(1, 1, *grid) for grid in levels]
     anchors = reference.anchor_generator(ImageList(torch.empty(1, 3, *CANVAS), [tuple(resized)]), features)
     split_anchors = [list(one.split(counts)) for one in anchors]

@@ -31,12 +31,16 @@ from model import checkpoint as checkpoints
 from model import data
 from model.backbone import load_imagenet_weights
 from model.config import STRIDES, FCOSConfig, InputConfig
+from model.console import plain_console
 from model.distributed import Processes, choose_device
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS, Heads
+from model.formats import with_images
 from model.learner import Learner
+from model.loading import end_workers, make_loader
 from model.losses import Objective
 from model.optim import keep_tensors_memory
+from model.presets import data_folder
 from model.scoring import score
 from model.settings import Settings
 
@@ -99,12 +103,7 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     batches = data.CanvasBatches(
         data.canvas_indices(annotations, metadata), metadata.canvases, settings.batch_size, seed
     )
-    loader = torch.utils.data.DataLoader(
-        data.TrainingPictures(data.Plans(annotations, metadata, settings.augmentation), settings.train_images),
-        batch_sampler=batches,
-        collate_fn=data.collate,
-        num_workers=settings.workers,
-    )
+    loader = make_loader(settings, annotations, metadata, batches, processes.device)
     torch.manual_seed(seed)
     model: Any = (Torchvision if which == "torchvision" else FCOS)(config, input_config)
     load_imagenet_weights(model.backbone, config.backbone, settings.weights)
@@ -116,6 +115,7 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
             values = learner.step([batch], epoch * len(batches) + number)
         console.print(f"{which}, seed {seed}, epoch {epoch + 1}: {values}")
     seconds = time.monotonic() - started
+    end_workers(loader)
     runner = torch_runner(learner.ema.module, processes.device)
     found = detect(runner, metadata, val_document, settings.val_images, console)
     metrics = score(found, val_document, metadata.classes).metrics
@@ -130,10 +130,7 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
 
 
 def thinned(document: dict[str, Any], count: int) -> dict[str, Any]:
-    images = document["images"][:: max(len(document["images"]) // count, 1)][:count]
-    known = {image["id"] for image in images}
-    annotations = [one for one in document["annotations"] if one["image_id"] in known]
-    return document | {"images": images, "annotations": annotations}
+    return with_images(document, document["images"][:: max(len(document["images"]) // count, 1)][:count])
 
 
 def main() -> None:
@@ -152,10 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_tensors_memory()
     settings = Settings(
-        train_annotations=options.data / "train.json",
-        train_images=options.data / "train",
-        val_annotations=options.data / "val.json",
-        val_images=options.data / "val",
+        **data_folder(options.data),
         output=options.output,
         backbone=options.backbone,
         weights=options.weights,
@@ -168,7 +162,7 @@ def main() -> None:
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     rows = []
     for seed in options.seeds:
         for which in ("ours", "torchvision"):

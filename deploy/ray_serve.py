@@ -18,7 +18,7 @@ import os
 from ray import serve
 
 from app.api import create_app
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, load_settings
 
 # A cluster that is there already does not have the environment of `serve run`.
 SETTINGS = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
@@ -30,7 +30,7 @@ SETTINGS = {name: value for name, value in os.environ.items() if name.upper().st
     max_queued_requests=256,
     ray_actor_options={"num_cpus": 2, "runtime_env": {"env_vars": SETTINGS}},
 )
-@serve.ingress(lambda: create_app(Settings()))
+@serve.ingress(lambda: create_app(load_settings()))
 class Detector:
     """One replica; FCOS_PROVIDER=cuda wants `num_gpus: 1` above."""
 

@@ -70,11 +70,11 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
     reference, bounds = OnnxRunner.load(fp32), precisions.LOWER[precision]
     # What fp32 reaches, this does not.
     metadata = reference.metadata.model_copy(update={"precision": precision, "metrics": {}})
-    proto = onnx.load(fp32)
-    calibration = pictures[::2]
     if precision == "int8":
+        proto = precisions.to_int8(onnx.load(fp32), pictures[::2], metadata)
         pictures = pictures[1::2] or pictures  # judged on others, where there are some
-    proto = precisions.convert(proto, precision, calibration, metadata)
+    else:
+        proto = precisions.to_fp16(onnx.load(fp32))
     add_metadata(proto, metadata)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / output.name

@@ -5,12 +5,6 @@ N pictures, H, W canvas, P points, C classes.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-
 import onnx
 import torch
 from torch import Tensor, nn
@@ -20,6 +14,7 @@ from app.artifact import METADATA_KEY, Metadata
 from app.errors import first_line
 from app.postprocess import Heads
 from app.session import INPUT
+from export.quiet import quietly
 from model.fcos import FCOS
 
 OPSET = 20
@@ -50,7 +45,7 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
     example = torch.zeros(2, 320, 416, 3, dtype=torch.uint8)
     dimensions = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     try:
-        with _quietly():
+        with quietly("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
             program = torch.onnx.export(
                 graph,
                 (example,),
@@ -98,19 +93,3 @@ def _forget_the_exporter(proto: onnx.ModelProto) -> None:
         part.doc_string = ""
     for value in (*proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter prints its progress and warns about its own internals; neither is the user's business."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -5,9 +5,6 @@ Both are judged by what matters, their detections on real pictures: a lower prec
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from torchvision.ops import box_iou
 
 from app.artifact import Metadata
 from app.canvas import fit
@@ -26,6 +25,7 @@ from app.detector import Detector
 from app.images import SUFFIXES
 from app.postprocess import Detections, Parameters
 from app.session import INPUT, OnnxRunner
+from export.quiet import quietly
 from model.data import open_as_served
 
 CALIBRATION_PICTURES = 128
@@ -60,24 +60,6 @@ def choose_pictures(folder: Path) -> list[Path]:
     return [files[i] for i in np.linspace(0, len(files) - 1, min(2 * CALIBRATION_PICTURES, len(files))).astype(int)]
 
 
-def convert(proto: onnx.ModelProto, precision: str, pictures: Sequence[Path], metadata: Metadata) -> onnx.ModelProto:
-    """An fp32 graph in one of the `LOWER` precisions.
-
-    Args:
-        pictures: from which int8 takes its ranges.
-
-    Raises:
-        ValueError: one of the pictures cannot be read.
-    """
-    match precision:
-        case "fp16":
-            return to_fp16(proto)
-        case "int8":
-            return to_int8(proto, pictures, metadata)
-        case _:
-            raise KeyError(precision)
-
-
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Half precision, but for what needs more: normalisation statistics and everything after the last convolutions,
     where a distance of 1333 px has a spacing of 1 px in half precision."""
@@ -85,7 +67,7 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     # A variance may well lie above 65,504, where half precision ends.
     norms = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
     block = [*DEFAULT_OP_BLOCK_LIST, *norms, "Resize"]
-    with _quietly():
+    with quietly("root"):
         converted: onnx.ModelProto = convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=block, node_block_list=keep
         )
@@ -100,7 +82,7 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
     Raises:
         ValueError: one of the pictures cannot be read.
     """
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, quietly("root"):
         source, prepared, target = (Path(folder) / name for name in ("fp32.onnx", "prepared.onnx", "int8.onnx"))
         onnx.save(proto, source)
         quant_pre_process(source, prepared, skip_symbolic_shape=True)  # folds BatchNorm into the convolutions
@@ -192,13 +174,7 @@ def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path]
 
 
 def _matched(expected: Detections, got: Detections, bounds: Bounds) -> int:
-    if not len(expected) or not len(got):
-        return 0
-    corners = np.maximum(expected.boxes[:, None, :2], got.boxes[None, :, :2])
-    opposite = np.minimum(expected.boxes[:, None, 2:], got.boxes[None, :, 2:])
-    overlap = np.clip(opposite - corners, 0, None).prod(-1)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (expected.boxes, got.boxes)]
-    iou = overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
+    iou = box_iou(torch.from_numpy(expected.boxes), torch.from_numpy(got.boxes)).numpy()
     same = expected.class_ids[:, None] == got.class_ids[None]
     close = np.abs(expected.scores[:, None] - got.scores[None]) <= bounds.score
     return int((same & close & (iou >= bounds.iou)).any(1).sum())
@@ -251,16 +227,3 @@ def _before_first_convolution(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
             nodes.append(node)
             reached |= set(node.output)
     return nodes
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The quantiser logs advice for its own developers."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(level)

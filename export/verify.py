@@ -90,5 +90,5 @@ def test_pictures(batch: int, canvas: Size) -> NDArray[np.uint8]:
 
 
 def _canvases(metadata: Metadata) -> list[Size]:
-    by_area = sorted(metadata.canvases, key=lambda canvas: canvas.height * canvas.width)
+    by_area = sorted(metadata.canvases, key=lambda canvas: canvas.area)
     return list(dict.fromkeys([*by_area, *FALLBACK_CANVASES]))[:CANVASES]

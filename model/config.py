@@ -8,9 +8,10 @@ from unicodedata import normalize
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.artifact import LONGEST_CANVAS, Name
+from app.artifact import CANVAS_MULTIPLE, LONGEST_CANVAS, Name
 
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -47,10 +48,12 @@ class InputConfig(_Config):
 
     def __post_init__(self) -> None:
         for height, width in self.canvases:
-            if height % 32 or width % 32 or not 32 <= min(height, width) <= max(height, width) <= LONGEST_CANVAS:
-                raise ValueError(
-                    f"a canvas side must be a multiple of 32 from 32 to {LONGEST_CANVAS}, but got {height}x{width}"
-                )
+            for side in (height, width):
+                if side % CANVAS_MULTIPLE or not CANVAS_MULTIPLE <= side <= LONGEST_CANVAS:
+                    raise ValueError(
+                        f"a canvas side must be a multiple of {CANVAS_MULTIPLE} from {CANVAS_MULTIPLE} to "
+                        f"{LONGEST_CANVAS}, but got {height}x{width}"
+                    )
         if not self.canvases:
             raise ValueError("at least one canvas is needed, such as 416x416")
 

@@ -11,7 +11,6 @@ json, a folder of VOC xml, or a folder of YOLO txt. The json that is written hol
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,17 +23,21 @@ if not __package__:  # run as a script: the repository's packages lie one level 
     import model  # noqa: F401  which says so where torch is not installed
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from app.artifact import Metadata, Size
 from app.canvas import Placement
 from app.detector import Detector, Runner
 from app.errors import StartError
 from app.postprocess import COCO_SCORE_THRESHOLD, Heads, Parameters
+from model import checkpoint as checkpoints
 from model.console import plain_console
 from model.data import open_as_served, read_usable
+from model.distributed import choose_device
 from model.files import require_folder, write_json
 from model.formats import Document
 from model.scoring import Evaluation, Found, score
@@ -82,9 +85,7 @@ def detect(
     def run(group: list[Prepared]) -> None:
         heads = detector.run(np.stack([canvas for _, canvas, _ in group]))
         for index, (position, _, placement) in enumerate(group):
-            one = detector.finish(heads.of(index), placement, parameters)
-            pictures = np.full(len(one), position, dtype=np.int64)
-            found.append(Found(pictures, one.boxes, one.scores, one.class_ids.astype(np.int64)))
+            found.append(Found.of(position, detector.finish(heads.of(index), placement, parameters)))
 
     prepared = _prepared(detector, positions, entries, images)
     quiet = rank > 0 or not console.is_terminal
@@ -127,9 +128,8 @@ def _prepared(
             yield from pool.map(prepare, positions[first : first + AHEAD], entries[first : first + AHEAD])
 
 
-def torch_runner(model: Any, device: Any) -> Runner:
+def torch_runner(model: nn.Module, device: torch.device) -> Runner:
     """The network as the post-processing sees an ONNX session."""
-    import torch
 
     @torch.inference_mode()
     def run(canvases: NDArray[np.uint8]) -> Heads:
@@ -154,23 +154,12 @@ def open_model(path: Path, device: str = "auto") -> tuple[Runner, Metadata]:
     if path.suffix == ".onnx":
         if not path.is_file():
             raise ValueError(f"no model at {path}")
-        from app.session import OnnxRunner
+        from app.session import OnnxRunner  # a machine that only trains may lack ONNX Runtime
 
-        log = logging.getLogger("app.session")
-        level = log.level
-        log.setLevel(logging.ERROR)  # `auto` without a GPU is nothing to be warned of here
-        try:
-            onnx = OnnxRunner.load(path, device)  # type: ignore[arg-type]
-        finally:
-            log.setLevel(level)
+        onnx = OnnxRunner.load(path, device)  # type: ignore[arg-type]
         return onnx, onnx.metadata
     if path.suffix != ".pt":
         raise ValueError(f"{path} is neither a .pt checkpoint nor an .onnx model")
-    import torch
-
-    from model import checkpoint as checkpoints
-    from model.distributed import choose_device
-
     checkpoint = checkpoints.load(path)
     place = choose_device(device)
     model = checkpoint.model().to(place).to(memory_format=torch.channels_last)

@@ -17,13 +17,18 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from app.errors import first_line
-from app.images import FORMATS, MOST_PIXELS, SUFFIXES, orientation
+from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, orientation
 
 Document = dict[str, Any]
 
 _TAIL = 4096  # bytes, in which a JPEG's or a PNG's end is looked for: some programs write a little behind it
 POLYGON = "a polygon"  # in the place of a bbox
-_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+def with_images(document: Document, images: list[dict[str, Any]]) -> Document:
+    """A document with only these of its images, and their annotations."""
+    ids = {image["id"] for image in images}
+    return document | {"images": images, "annotations": [a for a in document["annotations"] if a["image_id"] in ids]}
 
 
 def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Document:
@@ -64,7 +69,7 @@ def upright_size(path: Path) -> tuple[int, int]:
                 raise OSError("floating-point pixels")
             # Of a PNG without the tag ahead of its pixels, Pillow would decode all of them to look behind.
             tagged = picture.format != "PNG" or "exif" in picture.info
-            turned = tagged and orientation(picture) in _SWAPPED
+            turned = tagged and orientation(picture) in TURNED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
     except Image.DecompressionBombError:
         raise OSError(f"more than {MOST_PIXELS} pixels") from None

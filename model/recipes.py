@@ -35,6 +35,7 @@ from model.console import plain_console
 from model.data import Annotations, read_usable, repeat_factors
 from model.distributed import started
 from model.files import write_json
+from model.formats import with_images
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.settings import Settings
@@ -78,10 +79,8 @@ def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
     paths = {"train_images": folder / "train", "val_images": folder / "train"}
     for part, wanted in (("train", False), ("val", True)):
         chosen = [image for image, held in zip(images, held_out.tolist(), strict=True) if held == wanted]
-        ids = {image["id"] for image in chosen}
-        annotations = [a for a in document["annotations"] if a["image_id"] in ids]
         paths[f"{part}_annotations"] = output / f"{part}.json"
-        write_json(output / f"{part}.json", document | {"images": chosen, "annotations": annotations})
+        write_json(output / f"{part}.json", with_images(document, chosen))
     return paths
 
 

@@ -224,7 +224,7 @@ class Run:
         evaluation = None
         if last or number % settings.evaluate_every == 0:
             self.save("last.pt")  # whatever happens in the evaluation, the epoch is not lost, and resuming evaluates it
-            evaluation, found = evaluate(self.learner, self.metadata, self.val_document, settings, self.console)
+            evaluation, found = evaluate_on_val(self.learner, self.metadata, self.val_document, settings, self.console)
             row |= evaluation.metrics
             if evaluation.metrics["AP"] >= position.best or not (folder / "best.pt").exists():
                 position.best = evaluation.metrics["AP"]
@@ -254,7 +254,7 @@ class Run:
             config=self.config,
             input_config=self.input_config,
             weights=self.learner.averaged_weights(),
-            training=describe(self.settings, self.annotations, epochs, self._origin),
+            training=provenance(self.settings, self.annotations, epochs, self._origin),
             metrics=evaluation.metrics if evaluation else {},
             score_threshold=evaluation.score_threshold if evaluation else checkpoints.SCORE_THRESHOLD,
             iou_threshold=self.metadata.defaults.iou_threshold,
@@ -277,7 +277,7 @@ def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Anno
         ) from None
 
 
-def evaluate(
+def evaluate_on_val(
     learner: Learner, metadata: Metadata, document: Document, settings: Settings, console: Console
 ) -> tuple[Evaluation, Found]:
     """The averaged weights on val; every process detects on its share of the pictures."""
@@ -288,7 +288,7 @@ def evaluate(
     return score(found, document, metadata.classes), found
 
 
-def describe(settings: Settings, annotations: Annotations, epochs: float, origin: dict[str, Any]) -> dict[str, Any]:
+def provenance(settings: Settings, annotations: Annotations, epochs: float, origin: dict[str, Any]) -> dict[str, Any]:
     """What the model file will say of its training, and of that which it began from: no path of this machine."""
     options = {key: value for key, value in settings.of_the_result().items() if key != "weights"}
     return {

@@ -15,6 +15,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
+from app.postprocess import Detections
 from model.formats import Document
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -40,6 +41,12 @@ class Found:
 
     def take(self, chosen: NDArray[Any]) -> Found:
         return Found(self.pictures[chosen], self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
+
+    @staticmethod
+    def of(position: int, detections: Detections) -> Found:
+        """The detections on one picture, whose position in the document's images is given."""
+        pictures = np.full(len(detections), position, dtype=np.int64)
+        return Found(pictures, detections.boxes, detections.scores, detections.class_ids.astype(np.int64))
 
     @staticmethod
     def join(parts: Sequence[Found]) -> Found:

@@ -13,12 +13,11 @@ from app.artifact import LONGEST_CANVAS
 from model.amp import Amp
 from model.assign import Rule
 from model.checkpoint import IOU_THRESHOLD, Checkpoint
-from model.config import FCOSConfig, InputConfig, require_name
+from model.config import IMAGENET_MEAN, IMAGENET_STD, FCOSConfig, InputConfig, require_name
 from model.layout import Augmentation
 from model.losses import Objective, Quality
 
 NOMINAL_BATCH = 16
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 Freeze = Literal["none", "c2", "c3", "all"]
 
@@ -189,7 +188,7 @@ class Settings:
         given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         if start is None:
             config = FCOSConfig(classes=classes, **given)
-            return config, _input(self.size or 416, config.backbone)
+            return config, _input(self.size or InputConfig().long, config.backbone)
         config = dataclasses.replace(start.config, classes=classes, **given)
         if self.size is None:
             return config, start.input_config

@@ -15,6 +15,7 @@ from model.checks import Problems, check_classes
 from model.data import Annotations, read_checked
 from model.formats import Document
 from model.settings import PATHS, Settings
+from model.torchvision_weights import load_torchvision
 
 
 def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None]:
@@ -41,8 +42,6 @@ def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None
     if path is None:
         return None, None
     if path.suffix == ".pth":
-        from model.torchvision_weights import load_torchvision
-
         return None, load_torchvision(path)
     return None, checkpoints.load(path)
 

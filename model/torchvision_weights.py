@@ -15,8 +15,9 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from model.backbone import read_weights
 from model.checkpoint import Checkpoint
-from model.config import FCOSConfig, InputConfig
+from model.config import IMAGENET_MEAN, IMAGENET_STD, FCOSConfig, InputConfig
 from model.fcos import FCOS
+from model.finetune import PER_CLASS
 
 SHORT, LONG = 800, 1333
 """torchvision's resize rule."""
@@ -76,11 +77,11 @@ def from_state_dict(state: dict[str, Tensor], origin: str) -> Checkpoint:
         short=SHORT,
         long=LONG,
         canvases=torchvision_canvases(),
-        mean=(123.675, 116.28, 103.53),
-        std=(58.395, 57.12, 57.375),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
     theirs = {rename(key): value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    for key in ("head.class_logits.weight", "head.class_logits.bias"):
+    for key in PER_CLASS:
         if key in theirs and theirs[key].shape[:1] == (OUTPUTS,):
             theirs[key] = theirs[key][used]
 

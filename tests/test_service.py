@@ -174,7 +174,7 @@ def test_one_pictures_fault_is_its_own(
                     for number in range(8)
                 ]
                 waiting = 8 - (expected == "corrupt_picture")
-                await until(lambda: service._engine.queued == waiting)  # noqa: B023
+                await until(lambda: len(service._engine._batcher) == waiting)  # noqa: B023
                 held.open.set()
                 results = await asyncio.gather(first, *tasks, return_exceptions=True)
                 assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
@@ -201,7 +201,7 @@ def test_parameters_in_a_shared_batch_give_what_they_give_alone(
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
             await until(lambda: held.batches == [1])
             tasks = [asyncio.create_task(service.detect(PICTURE, query.parameters)) for query in queries]
-            await until(lambda: service._engine.queued == len(queries))
+            await until(lambda: len(service._engine._batcher) == len(queries))
             held.open.set()
             together = await asyncio.gather(*tasks)
             await first
@@ -269,7 +269,7 @@ def test_decoded_pixels_are_bounded(model_file: Path, held: Held, monkeypatch: p
             tasks = []
             for number in range(1, 4):
                 tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
-                await until(lambda: len(held.batches) + service._engine.queued == number)  # noqa: B023
+                await until(lambda: len(held.batches) + len(service._engine._batcher) == number)  # noqa: B023
             with pytest.raises(Refusal) as caught:
                 await service.detect(PICTURE, DEFAULTS)
             assert caught.value.code == "overloaded"
@@ -354,7 +354,7 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
                 await left.wait()
 
             tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS, gone=gone)) for _ in range(200)]
-            await until(lambda: sum(held.batches) + service._engine.queued == 200)
+            await until(lambda: sum(held.batches) + len(service._engine._batcher) == 200)
             left.set() if how == "gone" else [task.cancel() for task in tasks]
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert {type(result) for result in results} == {
@@ -486,7 +486,7 @@ def test_a_lone_picture_has_all_cores(
             tasks = []
             for _ in range(3):
                 tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
-                await until(lambda: len(held.cores) + service._engine.queued == len(tasks))
+                await until(lambda: len(held.cores) + len(service._engine._batcher) == len(tasks))
             held.open.set()
             await asyncio.gather(*tasks)
             assert sorted(held.cores, reverse=True) == together

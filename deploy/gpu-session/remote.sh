@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# On the rented machine: keeps the parts that came along, and once a set is whole, unpacks and uses it.
+# On the rented machine: keeps the parts of this upload and, once a set is complete, unpacks and uses it.
 #
 #   deploy/gpu-session/remote.sh keep                      keep what came with this upload
-#   deploy/gpu-session/remote.sh recipes OPTION...         python -m model.recipes, on the data that were carried
+#   deploy/gpu-session/remote.sh recipes OPTION...         python -m model.recipes, on the uploaded data
 #   deploy/gpu-session/remote.sh serving OPTION...         benchmarks/serving.py on CUDA
 #   deploy/gpu-session/remote.sh promises OPTION...        benchmarks/promises.py on CUDA
 #
@@ -40,7 +40,7 @@ keep)
   ;;
 recipes)
   unpack train
-  # Runs stay here: a later call may go on with them. What is small comes back.
+  # Runs stay here, so that a later call can resume them. Small files come back.
   status=0
   "$python" -m model.recipes --data "$store/train/data" --output "$store/runs" "${@:2}" || status=$?
   find "$store/runs" -maxdepth 1 \( -name '*.json' -o -name 'final.pt' \) -exec cp {} "$out/" \;
@@ -49,7 +49,7 @@ recipes)
   ;;
 serving | promises)
   unpack serve
-  # ONNX Runtime looks for CUDA's libraries beside itself; the machine's are beside its torch.
+  # ONNX Runtime looks for CUDA's libraries beside itself; the machine has them beside its torch.
   nvidia=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
   [ -z "$nvidia" ] || [ "$nvidia" -ef "$store/site/nvidia" ] || ln -sfn "$nvidia" "$store/site/nvidia"
   options=(--provider cuda --model "$store/serve/fcos-everyday.onnx")

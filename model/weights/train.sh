@@ -1,6 +1,6 @@
 #!/bin/sh
-# How fcos-everyday was made, in about eight hours on two cores: model/weights/train.sh DATA RUNS
-# DATA holds train.json, train/, val.json and val/. What was otherwise when it was made is in README.md.
+# How fcos-everyday was made, in about seven and a half hours on two cores, in float32: train.sh DATA RUNS
+# DATA holds train.json, train/, val.json and val/. README.md says what was done differently at the time.
 set -eu
 data=${1:-} runs=${2:-}
 if [ ! -f "$data/train.json" ] || [ -z "$runs" ]; then
