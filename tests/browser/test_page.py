@@ -277,8 +277,8 @@ def test_clear_ends_what_is_under_way(page: Page, busy: bool) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ('{"message": "please log in"}', "not the service"),
-        ("<!doctype html><title>Please log in</title>", "not the service"),
+        ('{"message": "please log in"}', "other than the service"),
+        ("<!doctype html><title>Please log in</title>", "other than the service"),
         ('{"detections": [{}]}', "The page failed"),
     ],
     ids=["json", "html", "detections"],
