@@ -2,6 +2,6 @@
 
 import os
 
-# The official ONNX Runtime builds report to their maker since 1.29, and decide on it when they are first imported.
-# A service that is given people's pictures tells nobody of it unless its operator sets the variable to 0.
+# Since 1.29 the official ONNX Runtime builds report to their maker, as decided when they are first imported.
+# A service that is given people's pictures must not report unless its operator sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,9 +1,10 @@
-"""python -m app                                                     the service
-python -m app detect A.jpg B.jpg DIR [--json OUT] [--draw DIR]    the same, on files and folders
-python -m app settings                                            every setting, as a table in Markdown
+"""python -m app                                                        the service
+python -m app detect A.jpg B.jpg FOLDER [--json OUT] [--draw DIR]    the same, on files and folders
+python -m app settings                                               every setting, as a table in Markdown
 
 Settings are environment variables: FCOS_MODEL, FCOS_HOST, FCOS_PORT, FCOS_PROVIDER (auto, cuda or cpu) and those of
-app/settings.py. Exit codes: 0, 1 where a picture failed, 2 where the service or the model cannot start.
+app/settings.py. Exit codes: 0; 1 if a picture failed, or the service had to leave something that hung; 2 if it cannot
+start or write its output; 130 if Ctrl-C ends `detect` or the start of the service.
 """
 
 import argparse
@@ -36,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     detect = commands.add_parser("detect", help="detect objects in picture files")
     detect.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="a picture, or a folder of them")
     detect.add_argument("--json", type=Path, metavar="OUT", help="write a list with one answer per picture")
-    detect.add_argument("--json-lines", type=Path, metavar="OUT", help="write one answer a line, each as it comes")
+    detect.add_argument("--json-lines", type=Path, metavar="OUT", help="write one answer per line, each as it comes")
     detect.add_argument(
         "--coco",
         type=Path,
         metavar="OUT",
-        help="write COCO results; as AP wants all, files then get what is above 0.01, but for a --score-threshold",
+        help="write COCO results; output files then list all above 0.01, which AP needs, or above --score-threshold",
     )
     detect.add_argument(
         "--coco-annotations", type=Path, metavar="J", help="take the image and category ids of this file for --coco"
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     detect.add_argument("--model", type=Path, metavar="M.onnx", help="the model file (default: FCOS_MODEL)")
     for name, kind in (("score_threshold", float), ("iou_threshold", float), ("max_detections", int)):
         detect.add_argument(_option(name), type=kind, metavar="N", help=_help(name))
-    detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes; behind the pictures")
+    detect.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes; give it after the pictures")
     detect.add_argument("--class-agnostic", action="store_true", help=_help("class_agnostic"))
     options = parser.parse_args(arguments)
     complain: Callable[[str], object] = _print_error
@@ -60,20 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format)
-        if settings.log_format == "json":  # whoever reads that wants nothing else among it
+        if settings.log_format == "json":  # whatever parses the log must find nothing else in it
             complain = log.error
         if options.command == "detect":
             return _detect(settings, options)
         from app.server import serve  # not needed by `detect`
 
         return serve(settings)
-    except BrokenPipeError:  # whoever read the output has enough of it
+    except BrokenPipeError:  # whatever read the output has stopped
         _write_no_more()
         return 0
     except StartError as error:
         complain(str(error))
         return 2
-    except OSError as error:  # of the output: of all else it is a StartError
+    except OSError as error:  # of the output: any other is a StartError by now
         _write_no_more()
         complain(f"The output cannot be written: {error.strerror}.")
         return 2
@@ -86,12 +87,12 @@ def _print_error(text: str) -> None:
 
 
 def _write_no_more() -> None:
-    """What is left to be written to stdout at the exit, too, goes nowhere."""
+    """Discards what is still to be written to stdout, also at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _detect(settings: Settings, options: argparse.Namespace) -> int:
-    """The service's pipeline on files. Returns: The exit code. Raises: StartError."""
+    """Runs the service's pipeline on files. Returns: The exit code. Raises: StartError."""
     from app import files
 
     try:

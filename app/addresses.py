@@ -1,4 +1,4 @@
-"""The addresses that are more than pages."""
+"""The addresses that several modules share."""
 
 DETECT = "/detect"
 BATCH = "/detect/batch"
@@ -6,6 +6,6 @@ MODEL = "/model"
 RELOAD = "/admin/reload"
 
 PICTURES = frozenset({DETECT, BATCH})
-"""Those that take pictures, and so a place."""
+"""Those that take pictures, and so need a place in the queue."""
 KEYED = PICTURES | {MODEL, RELOAD}
-"""Those that want a key, where there are keys."""
+"""Those that require a key, if any keys are set."""

@@ -44,11 +44,11 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 
     Args:
         settings: What the operator chose.
-        service: The model to serve; loaded from `settings.model` at start-up where None.
+        service: The model to serve; if None, it is loaded from `settings.model` at start-up.
 
     Returns:
-        An application whose lifespan loads the model and warms it in the background. Its `StartError`s leave the
-        lifespan as they are.
+        An application whose lifespan loads the model and warms it in the background. `StartError`s leave the lifespan
+        unchanged.
     """
 
     @asynccontextmanager
@@ -67,11 +67,11 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         version="1",
         description="Pictures in, boxes out. Errors are problem documents (RFC 9457).",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own loads its scripts from another host
+        docs_url=None,  # FastAPI's own page loads its scripts from another host
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
-        redirect_slashes=False,  # to the Host header's address, and without TLS behind a proxy
-        # Left to itself, FastAPI looks at the environment at every request.
+        generate_unique_id_function=lambda route: route.name,  # the name in generated clients
+        redirect_slashes=False,  # a redirect leads to the Host header's address, and without TLS behind a proxy
+        # By default, FastAPI reads the environment at every request.
         telemetry={"tracing": tracing.endpoint() is not None, "metrics": False, "logs": False},
     )
     _add_middleware(app, settings)
@@ -107,7 +107,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         responses=_DETECT_PROBLEMS
         | {
             200: {
-                "description": "What was found; for `Accept: image/png` or `image/jpeg` the picture with its boxes.",
+                "description": "What was found; for `Accept: image/png` or `image/jpeg`, the picture with its boxes.",
                 "content": {JPEG: BINARY, PNG: BINARY},
             }
         },
@@ -119,7 +119,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         BATCH,
         summary="Find objects in several pictures",
         openapi_extra=PICTURES_BODY,
-        responses=_BATCH_PROBLEMS | {200: {"description": "For each picture, in order, what was found or why not."}},
+        responses=_BATCH_PROBLEMS | {200: {"description": "For each picture, in order, its answer or its problem."}},
     )
     async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
         served, record = _service(request), record_of(request.scope)
@@ -129,7 +129,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
 
     @app.head(MODEL, include_in_schema=False)
-    @app.get(MODEL, summary="What is served", responses=problem_docs("unauthorized"))
+    @app.get(MODEL, summary="The served model", responses=problem_docs("unauthorized"))
     async def model(request: Request) -> ModelInfo:
         return _service(request).info()
 
@@ -145,7 +145,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         served = _service(request)
         served.require_ready()
         if served.draining:
-            raise Refusal("not_ready", "The service is about to end. Ask another one.")
+            raise Refusal("not_ready", "The service is shutting down. Ask another one.")
         await served.require_working()
         return Ready(model=served.model, provider_note=served.runner.fallback)
 
@@ -156,7 +156,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
     @app.post(
         RELOAD,
-        summary="Serve the model file as it is now",
+        summary="Reload the model file",
         responses=problem_docs(
             "unauthorized", "forbidden", "body_too_large", "invalid_parameter", "reload_running", "model_refused"
         ),
@@ -183,7 +183,7 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
 
 
 def _add_headers(schema: dict[str, Any], settings: Settings) -> None:
-    """Adds what the gate reads to the description: keys, where some are set, and deadlines."""
+    """Adds to the description what the gate reads: keys, if any are set, and deadlines."""
     schema["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -203,7 +203,7 @@ def _add_headers(schema: dict[str, Any], settings: Settings) -> None:
 
 
 def _drop_nulls(schema: dict[str, Any]) -> None:
-    """Takes null out of what parameters may be: one that is left out is None to Python; a null in a query is a word."""
+    """Removes null from the parameters' types: an omitted one is None in Python, but a null in a query is a word."""
     for operations in schema["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):

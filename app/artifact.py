@@ -1,6 +1,6 @@
 """The metadata inside the .onnx file: everything that the service must know about a model, in one JSON document.
 
-It is written by the exporter to `metadata_props["fcos"]`. Sizes are (height, width), in pixels.
+The exporter writes it to `metadata_props["fcos"]`. Sizes are (height, width), in pixels.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from app.errors import ArtifactError, first_fault
 METADATA_KEY = "fcos"
 FORMAT_VERSION = 1
 CANVAS_MULTIPLE = 32
-LONGEST_CANVAS = 4096  # pixels of a side: one that memory has no room for would end the service
+LONGEST_CANVAS = 4096  # pixels of a side: a canvas too large for memory would end the service
 
 
 class Size(NamedTuple):
@@ -47,10 +47,10 @@ class Part(BaseModel):
 
 
 class Points(Part):
-    """Where a level's points lie: the centre of point i is (i + offset) * step.
+    """Where a level's points lie: point i at (i + offset) * step.
 
-    `stride` is the level's nominal stride. `canvas` is canvas_size // grid_size per axis, which is torchvision's
-    `AnchorGenerator` (with offset 0) and differs from the nominal stride where the stride does not divide the canvas.
+    `stride` is the level's nominal stride. `canvas` is canvas_size // grid_size per axis, as in torchvision's
+    `AnchorGenerator` (with offset 0); it differs from the nominal stride if that does not divide the canvas.
     """
 
     offset: FiniteFloat
@@ -95,7 +95,7 @@ class Metadata(Part):
     def _is_consistent(self) -> Self:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
-            raise ValueError(f"class names must be unique, but {repeated[0]!r} stands more than once")
+            raise ValueError(f"class names must be unique, but {repeated[0]!r} occurs more than once")
         if any(b <= a for a, b in zip(self.strides, self.strides[1:], strict=False)):
             raise ValueError(f"strides must rise from level to level, but are {list(self.strides)}")
         for canvas in self.canvases:
@@ -127,7 +127,7 @@ def parse(text: str | None, file: str) -> Metadata:
     """Reads the metadata of a model file.
 
     Args:
-        text: What the file holds under `METADATA_KEY`; None where it holds nothing.
+        text: What the file holds under `METADATA_KEY`; None if it holds nothing.
         file: The file's name, for the messages.
 
     Raises:
@@ -157,5 +157,5 @@ def parse(text: str | None, file: str) -> Metadata:
 
 
 def file_version(file: bytes) -> str:
-    """Returns: The first 8 hexadecimal digits of the file's sha256, by which a served model is told from another."""
+    """Returns: The first 8 hexadecimal digits of the file's sha256, which tell one served model from another."""
     return hashlib.sha256(file).hexdigest()[:8]

@@ -23,16 +23,16 @@ async def detect_each(
     deadline: float,
     gone: Callable[[], Awaitable[None]],
 ) -> BatchAnswer:
-    """Takes pictures through the pipeline together. One picture's fault is its own.
+    """Takes pictures through the pipeline together. A fault in one does not affect the others.
 
     Args:
-        parameters, deadline, gone: As for `Service.detect`, and the same for all.
+        parameters, deadline, gone: As for `Service.detect`, and the same for all pictures.
 
     Returns:
         One result per picture, in order.
 
     Raises:
-        ClientGone: Nobody waits for the answer any more; what is left of it is dropped.
+        ClientGone: Nobody waits for the answer any more; the work that is left is dropped.
     """
     work = asyncio.ensure_future(_detect_all(service, pictures, parameters, deadline))
     left = asyncio.ensure_future(gone())

@@ -1,8 +1,9 @@
-"""Requests → batches: a queue for each canvas, and no wait but for the session itself.
+"""Requests → batches: a queue for each canvas, and no waiting except for the session itself.
 
 A thread whose session is free takes what is queued at that moment, up to the largest batch. The item that has waited
 longest is always in the next batch, so no canvas is starved by a busier one; within a canvas, items leave in the order
-in which they came. Items that are cancelled, or that could only be answered late, never reach a session.
+in which they came. Cancelled items never reach a session, nor, while others wait, do any that could only be answered
+late.
 """
 
 import math
@@ -39,8 +40,8 @@ class Batcher(Generic[Item]):
     Every item that was put is handed out exactly once: in a batch, as late, or to whoever cancelled it.
 
     Args:
-        largest: The most items that a batch may have; it may be set anew.
-        clock: Seconds; deadlines are on it.
+        largest: The most items that a batch may have; may be changed later.
+        clock: Gives seconds; deadlines are on this clock.
     """
 
     def __init__(self, largest: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -62,10 +63,10 @@ class Batcher(Generic[Item]):
 
         Args:
             key: Items of the same key may share a batch.
-            deadline_s: After it, on the batcher's clock, nobody wants the item's answer.
+            deadline_s: On the batcher's clock; after it, nobody wants the item's answer.
 
         Returns:
-            What `cancel` takes.
+            The ticket, for `cancel`.
 
         Raises:
             RuntimeError: The batcher is closed.
@@ -81,16 +82,16 @@ class Batcher(Generic[Item]):
             return ticket
 
     def take(self, needed_s: Callable[[], float] = lambda: 0.0, *, wait: bool = True) -> Batch[Item] | None:
-        """Takes what is queued, once something is.
+        """Takes a batch of what is queued, once something is.
 
         Args:
             needed_s: How long a batch is expected to take: an item whose deadline comes sooner is late already, unless
-                there is nothing else to do. What is expected may be wrong, and only a run can put it right.
+                there is nothing else to do. The expectation may be wrong, and only a run can correct it.
             wait: False to take what is queued now, or nothing.
 
         Returns:
-            Between 1 and `largest` items, or only late ones; None once the batcher is closed and empty, or where there
-            is nothing to wait for.
+            Between 1 and `largest` items, or only late ones; None once the batcher is closed and empty, or if nothing
+            is queued and `wait` is False.
         """
         with self._changed:
             while not self._queues:
@@ -101,7 +102,7 @@ class Batcher(Generic[Item]):
             latest_s = now_s + needed_s()
             items: list[Ticket[Item]] = []
             late: list[Ticket[Item]] = []
-            # First what is late at the heads: a queue's turn is decided by the oldest item that is still worth running.
+            # First remove late items at the heads: the oldest item still worth running decides whose turn it is.
             for key in list(self._queues):
                 self._fill(items, late, key, latest_s, most=0)
             if self._queues:
@@ -115,7 +116,7 @@ class Batcher(Generic[Item]):
             return Batch([ticket.item for ticket in items], [ticket.item for ticket in late])
 
     def cancel(self, ticket: Ticket[Item]) -> bool:
-        """Takes an item back. Returns: Whether it was still queued; if not, a session has it."""
+        """Takes an item back. Returns: Whether it was still queued; if not, it has been handed out."""
         with self._changed:
             queue = self._queues.get(ticket.key)
             if queue is None or queue.pop(ticket.number, None) is None:
@@ -126,7 +127,7 @@ class Batcher(Generic[Item]):
             return True
 
     def close(self) -> None:
-        """Lets nothing more in. What is queued can still be taken."""
+        """Accepts no more items. What is queued can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -134,7 +135,7 @@ class Batcher(Generic[Item]):
     def _fill(
         self, items: list[Ticket[Item]], late: list[Ticket[Item]], key: Hashable, latest_s: float, most: int
     ) -> None:
-        """Moves one queue's oldest items out, late ones and at most so many others."""
+        """Moves one queue's oldest items out: late ones, and others up to `most` in all."""
         queue = self._queues[key]
         while queue:
             ticket = next(iter(queue.values()))

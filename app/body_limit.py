@@ -1,4 +1,4 @@
-"""A cap on request bodies, and on all that are held together, before anything reads them.
+"""A cap on each request body, and on all that are held at once, before anything reads them.
 
 Starlette's own `max_body_size` does the same, but answers in plain text; here a refusal is a problem document.
 """
@@ -12,13 +12,13 @@ from app.record import header
 
 
 class BodyLimit:
-    """ASGI middleware: a request whose body is too large is refused, at once where it declares its size.
+    """ASGI middleware: refuses a request whose body is too large, at once if it declares its size.
 
-    A body that does not, and turns out larger, raises the refusal into whoever reads it.
+    If a body does not, and turns out too large, whatever reads it gets the refusal as an exception.
 
     Args:
-        max_bytes: Of one body.
-        max_held: Of all whose requests are not answered. A request that is alone has room, however large.
+        max_bytes: The most bytes of one body.
+        max_held: The most bytes of all requests not yet answered. A sole request has room, however large.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_held: int) -> None:
@@ -38,7 +38,7 @@ class BodyLimit:
             await counted_response(scope, refusal)(scope, receive, send)
             return
 
-        share.shrink(0)  # what has arrived is held, not what is announced
+        share.shrink(0)  # what counts as held is what has arrived, not what was announced
         received = 0
 
         async def limited() -> Message:
@@ -55,18 +55,18 @@ class BodyLimit:
             share.shrink(0)
 
     def _take(self, share: Share, received: int, count: int) -> None:
-        """Raises: Refusal: The rest of the body is not kept."""
+        """Raises: Refusal: There is no room for more of the body."""
         if received + count > self._max_bytes:
             raise Refusal(
                 "body_too_large",
-                f"The request's body is larger than the {self._max_bytes} bytes that are taken. Send a smaller "
+                f"The request's body is larger than the {self._max_bytes} bytes that are accepted. Send a smaller "
                 "picture.",
                 headers={"Connection": "close"},
             )
         if not share.grow(count):
             raise Refusal(
                 "overloaded",
-                f"Requests of {self._held.used} bytes are being answered, and {self._held.limit} may be. Try again "
-                "later.",
+                f"Requests of {self._held.used} bytes are being answered, and at most {self._held.limit} may be. "
+                "Try again later.",
                 headers={"Connection": "close", "Retry-After": "1"},
             )

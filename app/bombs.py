@@ -1,6 +1,6 @@
-"""Pictures whose files cost a reader far more than their sender: refused before they do.
+"""Refuses pictures whose files would cost the reader far more than their sender.
 
-What costs is not only pixels. Pillow's parsers go from piece to piece, in Python, and some copy what came before.
+Not only pixels cost time. Pillow's parsers go from piece to piece, in Python, and some copy all earlier pieces.
 """
 
 import io
@@ -12,22 +12,22 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from app.errors import Refusal
 
-# Pieces are markers, chunks, blocks, strips. Pictures have some hundred before their pixels, and some ten thousand.
+# Pieces are markers, chunks, blocks, strips. Pictures have about a hundred before their pixels, and some ten thousand.
 MOST_READS_TO_OPEN = 50_000
 MOST_READS = 500_000
-MOST_COPIED = 64  # a JPEG's pieces of Exif, with each of which all before it are copied; a PNG's profiles, unpacked
-MOST_STRIPS = 2**16  # of a TIFF, or tiles
-MOST_OVERLAP = 2  # times a file's size that its strips have together
-MOST_VALUES = 200_000  # of one of a TIFF's tags, which is read as a whole; a table of 16-bit colours has 196,608
+MOST_COPIED = 64  # a JPEG's Exif pieces, each of which copies all before it; a PNG's profiles, each unpacked
+MOST_STRIPS = 2**16  # strips or tiles of a TIFF
+MOST_OVERLAP = 2  # how many times the file's size all strips may have together
+MOST_VALUES = 200_000  # of one tag of a TIFF, which is read as a whole; a table of 16-bit colours has 196,608
 
-JPEGS = frozenset(("JPEG", "MPO"))  # an MPO is a JPEG with further ones behind it
-# A progressive JPEG has about ten scans. One costs a sender some bytes, and its reader a pass over all pixels.
+JPEGS = frozenset(("JPEG", "MPO"))  # an MPO is a JPEG followed by others
+# A progressive JPEG has about ten scans. Each costs the sender a few bytes, and the reader a pass over all pixels.
 MOST_SCANS = 100
-MOST_SCANNED_PIXELS = 10**9  # in all scans together, where there are more than
+MOST_SCANNED_PIXELS = 10**9  # in all scans together, if there are more than
 USUAL_SCANS = 20
 MOST_MARKERS = 10_000
-LONGEST_FRAME = 8 + 3 * 4  # bytes of a frame's head; a longer one says of more than four colours
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # 00 and the restarts D0 to D7 stand among a scan's pixels
+LONGEST_FRAME = 8 + 3 * 4  # bytes of a frame's head; a longer one declares more than four colours
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # 00 and the restarts D0 to D7 occur among a scan's pixels
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -35,15 +35,15 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 _BIG_TIFF = 43  # the version in the header
 _TIFF_BYTES = (1, 2, 6, 7)  # types that are kept as they are
-_SLOW = "bmp_rle"  # a BMP's decoder in Python, which fills up lines pixel by pixel
-_FAXES = ("tiff_ccitt", "group3", "tiff_raw_16")  # libtiff writes a line to stderr for every one that is damaged
+_SLOW = "bmp_rle"  # a BMP decoder in Python that fills lines pixel by pixel
+_FAXES = ("tiff_ccitt", "group3", "tiff_raw_16")  # libtiff writes a line to stderr for every damaged one
 
 
 class BoundedFile(io.BytesIO):
-    """A picture's bytes, for Pillow, which can read them only so many times.
+    """A picture's bytes, for Pillow, with a limit on the number of reads.
 
     Attributes:
-        scans: Of a JPEG.
+        scans: The number of a JPEG's scans.
 
     Raises:
         Refusal: `corrupt_picture`, also from `read`.
@@ -65,7 +65,7 @@ class BoundedFile(io.BytesIO):
         return super().read(size)
 
     def allow_decoding(self, picture: ImageFile.ImageFile) -> None:
-        """Lets the pixels be read. Raises: Refusal: `corrupt_picture` or `not_a_picture`: They would take long."""
+        """Lets the pixels be read. Raises: Refusal: `corrupt_picture` or `not_a_picture`: Reading would take long."""
         self._reads_left = MOST_READS
         if self.scans > USUAL_SCANS and self.scans * picture.height * picture.width > MOST_SCANNED_PIXELS:
             raise _too_many("scans")
@@ -76,13 +76,13 @@ class BoundedFile(io.BytesIO):
             if len(places) > MOST_STRIPS or sum(sizes) > MOST_OVERLAP * self._size:
                 raise _too_many("strips or tiles")
             if picture.info.get("compression") in _FAXES:
-                raise Refusal("not_a_picture", "The TIFF is compressed as a fax. Send it otherwise, or as PNG.")
+                raise Refusal("not_a_picture", "The TIFF is compressed as a fax. Use another compression, or PNG.")
         elif any(tile.codec_name == _SLOW for tile in picture.tile):
             raise Refusal("not_a_picture", "The BMP is run-length encoded. Send it uncompressed, or as PNG.")
 
 
 def _require_few_values(data: bytes) -> None:
-    """Raises: Refusal: The bytes are a TIFF, and a tag of its first directory has countless numbers: all are read."""
+    """Raises: Refusal: The bytes are a TIFF whose first directory has a tag of too many numbers: all would be read."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 16:
         return
@@ -100,10 +100,10 @@ def _require_few_values(data: bytes) -> None:
 
 
 def _scans(jpeg: bytes) -> int:
-    """Looks no further than a JPEG's end: behind it a telephone may have put a film, whose bytes look like anything.
+    """Looks no further than a JPEG's end: a phone may have put a film after it, whose bytes can look like anything.
 
     Returns:
-        The number of its scans.
+        The number of the JPEG's scans.
 
     Raises:
         Refusal: It has so many scans, markers or colours that reading it would take long.
@@ -114,13 +114,13 @@ def _scans(jpeg: bytes) -> int:
         if found is None:
             return scans
         marker = found[1][0]
-        if marker == _END_OF_IMAGE and scans:  # Pillow passes over one before any scan
+        if marker == _END_OF_IMAGE and scans:  # Pillow ignores one before any scan
             return scans
         scans += marker == _START_OF_SCAN
         if scans > MOST_SCANS:
             raise _too_many("scans")
         position = found.end()
-        if marker in _WITH_LENGTH:  # what follows is skipped by libjpeg too, whatever it looks like
+        if marker in _WITH_LENGTH:  # libjpeg skips what follows too, whatever it looks like
             length = int.from_bytes(jpeg[position : position + 2], "big")
             if marker in _FRAMES and length > LONGEST_FRAME:
                 raise _too_many("colours")
@@ -129,4 +129,4 @@ def _scans(jpeg: bytes) -> int:
 
 
 def _too_many(pieces: str) -> Refusal:
-    return Refusal("corrupt_picture", f"The picture's file has too many {pieces}. Save it anew.")
+    return Refusal("corrupt_picture", f"The picture's file has too many {pieces}. Save it again.")

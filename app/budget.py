@@ -1,12 +1,12 @@
-"""How much of something is in use at a time, and no more."""
+"""A limit on how much of something is in use at a time."""
 
 import threading
 
 
 class Budget:
-    """A bound on what is held together: pixels, say.
+    """A bound on what is held at once, such as pixels.
 
-    One holder always gets its share, however large: what can never fit is refused elsewhere, with its own reason.
+    A sole holder always gets its share, however large: what can never fit is refused elsewhere, with its own reason.
     """
 
     def __init__(self, limit: int) -> None:
@@ -19,7 +19,7 @@ class Budget:
         return self._used
 
     def take(self, amount: int) -> "Share | None":
-        """Returns: The share; None where the budget has not that much left."""
+        """Returns: The share; None if the budget does not have that much left."""
         share = Share(self)
         return share if share.grow(amount) else None
 
@@ -40,7 +40,7 @@ class Share:
         self._amount = 0
 
     def grow(self, amount: int) -> bool:
-        """Returns: Whether the budget had that much more; else the share stays as it is."""
+        """Returns: Whether the budget had that much more; if not, the share stays as it is."""
         fits = self._budget._add(self._amount, amount)
         self._amount += amount if fits else 0
         return fits

@@ -1,7 +1,7 @@
 """Picture → canvas, and boxes back.
 
-GroupNorm sees padding, so a picture's canvas is a function of the picture alone: the resize rule gives its size, the
-smallest canvas of a closed set that holds it is taken, the picture lies at the top-left, the rest is the mean pixel.
+GroupNorm sees padding, so a picture's canvas must depend only on the picture: the resize rule gives the picture's size,
+the smallest canvas of a fixed set that holds it is taken, the picture lies at the top-left, the rest is the mean pixel.
 Training, evaluation and serving all come through here.
 
 Sizes are (height, width). Boxes are xyxy. H, W: the canvas's height and width. K: boxes.
@@ -16,14 +16,14 @@ from PIL import Image
 from app.artifact import Metadata, Resize, Size
 from app.images import Decoded
 
-# Large reductions first average whole pixels, then interpolate over what is left: far faster on photographs of many
+# Large reductions first average whole pixels, then interpolate over the result: far faster on photographs of many
 # megapixels, and from 2 upwards hardly distinguishable from interpolating over everything.
 REDUCING_GAP = 2.0
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture lies on its canvas: at the top-left, `resized` large."""
+    """Where a picture lies on its canvas: at the top-left, with the size `resized`."""
 
     picture: Size  # the upright picture's own size
     resized: Size
@@ -34,7 +34,7 @@ def resized_size(picture: Size, resize: Resize) -> Size:
     """Applies scale = min(short / shorter side, long / longer side), each side rounded down, at least 1.
 
     In whole numbers, so that it is exact. torchvision's `GeneralizedRCNNTransform` multiplies floats and gives the same
-    size, except where the exact product is a whole number and the float falls just short of it (149 * (1333 / 149)).
+    size, except when the exact product is a whole number and the float falls just short of it (149 * (1333 / 149)).
     """
     shorter, longer = min(picture), max(picture)
     if resize.short * longer <= resize.long * shorter:
@@ -48,7 +48,7 @@ def resized_size(picture: Size, resize: Resize) -> Size:
 
 
 def place(picture: Size, metadata: Metadata) -> Placement:
-    """Returns: The picture's place on the smallest canvas that holds it; of equally large ones the first listed."""
+    """Returns: The picture's place on the smallest canvas that holds it; of several, the first listed."""
     resized = resized_size(picture, metadata.resize)
     # `Metadata` refuses a set of canvases that leaves some picture without one.
     canvas = min(
@@ -62,7 +62,7 @@ def fit(picture: Image.Image | NDArray[np.uint8] | Decoded, metadata: Metadata) 
     """Lays an upright RGB picture on its canvas.
 
     Args:
-        picture: A Pillow picture of mode RGB, or uint8 [height, width, 3], or one that was decoded smaller than it is.
+        picture: A Pillow picture of mode RGB, or uint8 [height, width, 3], or the result of `images.decode`.
 
     Returns:
         The canvas, uint8 [H, W, 3], and where the picture lies on it.

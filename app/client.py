@@ -4,8 +4,8 @@ with Client("http://127.0.0.1:8000") as client:
     for found in client.detect("cat.jpg", score_threshold=0.5).detections:
         print(found.label, found.score, found.box.xyxy)
 
-`AsyncClient` has the same methods as coroutines. What is answered with 503 or 429 and Retry-After is tried again, and
-so is what a connection that broke left without an answer: asking twice changes nothing in the service.
+`AsyncClient` has the same methods as coroutines. A request is tried again if it is answered with 503 or 429 and
+Retry-After, or if the connection breaks before an answer: asking twice changes nothing in the service.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 LONGEST_WAIT_S = 30.0
-_BROKEN_WAIT_S = 1.0  # nothing says for how long; a service that starts asks for as much
-_LATE_S = 0.5  # after a deadline, in which the service's own word on it is waited for
+_BROKEN_WAIT_S = 1.0  # nothing says for how long; a starting service asks for the same
+_LATE_S = 0.5  # after a deadline, to wait for the service's own refusal
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-_ANSWERS_PER_PLACE = 10  # after so many, one that a refusal took away is tried again
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # the service takes no others, and makes its own in their place
+_ANSWERS_PER_PLACE = 10  # after this many answers, a place that a refusal took away comes back
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # the service replaces any other by its own
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Answer:
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
-        """Args: document: An answer of POST /detect. Members that are not known here are passed over."""
+        """Args: document: An answer of POST /detect. Unknown members are ignored."""
         detections = tuple(
             Detection(one["label"], one["class_id"], one["score"], _box(one["box"])) for one in document["detections"]
         )
@@ -82,11 +82,11 @@ class ServiceProblem(Exception):
     """The service's refusal of a request, or of one picture of a batch; or an answer that is not the service's own.
 
     Attributes:
-        code: Stable, for programs: `not_a_picture`, `unknown_class`, ...; `unknown` of what the service did not send.
+        code: Stable, for programs: `not_a_picture`, `unknown_class`, ...; `unknown` if the service did not send it.
         status: The HTTP status.
         detail: What is wrong and what to do, for people.
-        document: All of the problem document: `nearest` of a class that is unknown, ...
-        request_id: By which the service's log knows the request; None where the answer has none.
+        document: The whole problem document: `nearest` of an unknown class, ...
+        request_id: The request's id in the service's log; None if the answer has none.
     """
 
     def __init__(self, document: dict[str, Any], request_id: str | None = None) -> None:
@@ -98,7 +98,7 @@ class ServiceProblem(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        # What is no id of the service's may be of any length.
+        # An id that is not the service's may be of any length.
         own = self.request_id is not None and _REQUEST_ID.fullmatch(self.request_id)
         request = f", request {self.request_id}" if own else ""
         return f"{self.detail} ({self.code}, {self.status}{request})"
@@ -114,10 +114,10 @@ class _Asked:
 
 
 class _Attempts:
-    """Those of one request, which sends the same each time: how many are left, and until when an answer is of use."""
+    """The attempts at one request, all the same: how many are left, and until when an answer is of use."""
 
     def __init__(self, request: httpx.Request, retries: int, deadline_s: float | None) -> None:
-        if request.method == "POST":  # a form has its own; where there is none, some gateways fill in a wrong one
+        if request.method == "POST":  # a form has its own; if there is none, some gateways fill in a wrong one
             request.headers.setdefault("Content-Type", "application/octet-stream")
         self._request = request
         self._timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
@@ -125,11 +125,11 @@ class _Attempts:
         self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
 
     def next(self) -> httpx.Request:
-        """Returns: The request, which asks for the time that is left."""
+        """Returns: The request, with the time that is left as its deadline."""
         if self._until < math.inf:
             left_s = max(self._until - time.monotonic(), 0.001)
             self._request.headers["X-Deadline-Ms"] = str(math.ceil(left_s * 1000))
-            # What does not answer at all must not be waited for longer; the service itself says so when it is late.
+            # A service that answers says itself when it is late; one that does not must not be waited for longer.
             longest_s = left_s + _LATE_S
             self._request.extensions["timeout"] = {
                 step: longest_s if timeout_s is None else min(timeout_s, longest_s)
@@ -138,18 +138,18 @@ class _Attempts:
         return self._request
 
     def after_s(self, response: httpx.Response) -> float | None:
-        """Returns: How long to wait before the next attempt; None where this response is final."""
+        """Returns: How long to wait before the next attempt; None if this response is final."""
         return self._wait_s(_busy_s(response))
 
     def after_break_s(self, error: httpx.TransportError, reached: bool) -> float:
-        """Returns: The same, where there was no response. Raises: httpx.TransportError: There is no next attempt."""
+        """Returns: The same, if there was no response. Raises: httpx.TransportError: There is no next attempt."""
         wait_s = self._wait_s(_broken_s(error, reached))
         if wait_s is None:
             raise _unanswered(error) from error
         return wait_s
 
     def _wait_s(self, asked_s: float | None) -> float | None:
-        """Args: asked_s: How long the last one's outcome asks to wait; None where it is final."""
+        """Args: asked_s: How long the last attempt's outcome asks to wait; None if it is final."""
         if asked_s is None or self._left <= 0:
             return None
         self._left -= 1
@@ -163,11 +163,12 @@ class Client:
 
     Args:
         address: Where the service is.
-        api_key: Where it asks for one.
+        api_key: If the service requires one.
         timeout_s: To connect, and between any two pieces of what is sent or received.
-        retries: Of an answer of 503 or 429 with Retry-After, and of a connection that broke, or that is refused after
-            this client has had an answer. A service that was never there is not waited for.
-        transport: How httpx reaches the service, where that is not the network.
+        retries: How often to try again after 503 or 429 with Retry-After, a connection that broke, or one that was
+            refused though this client has had an answer. A service that was never there is not waited for.
+        transport: How httpx reaches the service, if not over the network.
+        sleep: Waits between attempts; for tests.
     """
 
     def __init__(
@@ -206,19 +207,19 @@ class Client:
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Answer:
-        """Finds objects in a picture. A parameter that is None has the model's default.
+        """Finds objects in a picture. A parameter that is None takes the model's default.
 
         Args:
-            deadline_s: How long an answer is of use, from when the picture is first sent. What takes longer the service
-                refuses, and nothing is tried again after it; what does not answer then is waited for no longer. The
-                service's own deadline where it is None or longer.
-            request_id: By which the service's log is to know the request: up to 64 letters, digits, `.`, `_` and `-`.
+            deadline_s: How long an answer is of use, from when the picture is first sent. After it the service refuses,
+                nothing is tried again, and a service that does not answer is not waited for. If it is None or longer
+                than the service's own deadline, that one applies.
+            request_id: The request's id in the service's log: up to 64 letters, digits, `.`, `_` and `-`.
 
         Raises:
             ServiceProblem: The service refuses the picture or the parameters, or stays busy.
-            httpx.TransportError: It cannot be reached, or the connection breaks each time.
+            httpx.TransportError: The service cannot be reached, or the connection breaks each time.
             OSError: The file cannot be read.
-            TypeError, ValueError: An argument is none that can be sent.
+            TypeError, ValueError: An argument cannot be sent.
         """
         asked = _asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
         return _parsed(self._send("POST", "/detect", asked, content=_read(picture)), Answer.of)
@@ -226,7 +227,7 @@ class Client:
     def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
         """Finds objects in several pictures in one request; `parameters` are those of `detect`.
 
-        Returns: In order, each picture's answer or, not raised, its problem.
+        Returns: In order, each picture's answer, or its problem, which is not raised.
         """
         return _results(self._send("POST", "/detect/batch", _asked(**parameters), files=_form(pictures)))
 
@@ -259,9 +260,9 @@ class AsyncClient:
     """`Client`, with coroutines.
 
     Args:
-        at_once: How many requests there are at a time at most, however many coroutines ask: more than the service has
-            places for would be refused, and their pictures all be in memory. Refusals, and connections that break, make
-            them fewer for a while, or new pictures would take the places that the refused ones wait for.
+        at_once: The most requests at a time, however many coroutines ask: more than the service has places for would be
+            refused, and all their pictures be in memory. Refusals and broken connections lower it for a while, or new
+            pictures would take the places that the refused ones wait for.
     """
 
     def __init__(
@@ -283,7 +284,7 @@ class AsyncClient:
         self._places = asyncio.Semaphore(at_once)
         self._lacking = 0  # places that refusals took away
         self._to_take = 0  # of these, once they are free
-        self._refused = 0  # that wait for their turn
+        self._refused = 0  # requests that wait to be tried again
         self._answered = 0
 
     async def __aenter__(self) -> Self:
@@ -390,7 +391,7 @@ def _asked(
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, but is the string {classes!r}: write [{classes!r}]")
     classes = None if classes is None else list(classes)
-    if classes == []:  # in a query it would be nothing, which means all of them
+    if classes == []:  # a query would have none, which means all of them
         raise ValueError("classes is empty, which finds nothing: leave it out to find all")
     if deadline_s is not None and not 0 < deadline_s < math.inf:
         raise ValueError(f"deadline_s is {deadline_s}: give seconds, more than 0, or leave it out")
@@ -409,7 +410,7 @@ def _asked(
 
 
 def _read(picture: Picture) -> bytes:
-    """Raises: TypeError: It is nothing that holds or names a picture; OSError: The file cannot be read."""
+    """Raises: TypeError: It neither holds nor names a picture; OSError: The file cannot be read."""
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return bytes(picture)
     if isinstance(picture, (str, os.PathLike)):
@@ -424,7 +425,7 @@ def _read(picture: Picture) -> bytes:
 
 
 def _form(pictures: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
-    # A file would be a list, too: of its lines.
+    # A file is iterable, too: it would give its lines.
     if isinstance(pictures, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(pictures, "read"):
         raise ValueError("detect_batch takes a list of pictures, but got one: write [picture], or use detect")
     if not pictures:
@@ -447,7 +448,7 @@ def _results(response: httpx.Response) -> list[Answer | ServiceProblem]:
 
 
 def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) -> T:
-    """Raises: ServiceProblem: It is no answer of the service's: a login page, say."""
+    """Raises: ServiceProblem: It is not the service's answer, but for example a login page."""
     try:
         return reading(response.json())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -455,19 +456,19 @@ def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) ->
 
 
 def _picture(response: httpx.Response) -> bytes:
-    """Raises: ServiceProblem: It is none."""
+    """Raises: ServiceProblem: It is not a picture."""
     if not response.headers.get("Content-Type", "").startswith("image/"):
         raise _not_the_services(response)
     return response.content
 
 
 def _busy_s(response: httpx.Response) -> float | None:
-    """Returns: How long the service asks to wait; None where it is not busy, or does not say."""
+    """Returns: How long the service asks to wait; None if it is not busy, or does not say."""
     if response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
         return None
     asked = response.headers.get("Retry-After", "")
     try:
-        # The service gives seconds; what stands before it may give a date.
+        # The service gives seconds; a proxy in front of it may give a date.
         asked_s = float(asked) if asked[:1].isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
     except ValueError:
         return None
@@ -475,13 +476,13 @@ def _busy_s(response: httpx.Response) -> float | None:
 
 
 def _broken_s(error: httpx.TransportError, reached: bool) -> float | None:
-    """Returns: How long to wait for a service that restarts; None where it was never there, or is too slow."""
+    """Returns: How long to wait for a service that restarts; None if it was never there, or is too slow."""
     restarts = isinstance(error, _BROKEN) or (reached and isinstance(error, httpx.ConnectError))
     return _BROKEN_WAIT_S if restarts else None
 
 
 def _unanswered(error: httpx.TransportError) -> httpx.TransportError:
-    """Returns: The same, with the address, which httpx leaves out."""
+    """Returns: The same error, with the address, which httpx leaves out."""
     url = error.request.url
     reason = str(error) or type(error).__name__
     message = f"The service at {url.scheme}://{url.netloc.decode()} gave no answer: {reason}"
@@ -493,7 +494,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
         return response
     try:
         document = response.json()
-    except (ValueError, RecursionError):  # a proxy's page, say
+    except (ValueError, RecursionError):  # such as a proxy's page
         document = None
     if not isinstance(document, dict) or not isinstance(document.get("detail"), str):
         raise _not_the_services(response)
@@ -505,7 +506,7 @@ def _problem(document: dict[str, Any], response: httpx.Response) -> ServiceProbl
 
 
 def _not_the_services(response: httpx.Response) -> ServiceProblem:
-    detail = f"The answer is not the service's: {response.text[:200]!r}. See what stands between."
+    detail = f"The answer is not the service's: {response.text[:200]!r}. Check for a proxy in between."
     if response.has_redirect_location:
-        detail = f"Something answers that the service is at {response.headers['Location']}: give that address."
+        detail = f"The answer says that the service is at {response.headers['Location']}: use that address."
     return _problem({"code": "unknown", "status": response.status_code, "detail": detail}, response)

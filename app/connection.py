@@ -1,4 +1,4 @@
-"""A client's connection. uvicorn's bounds what a request's handler reads, but not what comes before or after that."""
+"""A client's connection. uvicorn's bounds what a request's handler reads, but not what comes before or after."""
 
 import asyncio
 import sys
@@ -19,11 +19,11 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0
 
 
 class _Lingering:
-    """A transport that is closed in two steps where its client is still sending.
+    """A transport that is closed in two steps if its client is still sending.
 
-    A socket that is closed with bytes unread resets the connection, and what was written before is lost with it: a
-    client would see a failure where it was refused (RFC 9112, 9.6). So first only the way there is closed, and what
-    still comes is passed over, for at most `LINGER_S`.
+    Closing a socket with bytes unread resets the connection, and what was written before is lost: a client would see a
+    failure in place of its refusal (RFC 9112, 9.6). So first only the way to the client is closed, and what still
+    comes from it is ignored, for at most `LINGER_S`.
     """
 
     def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
@@ -54,27 +54,27 @@ class _Lingering:
 
 
 class Connection(HttpToolsProtocol):
-    """Ends where a client sends more than `HEAD_BYTES`, by at most what was read at once, that begins no request and is
-    no part of a body: a head, its first line and its headers, without end, or trailers. These are passed over: they
-    would count as headers of a request that has been judged by its own.
+    """Ends if a client sends more than `HEAD_BYTES`, plus at most one read, that neither begin a request nor belong to
+    a body: an endless head (request line and headers), or trailers. Trailers are ignored: they would count as headers
+    of a request that has already been judged by its own.
 
-    While nothing is being answered, it also ends where a head takes longer than `HEAD_S`, or the rest of a body whose
-    request is answered already longer than `REST_S`. So does one whose client has not taken most of an answer after
-    `SEND_S`: what is not taken lies in memory. None of this is counted by the service: it is no request.
+    While nothing is being answered, it also ends if a head takes longer than `HEAD_S`, or if the rest of a body takes
+    longer than `REST_S` after its request was answered. It ends, too, if the client has not taken most of an answer
+    after `SEND_S`: the rest lies in memory. The service counts none of this: it is not a request.
 
-    Of requests that are sent before their turn, more than `MOST_PIPELINED` end it, too.
+    More than `MOST_PIPELINED` requests sent before their turn end it, too.
 
     A client that is refused while it sends gets its answer first; see `_Lingering`.
 
-    An offer to go on in another protocol is not taken up. Of a request that makes one httptools passes over the body,
-    which would then be taken for the next request, whatever its sender put there: it is parsed anew without the offer.
+    Offers of another protocol are ignored. httptools skips the body of a request that makes one, and would take it for
+    the next request, whatever its sender put there: so the request is parsed again without the offer.
     """
 
     _in_head = False
     _in_body = False  # or among the trailers
-    _unused_bytes = 0  # since a request began, a piece of a body came, or it ended
+    _unused_bytes = 0  # since a request began or ended, or a piece of a body came
     _came_further = False  # in what is being read
-    _answering: RequestResponseCycle | None = None  # uvicorn knows but the last of those that came at once
+    _answering: RequestResponseCycle | None = None  # of several that came at once, uvicorn knows only the last
     _offers_upgrade = False
     _parsed: bytes | memoryview = b""  # at the moment
     _anew: tuple[bytes | memoryview, ...] = ()  # what is to be parsed next
@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a request has begun to come and has not ended."""
+        """Whether a request has begun to arrive and has not ended."""
         return self._in_head or self._in_body
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
             self._wait_for_more(kept)
 
     def _wait_for_more(self, kept: asyncio.TimerHandle | None = None) -> None:
-        """Args: kept: uvicorn's timer for an idle connection, which stops at every byte, before this one."""
+        """Args: kept: uvicorn's timer for an idle connection before these bytes came: any byte stops it."""
         if self._in_head or self._in_body:
             if self._timer is None:
                 self.limit_time(HEAD_S if self._in_head else REST_S)
@@ -133,8 +133,8 @@ class Connection(HttpToolsProtocol):
             self._wait_for_more()
 
     def on_message_begin(self) -> None:
-        if len(self.pipeline) >= MOST_PIPELINED:  # which wait in memory
-            raise ConnectionError  # what httptools makes of it is answered with 400, and ends the connection
+        if len(self.pipeline) >= MOST_PIPELINED:  # they wait in memory
+            raise ConnectionError  # httptools makes a parser error of it: answered with 400, it ends the connection
         super().on_message_begin()
         self._in_head = self._came_further = True
 
@@ -190,7 +190,7 @@ class Connection(HttpToolsProtocol):
         self._stop_send_timer()
 
     def limit_time(self, seconds: float) -> None:
-        """Closes the connection after that time, unless it is told otherwise."""
+        """Closes the connection after that time, unless the timer is stopped or set again."""
         self._stop_timer()
         self._timer = self.loop.call_later(seconds, self._line.end)
 

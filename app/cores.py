@@ -1,4 +1,4 @@
-"""How many cores this process may use, which in a container are often few of the machine's."""
+"""How many cores this process may use: in a container often only a few of the machine's."""
 
 import math
 import os
@@ -8,13 +8,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def core_count(cgroup: Path = CGROUP) -> int:
-    """Returns: The cores that the process may run on, no more than its control group's quota, rounded up, pays for."""
+    """Returns: How many cores the process may run on, at most its control group's quota, rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(min(allowed, _quota(cgroup)))
 
 
 def _quota(cgroup: Path) -> float:
-    """Returns: In cores; infinite where there is none. Docker and Kubernetes show a process its own group's files."""
+    """Returns: In cores; infinite if there is none. Docker and Kubernetes show a process its own group's files."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()  # version 2
     except (OSError, ValueError):

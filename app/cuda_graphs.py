@@ -16,8 +16,8 @@ _RECORDING_RUNS = (
     3  # ONNX Runtime allocates in the first, may still choose in the second, and has recorded by the third
 )
 
-# While one session records, what another does on the GPU from its own thread may end that: ONNX Runtime records
-# in CUDA's global mode. That is when a model is reloaded under load.
+# While one session records, another's work on the GPU, from its own thread, may break the recording: ONNX Runtime
+# records in CUDA's global mode. It happens when a model is reloaded under load.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -36,7 +36,7 @@ class CudaGraphs:
         self._recorded: dict[tuple[int, ...], _Recording] = {}
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Returns: The outputs for uint8 [N, H, W, 3], as copies of their own."""
+        """Returns: The outputs for uint8 [N, H, W, 3], as copies."""
         with _ONE_AT_A_TIME:
             recording = self._recorded.get(images.shape)
             if recording is None:

@@ -1,8 +1,8 @@
-"""POST /detect: the address that is asked most, and so the one whose own cost counts.
+"""POST /detect: the address with the most requests, and so the one whose own cost counts.
 
-FastAPI describes it in the documentation, but its router and its solver of parameters would take longer than all the
-rest of the way to the model, and what the event loop spends, with a small model, the workers wait for. So this address
-goes past them; a query is validated once for all requests that have the same.
+FastAPI describes it in the documentation, but its router and its handling of parameters would take longer than all else
+on the way to the model, and with a small model the workers wait for the event loop. So this address bypasses them;
+a query is validated once for all requests that have the same one.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Detect:
 
 
 class LargeResponse(Response):
-    """Is done only once the client has taken nearly all of it: until then, its request keeps its place."""
+    """Ends only once the client has taken nearly all of it; until then its request keeps its place."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -58,7 +58,7 @@ class LargeResponse(Response):
 
 
 def picture_query(query_string: bytes) -> PictureQuery:
-    """Reads a query; of a parameter that stands there more than once the last, of `classes` all.
+    """Reads a query. Of a repeated parameter the last value counts, of `classes` all.
 
     Raises:
         RequestValidationError: A value cannot be used, or a name is unknown.
@@ -128,6 +128,6 @@ async def in_time(service: Service, record: Record, reading: Coroutine[Any, Any,
 
 
 async def disconnected(receive: Receive) -> None:
-    """Returns once the client has left; its body has been read before."""
+    """Returns once the client has left; its request's body must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -24,7 +24,7 @@ Runner = Callable[[NDArray[np.uint8]], Heads]
 
 @dataclass(frozen=True)
 class Detector:
-    """A model and what runs it. The stages stand alone, so that a server can give each its own thread.
+    """A model and what runs it. The stages are separate, so that a server can give each its own thread.
 
     Attributes:
         metadata: What the model file says about itself.
@@ -60,7 +60,7 @@ class Detector:
 
         Args:
             picture: A Pillow picture of mode RGB, or uint8 [height, width, 3].
-            parameters: The model's defaults where None.
+            parameters: If None, the model's defaults.
 
         Returns:
             Detections, best first; boxes float32 [K, 4], xyxy in the picture's own pixels.

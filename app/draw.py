@@ -1,4 +1,4 @@
-"""Boxes on a picture, with labels that can be read at any picture size and a colour of its own for each class."""
+"""Boxes on a picture, with labels that are readable at any picture size and a colour for each class."""
 
 import colorsys
 import contextlib
@@ -17,7 +17,7 @@ Rectangle = tuple[float, float, float, float]  # xyxy
 
 MOST_JPEG_PIXELS = 65_500  # of one side
 
-# Pillow's own font knows ASCII alone. Of those that systems have, the first that knows all letters is taken.
+# Pillow's own font has only ASCII. Of these, which systems may have, the first that has all letters is used.
 FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -26,9 +26,9 @@ FONTS = (
     "arial.ttf",
     "msyh.ttc",
 )
-_UNKNOWN = "\uffff"  # no letter: it looks as all do that a font lacks
+_UNKNOWN = "\uffff"  # not a letter: it looks like any letter that a font lacks
 
-_GOLDEN_RATIO = 0.618033988749895  # steps of it around the colour circle never come back to the same hue
+_GOLDEN_RATIO = 0.618033988749895  # steps of this size around the colour circle never return to the same hue
 
 
 def class_colour(class_id: int) -> Colour:
@@ -40,7 +40,7 @@ def class_colour(class_id: int) -> Colour:
 
 
 def drawing(picture: Image.Image, detections: Sequence[Detection], media_type: str) -> bytes:
-    """Returns: A picture file, of JPEG or PNG, with the detections drawn."""
+    """Returns: The bytes of a JPEG or PNG file, with the detections drawn."""
     out = io.BytesIO()
     if media_type == JPEG:
         draw(picture, detections).save(out, "JPEG", quality=90)
@@ -69,7 +69,7 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
         canvas.rectangle(tuple(map(min, corners, limits)), outline=class_colour(detection.class_id), width=line)
 
     labels: list[tuple[Rectangle, tuple[float, float], str, Colour]] = []
-    for detection in detections:  # the best choose first, and are painted last
+    for detection in detections:  # the best are placed first, and painted last
         text = f"{detection.label} {detection.score:.2f}"
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         size = (right - left + 2 * padding, bottom - top + 2 * padding)
@@ -105,8 +105,8 @@ def _installed() -> list[str]:
 
 
 def _label_place(box: Box, size: tuple[float, float], picture: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Returns: Where a label lies: above its box, else in it, below it or in it at the bottom; beyond no edge of the
-    picture, and on no label that is taken, as far as that can be had."""
+    """Returns: Where a label lies: above its box, else in it at the top, below it or in it at the bottom; inside the
+    picture and, as far as possible, on none of the labels in `taken`."""
     (width, height), (picture_width, picture_height) = size, picture
     x = max(0.0, min(box.xmin, picture_width - width))
     wanted = (box.ymin - height, box.ymin, box.ymax, box.ymax - height)
@@ -120,7 +120,7 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _readable_on(colour: Colour) -> Colour:
-    """Returns: Black or white, which of them contrasts more (WCAG 2, relative luminance): always at least 4.5 to 1."""
+    """Returns: Black or white, whichever contrasts more (WCAG 2, relative luminance): always at least 4.5 to 1."""
     linear = [(part / 255 / 12.92) if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in colour]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)

@@ -1,15 +1,14 @@
 """One model being served: its sessions' threads, its queue, and every picture's way through it.
 
     CUDA: decode (workers) → queue → session (its own thread) → post-processing (workers)
-    CPU:  decode → queue → session → post-processing, all on one worker
+    CPU:  decode → queue → session → post-processing, all on workers
 
-The event loop hands a picture in and gets its outcome back; in between, nothing comes back to it. On the CPU, sessions
-would only compete with the workers for the same cores: the worker that has decoded a picture runs what is queued, and
+The event loop hands a picture in and gets its outcome back; it does nothing in between. On the CPU, session threads
+would only compete with the workers for the same cores: so a worker that has decoded a picture runs what is queued, and
 finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly.
 
-Pictures side by side have a core each: that wastes least. A lone picture has all cores: that is the fastest.
-A model that is too quick for that may gain by batches: then a worker first decodes what else has arrived, until one is
-full.
+Concurrent pictures have a core each, which wastes least. A lone picture has all cores, which is fastest. A model too
+quick for several cores may gain from batches: then a worker first decodes what else has arrived, until a batch is full.
 """
 
 import asyncio
@@ -46,16 +45,16 @@ from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
-OWN_THREAD = frozenset({CUDA})  # providers whose session is run by one thread, and always the same
-MOST_WORK_S = 30.0  # or the deadline, where that is longer
-_CROWD_BATCHES = 4  # for as long as so many take, pictures side by side are remembered
+OWN_THREAD = frozenset({CUDA})  # providers whose session must always be run by the same thread
+MOST_WORK_S = 30.0  # or the deadline, if that is longer
+_CROWD_BATCHES = 4  # concurrent pictures are remembered for the time that this many batches take
 
 
 class Engine:
     """A model with its queue.
 
     Attributes:
-        users: Requests that began with this model; it is closed only without any.
+        users: Requests that began with this model; it is closed only when there are none.
         failing: The model failed on a picture, and has not worked since.
         pace: How long pictures take at the moment.
     """
@@ -95,7 +94,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Pictures that wait to be decoded, where on the CPU nearly all of a queue is, or for a session."""
+        """Pictures that wait to be decoded, as nearly all of a queue does on the CPU, or for a session."""
         return len(self._arrived) + len(self._batcher)
 
     @property
@@ -104,16 +103,16 @@ class Engine:
 
     @property
     def hangs(self) -> bool:
-        """Whether a picture has been decoded, or a batch run, for longer than any should: a GPU may never come back."""
+        """Whether decoding a picture or running a batch takes longer than it ever should: a GPU may never finish."""
         return min(list(self._running.values()), default=math.inf) < perf_counter() - self._hanging_s
 
     async def warm_up(self) -> None:
-        """Runs the canary picture in every shape, where requests will be run. Raises: What the session raised."""
+        """Runs the canary picture in every shape, on CUDA in the session's thread. Raises: What the session raised."""
         if self._session is None:
             await asyncio.to_thread(self._warm_up_on_cpu)
         else:
             self._session.start()
-            # Shielded: the thread sets the future's result, which of a cancelled one would be an error.
+            # Shielded: the thread sets the future's result, which would be an error if it were cancelled.
             await asyncio.shield(asyncio.wrap_future(self._warm))
 
     def _warm_up_on_cpu(self) -> None:
@@ -127,21 +126,21 @@ class Engine:
         self.runner.warm_up(self._batcher.largest)
 
     def close(self) -> None:
-        """Lets nothing more in; returns once the session's thread has finished what is queued."""
+        """Accepts no more pictures; returns once the session's thread has finished what is queued."""
         self._batcher.close()
         if self._session is not None and self._session.ident is not None:
             self._session.join()
 
     def begin(self, job: Job) -> None:
-        """Takes a picture in; its outcome, or what kept it from one, arrives in `job.answered`."""
-        # Two clients, each with its next picture as soon as it has an answer, are one for moments, too.
+        """Takes a picture in; its outcome, or the error in its place, arrives in `job.answered`."""
+        # Two clients that each send their next picture once they have an answer look like one at moments.
         if self.users >= self._crowd or job.begun > self._crowd_until:
             self._crowd, self._crowd_until = self.users, job.begun + _CROWD_BATCHES * self.pace.batch_s
         self._arrived.append(job)
         self._workers.submit(self._work)
 
     def abandon(self, job: Job) -> None:
-        """Nobody waits for this picture any more: it is dropped, unless a session has it already."""
+        """Drops a picture that nobody waits for any more, unless a session has it already."""
         job.abandoned = True
         job.data = b""
         self._drop_if_queued(job)
@@ -187,7 +186,7 @@ class Engine:
         if job.pixels is None:
             raise Refusal(
                 "overloaded",
-                f"{self._pixels.used} pixels are being worked on, and at most {self._pixels.limit} may be. "
+                f"{self._pixels.used} pixels are being processed, and at most {self._pixels.limit} may be. "
                 "Try again later.",
                 headers={"Retry-After": "1"},
             )
@@ -206,7 +205,7 @@ class Engine:
             del batch
 
     def _run_queued(self) -> None:
-        """On a worker: runs what is queued where a session is free; where none is, whoever has it comes back here."""
+        """On a worker: runs what is queued if a session is free; if none is, a worker that has one comes back here."""
         while self._worth_running() and self._free_sessions.acquire(blocking=False):
             try:
                 batch = self._batcher.take(self._expected_s, wait=False)
@@ -216,7 +215,7 @@ class Engine:
                 self._free_sessions.release()
 
     def _worth_running(self) -> bool:
-        """Whether a batch is full, or all that could fill it is decoded: whoever decodes the last asks again."""
+        """Whether a batch is full, or all that could fill it is decoded: asked again after each picture is decoded."""
         return len(self._batcher) >= (self._batcher.largest if self._arrived else 1)
 
     def _expected_s(self) -> float:
@@ -246,8 +245,8 @@ class Engine:
                 log.exception("The model failed on a picture.")
                 jobs[0].fail(error)
                 return
-            log.warning("A batch of %d failed, and is run one by one: %s", len(jobs), first_line(error))
-            for job in jobs:  # one of them may be the reason, and is no reason for the others
+            log.warning("A batch of %d failed; its pictures are run one by one: %s", len(jobs), first_line(error))
+            for job in jobs:  # one of them may be the cause, and must not fail the others
                 self._run([job])
             return
         ended = perf_counter()
@@ -284,11 +283,11 @@ class Engine:
             return
         if job.draw is None:
             job.finish(outcome)
-        else:  # which may take longer than all that came before it, and keeps nobody waiting who wants none
+        else:  # drawing may take longer than all before it, and must not delay requests without it
             self._drawers.submit(partial(self._draw, job, job.draw, outcome))
 
     def _draw(self, job: Job, media_type: str, outcome: Outcome) -> None:
-        """Answers with the picture, whose pixels the pipeline does not keep: it is decoded once more, in full size."""
+        """Answers with the drawn picture. The pipeline keeps no pixels, so it is decoded once more, in full size."""
         job.release()
         if job.abandoned:
             return
@@ -324,6 +323,6 @@ class Engine:
 
 
 def _all_finite(heads: PictureHeads) -> bool:
-    """Told from the sums, which one value that is not finite makes so: faster than looking at each."""
+    """Whether all values are finite, told by their sums, which one other value spoils: faster than checking each."""
     with np.errstate(invalid="ignore"):
         return all(math.isfinite(head.sum()) for head in heads)

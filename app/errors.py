@@ -1,6 +1,6 @@
 """Every refusal: code, HTTP status, title and message; and the errors that keep the service from starting.
 
-Nothing here knows HTTP's machinery: `problems.py` turns a `Refusal` into a problem document (RFC 9457).
+Nothing here deals with HTTP itself: `problems.py` turns a `Refusal` into a problem document (RFC 9457).
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ class StartError(Exception):
 
 
 class ArtifactError(StartError):
-    """The model file is missing, not ours, or does not keep the contract of `artifact.py`."""
+    """The model file is missing, not ours, or breaks the contract of `artifact.py`."""
 
 
 class ProviderError(StartError):
-    """The execution provider that was asked for cannot be had."""
+    """The execution provider that was asked for is not available."""
 
 
 class SettingsError(StartError):
@@ -33,12 +33,12 @@ class Kind(NamedTuple):
     title: str
 
 
-# Clients may build on the codes: one is never renamed.
+# Clients may rely on the codes: never rename one.
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "empty_body": Kind(400, "No picture was sent"),
         "malformed_request": Kind(400, "The request cannot be read"),
-        "unauthorized": Kind(401, "A key is needed"),
+        "unauthorized": Kind(401, "A key is required"),
         "forbidden": Kind(403, "This is not allowed here"),
         "not_found": Kind(404, "There is nothing at this address"),
         "method_not_allowed": Kind(405, "This address does not take this method"),
@@ -47,7 +47,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "reload_running": Kind(409, "The model is being reloaded already"),
         "picture_too_large": Kind(413, "The picture has too many pixels"),
         "body_too_large": Kind(413, "The request is too large"),
-        "unsupported_media_type": Kind(415, "The request's content type is not taken"),
+        "unsupported_media_type": Kind(415, "The request's content type is not accepted"),
         "not_a_picture": Kind(415, "The bytes are not a picture that can be read"),
         "corrupt_picture": Kind(422, "The picture is damaged"),
         "invalid_parameter": Kind(422, "A parameter cannot be used"),
@@ -56,7 +56,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "too_many_requests": Kind(429, "This key has too many requests at a time"),
         "internal_error": Kind(500, "The service failed"),
         "not_ready": Kind(503, "The service is not ready"),
-        "overloaded": Kind(503, "The service has all the work that it can take"),
+        "overloaded": Kind(503, "The service has all the work that it can handle"),
         "deadline_exceeded": Kind(504, "There was no answer in time"),
     }
 )
@@ -98,12 +98,12 @@ class Refusal(Exception):
 
 
 def failed(what: str) -> Refusal:
-    """Returns: What is said of a request or a picture where the service itself failed."""
+    """Returns: The refusal of a request or a picture on which the service itself failed."""
     return Refusal("internal_error", f"The service failed on this {what}; its log says how.")
 
 
 def first_line(error: BaseException) -> str:
-    """Returns: The first line of what a library's exception says; its type's name where it says nothing."""
+    """Returns: The first line of a library's exception; its type's name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

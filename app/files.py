@@ -34,10 +34,10 @@ class Outputs:
 
     Attributes:
         json: A list with one result per picture.
-        json_lines: One result a line, written as it comes.
+        json_lines: One result per line, each written as it comes.
         coco: COCO's results format, as `COCO.loadRes` reads it.
-        coco_annotations: The annotation file whose image and category ids `coco` takes.
-        drawings: A folder for each picture with its boxes, as PNG.
+        coco_annotations: The annotation file whose image and category ids `coco` uses.
+        drawings: A folder for the pictures with their boxes, as PNG.
     """
 
     json: Path | None = None
@@ -47,10 +47,10 @@ class Outputs:
     drawings: Path | None = None
 
     def require(self, pictures: Sequence[Path]) -> None:
-        """Raises: StartError: One cannot be written, or in the place of what is wanted; better now than after all the
-        work."""
+        """Raises: StartError: One cannot be written, or would replace another file that is needed; better now than
+        after all the work."""
         if self.coco_annotations is not None and self.coco is None:
-            raise StartError("--coco-annotations is for --coco: name a file for the results, or leave it out.")
+            raise StartError("--coco-annotations needs --coco: name a file for the results, or leave it out.")
         taken = {os.path.realpath(picture): "is one of the pictures" for picture in pictures}
         for option, path in (("--json", self.json), ("--json-lines", self.json_lines), ("--coco", self.coco)):
             if path is None:
@@ -60,7 +60,7 @@ class Outputs:
             if not _is_folder(path.parent):
                 raise StartError(f"{option} {path} cannot be written: there is no folder {path.parent}.")
             if path.suffix.lower() in SUFFIXES:
-                raise StartError(f"{option} {path} is called as a picture is: name a file for the results.")
+                raise StartError(f"{option} {path} has a picture's suffix: choose another name for the results.")
             place = os.path.realpath(path)
             if place in taken:
                 raise StartError(f"{option} {path} {taken[place]}: name another file.")
@@ -68,7 +68,7 @@ class Outputs:
 
 
 async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outputs, query: DetectQuery) -> int:
-    """Detects objects in files. Returns: 1 where a picture failed, else 0. Raises: StartError."""
+    """Detects objects in files. Returns: 1 if a picture failed, else 0. Raises: StartError."""
     files = pictures_in(paths)
     outputs.require(files)
     ids = CocoIds.read(outputs.coco_annotations)
@@ -78,7 +78,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
     service = Service.load(settings)
     try:
         shown_above = query.parameters(service.runner.metadata).score_threshold
-    except Refusal as refusal:  # of a class
+    except Refusal as refusal:  # of an unknown class
         service.close()
         raise StartError(refusal.message) from None
     if outputs.coco is not None and query.score_threshold is None:
@@ -110,7 +110,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
 
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
-    """Returns: The paths, with the pictures in it in place of each folder. Raises: StartError."""
+    """Returns: The paths, each folder replaced by the pictures in it. Raises: StartError."""
     found: list[Path] = []
     for path in paths:
         if _is_folder(path):
@@ -180,7 +180,7 @@ def _print(result: Result, above: float) -> None:
 
 
 class Progress:
-    """One line that is written over, where somebody looks; nothing in a log file."""
+    """One line that is overwritten, on a terminal; nothing in a log file."""
 
     def __init__(self, total: int, out: TextIO) -> None:
         self._total = total
@@ -204,14 +204,14 @@ class Progress:
 
 
 class Lines:
-    """A file that grows line by line, and of which a reader sees each at once. Raises: StartError: It cannot."""
+    """A file that grows line by line; a reader sees each at once. Raises: StartError: It cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __enter__(self) -> Self:
         try:
-            self._file = self._path.open("wb", buffering=0)  # a buffer that a full disk does not take fails twice
+            self._file = self._path.open("wb", buffering=0)  # a buffer that does not fit on a full disk fails twice
         except OSError as error:
             raise _unwritten(self._path, error) from None
         return self
@@ -230,10 +230,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class CocoIds:
-    """What ids COCO results have.
+    """The ids in COCO results.
 
-    Of an annotation file the images' ids, by file name, and the categories', by name. Without one the image id is the
-    file's name without its suffix, as a number where it is one, and the category id is the class id.
+    With an annotation file, its image ids, by file name, and its category ids, by name. Without one, the image id is
+    the file's name without its suffix, as a number if it is one, and the category id is the class id.
     """
 
     images: Mapping[str, int | str] | None = None
@@ -258,10 +258,10 @@ class CocoIds:
         except OSError as error:
             raise StartError(f"{path} cannot be read: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise StartError(f"{path} is no COCO annotation file: it needs `images` and `categories`.") from None
+            raise StartError(f"{path} is not a COCO annotation file: it needs `images` and `categories`.") from None
 
     def require(self, files: Iterable[Path]) -> None:
-        """Raises: StartError: A file is not in the annotations, or two have one id; better now than after the work."""
+        """Raises: StartError: A file is not in the annotations, or two share an id; better now than after the work."""
         files_of: dict[int | str, Path] = {}
         for file in files:
             other = files_of.setdefault(self._image(file), file)
@@ -284,7 +284,7 @@ class CocoIds:
         if self.images is None:
             return int(file.stem) if file.stem.isdecimal() else file.stem
         if file.name not in self.images:
-            raise StartError(f"{self.source} has no image {file.name}: leave it out, or take the file it belongs to.")
+            raise StartError(f"{self.source} has no image {file.name}: leave it out, or use the file it belongs to.")
         return self.images[file.name]
 
     def _category(self, detection: Result) -> int:
@@ -296,7 +296,7 @@ class CocoIds:
 
 
 def _drawings(files: Sequence[Path], directory: Path) -> list[Path]:
-    """Makes the folder. Returns: A file in it for each picture, none of which is a picture itself."""
+    """Makes the folder. Returns: A file in it for each picture, never one of the pictures themselves."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -320,7 +320,7 @@ def _read(path: Path) -> bytes:
 
 
 def _name(path: Path) -> str:
-    """Returns: The path as text; what is not UTF-8 in it is replaced, as no JSON could hold it."""
+    """Returns: The path as text; what is not UTF-8 is replaced, as JSON could not hold it."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

@@ -18,10 +18,10 @@ from app.service import Service
 from app.settings import Settings
 
 DEADLINE_HEADER = b"x-deadline-ms"
-# A refused client that sends this much loses its connection, as it then need not send all of it.
+# A refused client that sends this much loses its connection, so that it need not send all of it.
 LARGE_BODY_BYTES = 2**20
-# Requests that are still being sent have no place in the queue yet: slow clients must not keep others out. What of them
-# has come counts for `max_queue_bytes`.
+# Requests that are still being sent have no place in the queue yet: slow clients must not keep others out. What has
+# come of them counts for `max_queue_bytes`.
 UPLOADS_PER_PLACE = 16
 
 
@@ -36,7 +36,7 @@ class Gate:
         self._requests_of: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's routes also match before a line break at the end, where this path is none of `KEYED`.
+        # Starlette's routes also match a path with a line break at its end, which is not in `KEYED`.
         if scope["type"] == "http" and not scope["path"].isprintable():
             await counted_response(scope, nothing_at(scope["path"]))(scope, receive, send)
             return
@@ -68,22 +68,22 @@ class Gate:
             self._requests_of[key] -= 1
 
     def _key(self, scope: Scope) -> bytes:
-        """Returns: The request's key; nothing where no keys are set. Raises: Refusal: `unauthorized`."""
+        """Returns: The request's key; empty if no keys are set. Raises: Refusal: `unauthorized`."""
         keys = self._admin_keys if scope["path"] == RELOAD else self._keys
         if not keys:
             return b""
         scheme, _, value = header(scope, b"authorization").partition(" ")
-        # Both may be there: a gateway before the service may want an Authorization of its own.
+        # Both may be there: a gateway in front may need an Authorization of its own.
         given = [header(scope, b"x-api-key"), value.strip() if scheme.lower() == "bearer" else ""]
-        # Every key is compared, and in constant time: how long a refusal takes tells nothing of them.
+        # Every key is compared, and in constant time: how long a refusal takes reveals nothing about them.
         found = [key for one in given for key in keys if hmac.compare_digest(key, one.encode("latin-1"))]
         if not found:
-            wrong = "that may reload" if scope["path"] == RELOAD else "of this service's"
+            wrong = "for reloading" if scope["path"] == RELOAD else "for this service"
             raise Refusal(
                 "unauthorized",
-                f"The key is not one {wrong}."
+                f"The key is not valid {wrong}."
                 if any(given)
-                else "This service wants a key. Send `Authorization: Bearer KEY`.",
+                else "This service requires a key. Send `Authorization: Bearer KEY`.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return found[0]
@@ -97,7 +97,7 @@ class Gate:
         if self._settings.max_per_key and key and self._requests_of[key] >= self._settings.max_per_key:
             raise Refusal(
                 "too_many_requests",
-                f"This key may have {self._settings.max_per_key} requests at a time. Wait for one of them.",
+                f"This key may have {self._settings.max_per_key} requests at a time. Wait for one to end.",
                 headers={"Retry-After": "1"},
             )
         if service.uploading >= UPLOADS_PER_PLACE * self._settings.max_queue:
@@ -129,7 +129,7 @@ def _deadline_s(scope: Scope, longest_s: float) -> float:
 
 
 def _is_large(scope: Scope) -> bool:
-    """Whether the request's body is large, or may be: one that is sent in chunks does not say."""
+    """Whether the request's body is large, or may be: a chunked one does not say."""
     declared = header(scope, b"content-length")
     if not declared:
         return bool(header(scope, b"transfer-encoding"))

@@ -1,6 +1,6 @@
 """Untrusted bytes → an upright RGB picture.
 
-What a picture is, is read from its bytes alone; a file's name and a request's content type are never trusted.
+The format is read only from the bytes; a file's name and a request's content type are never trusted.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP and TIFF"
 BACKGROUND = (255, 255, 255)  # what transparent pixels show
 
-# A large JPEG is decoded at a half, a quarter or an eighth of its size, as long as it then still is this many times as
+# A large JPEG is decoded at a half, a quarter or an eighth of its size, as long as that is still this many times as
 # large as what it will be resized to: hardly distinguishable from decoding all of it, and several times faster.
 DRAFT_GAP = 2
-DRAFT_SCALES = (8, 4, 2)  # what a JPEG's 8 x 8 blocks can be decoded to
+DRAFT_SCALES = (8, 4, 2)  # reductions that a JPEG's 8 x 8 blocks allow
 
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
-MOST_TILED = 4  # times the largest picture: tiles at the edges, and each colour may have its own
+MOST_TILED = 4  # times the largest picture: tiles stick out at the edges, and each colour may have its own
 _TILE_WIDTH, _TILE_LENGTH, _TILES = 322, 323, 324
 _BITS, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
@@ -53,7 +53,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 TURNED = {5, 6, 7, 8}  # width and height change places
-# A decoder's rest at the right and at the bottom of the lying picture comes to lie on these sides of the upright one.
+# What decoding leaves over, at the right and bottom of the stored picture, ends up on these sides of the upright one.
 _REST_AT_LEFT = {2, 3, 6, 7}
 _REST_AT_TOP = {3, 4, 7, 8}
 
@@ -63,9 +63,9 @@ class Decoded(NamedTuple):
 
     Attributes:
         picture: Its EXIF orientation is applied; what was transparent is white.
-        size: Of the upright picture in its file.
-        box: Where that picture lies in the decoded one: left, top, right, bottom, in decoded pixels. A size that 8
-            does not divide leaves a part of a decoded pixel over, on a side that depends on the orientation.
+        size: The upright picture's full size.
+        box: Where that picture lies in the decoded one: left, top, right, bottom, in decoded pixels. A size that is
+            not a multiple of 8 leaves part of a decoded pixel over, on a side that depends on the orientation.
     """
 
     picture: Image.Image
@@ -85,9 +85,9 @@ def decode(
     Args:
         data: A whole picture file.
         max_pixels: The largest width x height that is decoded. It is compared with the header, before decoding.
-        resized: From the upright picture's size to the size that it will be resized to; in full size where None.
-        reserve: Called with the number of pixels, of 4 bytes, that decoding will hold at most, before it does; what it
-            raises goes on.
+        resized: From the picture's size, upright or not, to what it will be resized to. If None: full size.
+        reserve: Called before decoding, with the most pixels, of 4 bytes, that it will hold; a `Refusal` that this
+            raises is passed on.
 
     Raises:
         Refusal: `empty_body`, `not_a_picture`, `picture_too_large` or `corrupt_picture`.
@@ -102,11 +102,11 @@ def decode(
     except UnidentifiedImageError:
         raise Refusal(
             "not_a_picture",
-            f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read, with pixels of whole numbers "
-            "of up to 16 bits.",
+            f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read, with integer pixels of up to "
+            "16 bits.",
         ) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _too_large("more", max_pixels) from None
+        raise _too_large("too many", max_pixels) from None
     except Exception as error:  # Pillow's parsers raise whatever they stumble upon
         raise _corrupt(error) from None
 
@@ -121,15 +121,15 @@ def decode(
                 raise _too_large(f"in its tiles {tile * tiles}", max_pixels)
             size, scale = Size(picture.height, picture.width), 1
             if resized is not None and picture.format in JPEGS:
-                # As it lies in the file, perhaps on its side: both sides shrink alike.
+                # The size as stored, perhaps lying on its side: both sides shrink alike.
                 scale = _draft(picture, resized(size))
-            # The decoder of a JPEG of several scans holds all coefficients, however small it decodes the picture.
+            # For a JPEG of several scans the decoder holds all coefficients, however small it decodes the picture.
             held = size if file.scans > 1 else Size(picture.height, picture.width)
             reserve(held.area * _copies(picture) + tile)
             _scale_transparency(picture)
             picture.load()
             if scale == 1:
-                size = Size(picture.height, picture.width)  # loading turns a TIFF
+                size = Size(picture.height, picture.width)  # loading applies a TIFF's orientation
             turn = orientation(picture)
             upright = _upright(_rgb(picture), turn)
         except Refusal:
@@ -152,7 +152,7 @@ def _scale_transparency(picture: Image.Image) -> None:
 
 
 def _draft(picture: Image.Image, resized: Size) -> int:
-    """Returns: How many times smaller than it is the picture will be decoded."""
+    """Has the picture decoded smaller, if it is large enough. Returns: How many times smaller."""
     for scale in DRAFT_SCALES:
         size = (picture.width // scale, picture.height // scale)
         if size[0] >= DRAFT_GAP * resized.width and size[1] >= DRAFT_GAP * resized.height:
@@ -162,7 +162,7 @@ def _draft(picture: Image.Image, resized: Size) -> int:
 
 
 def _tile_pixels(picture: Image.Image) -> tuple[int, int]:
-    """Returns: Of a tile, and the number of tiles, where the picture is a TIFF that has such; else 0."""
+    """Returns: The pixels of a tile and the number of tiles, if the picture is a tiled TIFF; else 0."""
     if not isinstance(picture, _tiff.TiffImageFile):
         return 0, 0
     tags = picture.tag_v2
@@ -170,20 +170,20 @@ def _tile_pixels(picture: Image.Image) -> tuple[int, int]:
 
 
 def _copies(picture: Image.Image) -> int:
-    """Returns: How many pictures of 4 bytes a pixel decoding holds, converted and turned ones included."""
+    """Returns: How many pictures of 4 bytes per pixel decoding holds, converted and turned ones included."""
     if picture.format == "WEBP":
         return 4  # libwebp's own
     if picture.has_transparency_data or picture.mode.startswith("I"):
         return 3
     if picture.mode not in ("RGB", "L", "P", "1") or picture.format == "TIFF":
         return 2
-    # Of other formats the orientation may lie behind the pixels, and is hardly ever there.
+    # In other formats the orientation may come after the pixels, and is hardly ever there.
     return 2 if picture.format in JPEGS and orientation(picture) != 1 else 1
 
 
 def _too_large(size: str, max_pixels: int) -> Refusal:
     return Refusal(
-        "picture_too_large", f"The picture has {size} pixels, but at most {max_pixels} are decoded. Send it smaller."
+        "picture_too_large", f"The picture has {size} pixels: at most {max_pixels} are decoded. Send a smaller one."
     )
 
 
@@ -194,7 +194,7 @@ def _corrupt(error: Exception) -> Refusal:
 
 def orientation(picture: Image.Image) -> int:
     """Returns: The EXIF orientation, 1 to 8. A TIFF's is already applied, and gone, once it is loaded."""
-    _forget_xmp(picture)  # a PNG's may lie behind its pixels
+    _forget_xmp(picture)  # a PNG's may come after its pixels
     try:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF is no reason to refuse the picture it comes with
@@ -202,7 +202,7 @@ def orientation(picture: Image.Image) -> int:
 
 
 def _forget_xmp(picture: Image.Image) -> None:
-    """Where EXIF says nothing, Pillow looks for an orientation there; browsers do not, and nor do clients."""
+    """If EXIF says nothing, Pillow looks for an orientation in XMP; browsers do not, nor do clients."""
     for name in _XMP:
         picture.info.pop(name, None)
 
@@ -231,7 +231,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """Scales greys of 16 bits, or a TIFF's 12, which Pillow would clip at 255, and turns a TIFF's whose white is 0."""
+    """Scales greys of 16 bits, or 12 in a TIFF, which Pillow would clip at 255; inverts a TIFF in which 0 is white."""
     tags = picture.tag_v2 if isinstance(picture, _tiff.TiffImageFile) else {}
     bits = 12 if tags.get(_BITS) == (12,) else 16
     greys: NDArray[np.uint8] = (np.asarray(picture).clip(0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)

@@ -17,13 +17,13 @@ from app.postprocess import Parameters
 
 @dataclass(eq=False)
 class Job:
-    """Belongs to one thread at a time; `answered`, `abandoned` and `settled` to the event loop, which also takes
-    the `data` of an abandoned one away.
+    """Belongs to one thread at a time, but `answered`, `abandoned` and `settled` to the event loop, which also clears
+    the `data` of an abandoned job.
 
     Attributes:
-        draw: The media type of the picture with its boxes, where that is wanted.
+        draw: The media type of the picture with its boxes, if that is wanted.
         deadline: On `time.perf_counter`'s clock; nobody wants the outcome after it.
-        begun: When the picture was handed in, on the same clock, as all moments here.
+        begun: When the picture was handed in, on the same clock, as all times here.
         abandoned: Nobody waits for the outcome any more.
         settled: The engine has nothing more to do with the picture.
         pixels: The share of the pixel budget that the picture holds.
@@ -57,7 +57,7 @@ class Job:
             self.pixels.shrink(count)
 
     def release(self) -> None:
-        """Lets go of what the picture holds."""
+        """Frees the canvas and the share of the pixel budget."""
         self.canvas = None
         self.keep_pixels(0)
 
@@ -74,7 +74,7 @@ class Job:
 
     def _settle(self, outcome: Outcome | None, error: Exception | None) -> None:
         self.settled = True
-        # A ticket knows its job: only the collector would part them, some time.
+        # A ticket refers to its job: otherwise only the garbage collector would free them, some time.
         self.ticket, self.data = None, b""
         if self.answered.done():  # its client has left, or its deadline has passed
             return
@@ -85,7 +85,7 @@ class Job:
             self.answered.set_exception(error)
 
     def timing_ms(self, finish_begun: float, finished: float) -> dict[str, float]:
-        """Returns: What each stage took. `queue` is all the waiting: for a thread, for the session, for a thread."""
+        """Returns: What each stage took. `queue` is all the waiting: for a thread, the session, a thread again."""
         waited = (
             (self.decode_begun - self.begun)
             + (self.run_begun - self.decode_ended)
@@ -100,12 +100,12 @@ class Job:
 
 
 def let_go(error: BaseException) -> None:
-    """Lets an error keep nothing alive that it came past, as the picture that could not be decoded.
+    """Keeps an error from holding what it passed through, such as the picture that could not be decoded.
 
-    Whoever handles it refers to it, and it to them: all of that, pictures of any size, would wait for the collector,
-    and count for no bound meanwhile.
+    The frames that handle the error refer to it, and it to them: all that they hold, pictures of any size, would wait
+    for the garbage collector, and count for no bound meanwhile.
     """
-    if isinstance(error, Refusal):  # which is no failure: nobody wants to know where it came from
+    if isinstance(error, Refusal):  # not a failure: nobody needs to know where it came from
         error.__traceback__ = error.__context__ = None
         return
     reason: BaseException | None = error

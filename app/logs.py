@@ -37,12 +37,12 @@ def configure(level: str, form: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
-    # On damaged pictures and bodies, of which clients may send any number; the answer says what is wrong.
+    # Warnings about damaged pictures and bodies, of which clients may send any number; the answer says what is wrong.
     warnings.filterwarnings("ignore", module="PIL")
     for library in ("PIL", "python_multipart"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     _silence_libtiff()
-    # "Invalid HTTP request received", without a word of who sent it: as many as anybody likes.
+    # "Invalid HTTP request received" does not say who sent it, and anybody can cause any number of them.
     logging.getLogger("uvicorn.error").addFilter(lambda line: line.msg != "Invalid HTTP request received.")
 
 

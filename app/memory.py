@@ -8,15 +8,15 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def keep_freed_memory(block_bytes: int = 32 * 2**20, trim_bytes: int = 2**29, top_pad_bytes: int | None = None) -> None:
-    """Has glibc keep what is freed for what is allocated next. Without glibc, nothing happens.
+    """Makes glibc keep freed memory for what is allocated next. Without glibc, nothing happens.
 
     By default it hands every large block back to the kernel, which maps and clears the same pages again for the next
     one: in the service a sixth of all the time with a model of 2 ms.
 
     Args:
         block_bytes: Larger blocks are still handed back.
-        trim_bytes: As is what is free at the heap's end beyond this.
-        top_pad_bytes: Asked for in addition whenever the heap grows; glibc's own choice where None.
+        trim_bytes: So is free memory beyond this at the heap's end.
+        top_pad_bytes: Requested in addition whenever the heap grows; glibc's own choice if None.
     """
     if sys.platform != "linux":
         return
@@ -29,9 +29,9 @@ def keep_freed_memory(block_bytes: int = 32 * 2**20, trim_bytes: int = 2**29, to
 
 
 def forget_garbage() -> None:
-    """Collects garbage, and has the collector never again look at what is left.
+    """Collects garbage, and makes the collector ignore what is left from then on.
 
-    That is what lives as long as the process: modules, models of requests, the session. Going through all of it takes
+    What is left lives as long as the process: modules, models of requests, the session. Going through all of it takes
     0.1 s, in which no request is answered, and the collector would do so again and again.
     """
     gc.unfreeze()

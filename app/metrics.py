@@ -1,4 +1,4 @@
-"""What the service measures of itself, for Prometheus: base units, and labels whose values are few and known."""
+"""What the service measures about itself, for Prometheus: base units, and labels whose values are few and known."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from app.session import BATCH_SIZES
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("read", "decode", "queue", "inference", "postprocess", "draw", "total")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-OTHER = "other"  # than those of the service's own addresses
+OTHER = "other"  # any address but the service's own
 
 
 class Metrics:
@@ -23,7 +23,7 @@ class Metrics:
         stages = Histogram(
             "fcos_stage_seconds",
             "Time of an answered picture in each stage: reading its request, decoding it, waiting for a thread or the "
-            "session, the batch it was in, post-processing, drawing where that was wanted; and the whole request.",
+            "session, the batch it was in, post-processing, drawing if that was wanted; and the whole request.",
             ["stage"],
             registry=registry,
             buckets=SECONDS,
@@ -34,15 +34,15 @@ class Metrics:
         )
         self.pictures = Counter("fcos_pictures_inferred", "Pictures that the session ran.", registry=registry)
         self.failed_batches = Counter(
-            "fcos_batches_failed", "Batches on which the session failed; of several pictures, each is run once more.",
+            "fcos_batches_failed", "Batches on which the session failed; if of several pictures, each is run again.",
             registry=registry,
         )  # fmt: skip
         self.dropped = Counter(
-            "fcos_pictures_dropped", "Pictures dropped before the session: too late, or nobody waited any more.",
+            "fcos_pictures_dropped", "Pictures dropped before the session: too late, or no longer waited for.",
             registry=registry,
         )  # fmt: skip
         responses = Counter(
-            "fcos_responses", "Responses by address, of which there are few, and class of status.", ["path", "status"],
+            "fcos_responses", "Responses by address (all others as `other`) and class of status.", ["path", "status"],
             registry=registry,
         )  # fmt: skip
         self._responses = {
@@ -57,7 +57,7 @@ class Metrics:
             "fcos_in_flight_pictures", "Pictures that are accepted and not answered.", registry=registry
         )
         self._pixels = Gauge("fcos_in_flight_pixels", "Decoded pixels that are held.", registry=registry)
-        self._ready = Gauge("fcos_ready", "1 where /readyz says ready.", registry=registry)
+        self._ready = Gauge("fcos_ready", "1 if /readyz says ready.", registry=registry)
         self._model = Gauge(
             "fcos_model_info", "The served model; always 1.", ["name", "version", "provider", "precision"],
             registry=registry,
@@ -66,7 +66,7 @@ class Metrics:
             "fcos_largest_batch", "The most pictures in a batch, as set or as found at the start.", registry=registry
         )
         reloads = Counter("fcos_model_reloads", "Reloads by outcome.", ["outcome"], registry=registry)
-        # Both from the start: what first appears at 1 never rose, to Prometheus.
+        # Both from the start: to Prometheus, a counter that first appears at 1 never rose.
         self.reloads = {outcome: reloads.labels(outcome) for outcome in ("done", "refused")}
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -78,7 +78,7 @@ class Metrics:
         pixels: Callable[[], float],
         ready: Callable[[], float],
     ) -> None:
-        """Gives the gauges their sources; they are asked when somebody reads the metrics."""
+        """Gives the gauges their sources, which are called when somebody reads the metrics."""
         self._waiting.set_function(waiting)
         self._in_flight.set_function(in_flight)
         self._pixels.set_function(pixels)
@@ -95,11 +95,11 @@ class Metrics:
             counter.inc()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Counts a refusal, once, whoever hands it on."""
+        """Counts a refusal once, however often it is handed on."""
         if not refusal.counted:
             refusal.counted = True
             self.refusals[refusal.code].inc()
 
     def text(self) -> bytes:
-        """Returns: All of it, in Prometheus's text format."""
+        """Returns: All metrics, in Prometheus's text format."""
         return generate_latest(self._registry)

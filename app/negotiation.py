@@ -5,27 +5,27 @@ from functools import lru_cache
 from app.errors import Refusal
 
 JSON, JPEG, PNG = "application/json", "image/jpeg", "image/png"
-ANSWERS = (JSON, JPEG, PNG)  # where an Accept header likes several equally, the first of these
-LONGEST = 2048  # characters of an Accept header; a browser's has a hundred
+ANSWERS = (JSON, JPEG, PNG)  # if an Accept header prefers several equally, the first of these
+LONGEST = 2048  # characters of an Accept header; a browser's has about a hundred
 
 
 @lru_cache(maxsize=256)
 def answer_type(accept: str) -> str:
-    """Returns: The one of `ANSWERS` that an Accept header likes best. Raises: Refusal: `not_acceptable`."""
+    """Returns: The one of `ANSWERS` that an Accept header prefers. Raises: Refusal: `not_acceptable`."""
     if len(accept) > LONGEST:
         raise Refusal("not_acceptable", f"The header Accept has more than {LONGEST} characters.")
     liked = {answer: _quality(answer, accept) for answer in ANSWERS}
     best = max(ANSWERS, key=lambda answer: liked[answer])
     if liked[best] <= 0:
-        raise Refusal("not_acceptable", f"Accept: {accept[:100]} leaves none of {', '.join(ANSWERS)}.")
+        raise Refusal("not_acceptable", f"Accept: {accept[:100]} allows none of {', '.join(ANSWERS)}.")
     return best
 
 
 def _quality(media_type: str, accept: str) -> float:
-    """Returns: How much an Accept header likes a media type, 0 to 1 (RFC 9110, section 12.5.1)."""
+    """Returns: The quality that an Accept header gives a media type, 0 to 1 (RFC 9110, section 12.5.1)."""
     if not accept.strip():
         return 1.0
-    names = ("*/*", media_type.partition("/")[0] + "/*", media_type)  # the more exact range decides
+    names = ("*/*", media_type.partition("/")[0] + "/*", media_type)  # the most specific range decides
     found = (-1, 0.0)
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))

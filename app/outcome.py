@@ -1,4 +1,4 @@
-"""What the pipeline found in one picture, before it is an answer of some form."""
+"""What the pipeline found in one picture, before it becomes an answer of some form."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ class Outcome:
         found: Boxes in the upright picture's own pixels.
         classes: The model's class names.
         timing_ms: decode, queue, inference, postprocess.
-        drawn: A picture file with the boxes, where one was asked for.
+        drawn: A picture file with the boxes, if one was asked for.
     """
 
     size: Size

@@ -1,19 +1,19 @@
-"""How long pictures take at the moment: what tells whether a deadline can be kept."""
+"""How long pictures take at the moment, which shows whether a deadline can be kept."""
 
 _WEIGHT = 0.1  # of the newest batch in the running means
-_OUTLIER = 10  # times the mean; what takes longer counts as this: the machine slept, and will not in the next one
+_OUTLIER = 10  # times the mean; a longer batch counts as this: the machine slept, and will not in the next one
 
 
 class Pace:
     """Running means over batches, which any number of threads note.
 
     Args:
-        sessions: That run batches at a time.
+        sessions: How many run batches at a time.
 
     Attributes:
-        batch_s: What a batch takes; 0 where nothing is known.
-        picture_s: What a picture takes where others wait behind it: all sessions together, and with all that is done
-            meanwhile, as decoding them and refusing others; 0 where nothing is known.
+        batch_s: How long a batch takes; 0 if unknown.
+        picture_s: How long a picture takes while others wait behind it: over all sessions together, and with all that
+            is done meanwhile, such as decoding them and refusing others; 0 if unknown.
     """
 
     def __init__(self, sessions: int) -> None:
@@ -23,15 +23,15 @@ class Pace:
         self._last_ended = 0.0
 
     def expect(self, seconds: float, pictures: int = 1) -> None:
-        """Before anything is known: what a picture took, on one core, in a batch of so many."""
+        """Before anything is known: how long a picture took, on one core, in a batch of `pictures`."""
         self.batch_s = seconds * pictures
         self.picture_s = seconds / self._sessions
 
     def note(self, begun: float, ended: float, pictures: int, cores: int, arrived: float) -> None:
-        """Args: begun, ended: When the batch was run; arrived: when the last of its pictures had come. One clock's."""
+        """Args: begun, ended: When the batch was run; arrived: when the last of its pictures came. All on one clock."""
         if arrived <= self._last_ended < ended:  # all the time since then was theirs
             seconds = ended - self._last_ended
-        else:  # the sessions may have idled: what they would do with enough to do
+        else:  # the sessions may have idled: what a picture would take if they had not
             seconds = (ended - begun) * cores / self._sessions
         self._last_ended = ended
         self.batch_s = _mean(self.batch_s, ended - begun)

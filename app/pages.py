@@ -33,14 +33,14 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
-    # Asked for again each time, and answered with 304: a page of one version never runs with modules of another.
+    # Browsers ask again each time, and get 304: a page of one version never runs with modules of another.
     "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
 
 
 class Asset(NamedTuple):
-    """A static file in memory; `compressed` is None where compressing gains nothing."""
+    """A static file in memory; `compressed` is None if compressing gains nothing."""
 
     content: bytes
     compressed: bytes | None
@@ -51,7 +51,7 @@ class Asset(NamedTuple):
     def read(cls, path: Path) -> "Asset":
         content = path.read_bytes()
         compressed = gzip.compress(content, mtime=0) if path.suffix in COMPRESSED else None
-        etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'  # weak: of what the bytes say, compressed or not
+        etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'  # weak: the same whether compressed or not
         return cls(content, compressed, MEDIA_TYPES[path.suffix], etag)
 
     def respond(self, request: Request) -> Response:
@@ -65,7 +65,7 @@ class Asset(NamedTuple):
 
 
 def install(app: FastAPI) -> None:
-    """Adds `/`, `/docs` and `/static/NAME`. The files are read once: a name that is none of theirs is not found."""
+    """Adds `/`, `/docs` and `/static/NAME`. The files are read once: any other name is not found."""
     assets = {path.name: Asset.read(path) for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 
     async def playground(request: Request) -> Response:

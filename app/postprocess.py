@@ -1,7 +1,7 @@
 """Raw heads → detections: scores, the best points of each level, decode, NMS (FCOS, sections 3.1 and 3.2).
 
 Gives what torchvision's `FCOS.postprocess_detections` gives on the same heads, but no boxes without area, and several
-times faster: it looks for candidates among the logits and computes scores, boxes and overlaps for those alone.
+times faster: it looks for candidates among the logits and computes scores, boxes and overlaps only for those.
 
 N: pictures. P: points of all levels, row-major, level after level. C: classes. K: boxes. Boxes are xyxy, float32.
 """
@@ -20,7 +20,7 @@ from app.canvas import Placement
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
-# For AP, which is the whole curve's.
+# For AP, which needs the whole curve of precision over recall.
 COCO_SCORE_THRESHOLD = 0.01
 # Boxes are compared in blocks of this many: most pictures need one or two, and a block's overlaps stay in the cache.
 NMS_BLOCK = 160
@@ -52,7 +52,7 @@ class PictureHeads(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a request may choose. A class filter lets only these class ids compete; None lets all."""
+    """What a request may choose. `class_ids` lets only these classes compete; None lets all."""
 
     score_threshold: float  # in [0, 1]; a score must be above it
     iou_threshold: float  # in [0, 1]; of two boxes that overlap more, the lower score goes
@@ -163,7 +163,7 @@ def _candidates(
 
 
 def _reaching_best(class_logits: Floats, centerness: Floats, allowed: NDArray[np.bool_] | None, count: int) -> Indices:
-    """Returns: Of a level's logits [P, C], flat, those that may be among the `count` best, and few others.
+    """Returns: Flat indices of those of a level's logits [P, C] that may be among the `count` best, and few others.
 
     A threshold near 0 makes every logit of every point a candidate. Each point's best class is one of them, so the
     `count`-th best of the points is no better than the `count`-th best of all: what is worse need not be computed.
@@ -171,14 +171,14 @@ def _reaching_best(class_logits: Floats, centerness: Floats, allowed: NDArray[np
     if len(centerness) < count:
         return np.arange(class_logits.size)
     of_points = class_logits if allowed is None else class_logits[:, allowed]
-    best_logits = np.fmax.reduce(of_points, axis=1, initial=-np.inf)  # fmax passes over NaN
+    best_logits = np.fmax.reduce(of_points, axis=1, initial=-np.inf)  # fmax ignores NaN
     centred = _sigmoid(centerness)
     squares = _sigmoid(best_logits) * centred  # of the scores
     squares[~(np.isfinite(best_logits) & np.isfinite(centerness))] = 0
     lowest = np.partition(squares, -count)[-count] / centred  # [P] the class probability that a point needs
     with np.errstate(divide="ignore", invalid="ignore"):
         lowest_logits = np.log(lowest / (1 - lowest)) - np.float32(1e-3)  # rounding must not cost a candidate
-    lowest_logits = np.fmin(lowest_logits, np.float32(8))  # nearer to 1 it is larger; and NaN, of 1 and more
+    lowest_logits = np.fmin(lowest_logits, np.float32(8))  # larger for probabilities nearer to 1; NaN from 1 on
     return np.flatnonzero(class_logits >= lowest_logits[:, None])
 
 
@@ -187,7 +187,7 @@ def _lowest_class_logit(centerness: Floats, score_threshold: float) -> np.float3
 
     sqrt(class * centerness) > t needs class > t² / centerness, and no point's centerness is above the level's best.
     """
-    best = float(_sigmoid(np.fmax.reduce(centerness)))  # fmax passes over NaN
+    best = float(_sigmoid(np.fmax.reduce(centerness)))  # fmax ignores NaN
     lowest = score_threshold**2 / best if best > 0 else math.inf
     if not lowest < 1:
         return np.float32(np.inf)

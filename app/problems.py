@@ -29,7 +29,7 @@ def problem_response(refusal: Refusal) -> Response:
 
 
 def counted_response(scope: Scope, refusal: Refusal) -> Response:
-    """Returns: The answer to a request, counted in the metrics of the application's service, and noted."""
+    """Returns: The answer to a request, counted in the service's metrics, and noted in the request's record."""
     scope["app"].state.service.metrics.refuse(refusal)
     record_of(scope).code = refusal.code
     return problem_response(refusal)
@@ -66,7 +66,7 @@ def response_of(scope: Scope, error: Exception) -> Response:
 
 
 def internal_error(scope: Scope) -> Response:
-    """Returns: The answer where the service itself failed, counted."""
+    """Returns: The answer if the service itself failed, counted."""
     return counted_response(scope, failed("request"))
 
 
@@ -96,10 +96,10 @@ def _http(scope: Scope, error: HTTPException) -> Refusal:
     if error.status_code == 404:
         return nothing_at(path)
     if error.status_code == 405:
-        # Of all routes; Starlette says the first one's.
+        # Those of all routes; Starlette names only the first one's.
         routes = [route for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE]
         allowed = ", ".join(sorted(set().union(*(route.methods for route in routes))))
         return Refusal(
             "method_not_allowed", f"{path} does not take {scope['method']}, only {allowed}.", headers={"Allow": allowed}
         )
-    return Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a right request.")
+    return Refusal("malformed_request", f"{error.detail.rstrip('.')}. /docs shows a correct request.")

@@ -1,4 +1,4 @@
-"""Execution providers: whether CUDA can be had here, and how each is asked for."""
+"""Execution providers: whether CUDA is available here, and how each is asked for."""
 
 import contextlib
 import ctypes
@@ -18,9 +18,9 @@ from app.errors import first_line
 ProviderChoice = Literal["auto", "cuda", "cpu"]
 ConvSearch = Literal["heuristic", "exhaustive", "default"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# ONNX Runtime's errors that a file is the reason of; it has many others for what is wrong with a device.
+# ONNX Runtime's errors that are caused by the file; it has many others for what is wrong with a device.
 BAD_MODEL = (InvalidProtobuf, InvalidGraph, NoModel)
-_ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised, in words that name the file
+_ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised anyway, in words that name the file
 _CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure \d+: [^;]*[^; ]")
 
 
@@ -34,7 +34,7 @@ class CudaOptions:
         conv_search: How cuDNN's convolutions are chosen. `exhaustive` tries all, at every new shape: the warm-up
             takes longer. `default` is cuDNN's slow fallback in ONNX Runtime from 1.20 on (microsoft/onnxruntime#22705).
         tf32: Let float32 convolutions multiply with 10 bits of mantissa, on GPUs that can.
-        graphs: Record each (canvas, batch size) once and replay it, which spares the launches of its kernels.
+        graphs: Record each (canvas, batch size) once and replay it, which saves launching its kernels.
     """
 
     device_id: int = 0
@@ -50,7 +50,7 @@ class CudaOptions:
             "cudnn_conv_algo_search": self.conv_search.upper(),
             "use_tf32": str(int(self.tf32)),
             "enable_cuda_graph": str(int(self.graphs)),
-            # Growing by powers of two would hold up to twice of what the warmed shapes need.
+            # Growing by powers of two would hold up to twice what the warmed shapes need.
             "arena_extend_strategy": "kSameAsRequested",
         }
         if self.memory_limit_bytes:
@@ -67,12 +67,12 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
     Raises:
         Exception: ONNX Runtime's own; its exceptions share no base class.
     """
-    ort.set_default_logger_severity(_ORT_FATAL)  # of what it says outside of a session
+    ort.set_default_logger_severity(_ORT_FATAL)  # of what it logs outside of a session
     options = ort.SessionOptions()
     options.log_severity_level = _ORT_FATAL
     options.intra_op_num_threads = threads
-    # Threads that wait in a loop for their next operator make a run faster; after it they would do so for a while, and
-    # take the cores from decoding and from the event loop.
+    # Threads that spin until their next operator make a run faster; after it they would spin on for a while, and take
+    # the cores from decoding and from the event loop.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if provider == CPU:
         _make_arena()
@@ -84,7 +84,7 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
 
 
 def reason_of(error: Exception) -> str:
-    """Returns: What ONNX Runtime's exception says, in one line; of a failure of CUDA without its place in the sources
+    """Returns: What ONNX Runtime's exception says, in one line; for a failure of CUDA, without the place in the sources
     and the host."""
     failure = _CUDA_FAILURE.search(str(error))
     return failure[0] if failure else first_line(error)
@@ -92,23 +92,23 @@ def reason_of(error: Exception) -> str:
 
 @cache
 def _make_arena() -> None:
-    """Makes one arena for the tensors of all sessions on the CPU: each would hold a model's largest ones for itself."""
+    """Makes one arena for the tensors of all CPU sessions, or each would hold a model's largest ones for itself."""
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, None)
 
 
 def why_no_cuda() -> str | None:
-    """Loads CUDA's libraries. Returns: Why the CUDA provider cannot be had; None if nothing is missing.
+    """Loads CUDA's libraries. Returns: Why the CUDA provider is not available; None if nothing is missing.
 
-    ONNX Runtime only logs which library is missing; the dynamic loader says it. Elsewhere than on Linux the session
-    itself has to find out.
+    ONNX Runtime only logs which library is missing; the dynamic loader's error says it. On other systems than Linux,
+    only opening the session shows it.
     """
     if CUDA not in ort.get_available_providers():
         return "the installed onnxruntime has no CUDA provider"
     try:
         if sys.platform == "linux":
             ctypes.CDLL("libcuda.so.1")  # the driver's; without it the large libraries need not be loaded
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, and misses more than is needed
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, which is more than is needed
             ort.preload_dlls(directory="")
         if sys.platform == "linux":
             libraries = Path(ort.__file__).parent / "capi"

@@ -1,4 +1,4 @@
-"""What is known of a request while it is answered."""
+"""What is known about a request while it is answered."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ class Record:
     """One request.
 
     Attributes:
-        headers: By name in lower case; of one that came several times the last, or all of a list.
+        headers: By name in lower case; of a repeated one the last, or all values of a list.
         begun, deadline: On `time.perf_counter`'s clock; only pictures have a deadline.
         timing_ms: Of the stages so far.
         status: Of the answer; 0 before it has begun.
-        code: Of its refusal, one of `errors.KINDS`; nothing where it was not refused.
-        key: A name for the key that it brought, which says nothing of the key; nothing where none is wanted.
-        trace_id: Of its trace, where there is one.
+        code: Of its refusal, one of `errors.KINDS`; empty if it was not refused.
+        key: A name for the key that it brought, which does not reveal the key; empty if none is required.
+        trace_id: Of its trace, if there is one.
     """
 
     request_id: str
@@ -44,5 +44,5 @@ def record_of(scope: Scope) -> Record:
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """Returns: A request's header; nothing where it has none of that name."""
+    """Returns: A request's header; empty if it has none of that name."""
     return record_of(scope).headers.get(name, b"").decode("latin-1").strip(" \t")

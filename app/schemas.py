@@ -13,7 +13,7 @@ from app.postprocess import Parameters
 
 
 class DetectQuery(BaseModel):
-    """What is looked for. A parameter that is left out has the model's default."""
+    """What to look for. A parameter that is left out takes the model's default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,10 +22,14 @@ class DetectQuery(BaseModel):
     ] = None
     iou_threshold: Annotated[
         float | None,
-        Field(ge=0, le=1, description="Of two boxes whose IoU is above it the better one stays. Default: the model's."),
+        Field(
+            ge=0,
+            le=1,
+            description="Of two boxes whose IoU is above it, the better one is kept. Default: the model's.",
+        ),
     ] = None
     max_detections: Annotated[
-        int | None, Field(ge=1, le=1000, description="At most so many, the best ones. Default: the model's.")
+        int | None, Field(ge=1, le=1000, description="At most this many, best first. Default: the model's.")
     ] = None
     classes: Annotated[
         list[str] | None, Field(description="Only these classes, by name; repeat it for several. Default: all.")
@@ -51,18 +55,21 @@ class PictureQuery(DetectQuery):
 
     draw: Annotated[
         Literal["png", "jpeg"] | None,
-        Field(description="Answer with the picture and its boxes, as `Accept` does where a header is awkward."),
+        Field(
+            description="Answer with the picture and its boxes, like `Accept: image/...`, for when setting a header is "
+            "awkward."
+        ),
     ] = None
 
     def media_type(self, accept: str) -> str:
-        """Returns: The answer's media type; `draw` goes before an Accept header. Raises: Refusal: `not_acceptable`."""
+        """Returns: The answer's media type; `draw` overrides an Accept header. Raises: Refusal: `not_acceptable`."""
         return answer_type(accept) if self.draw is None else f"image/{self.draw}"
 
 
 def _class_id(name: str, classes: tuple[str, ...]) -> int:
     if name in classes:
         return classes.index(name)
-    # An accent may be written as a part of its letter or behind it.
+    # An accent may be written as a part of its letter or after it.
     composed = [normalize("NFC", known) for known in classes]
     if normalize("NFC", name) in composed:
         return composed.index(normalize("NFC", name))
@@ -107,11 +114,12 @@ class PictureSize(Answerable):
 class ModelName(Answerable):
     name: str
     version: Annotated[str, Field(description="The first 8 hexadecimal digits of the model file's sha256.")]
-    provider: Annotated[str, Field(description="ONNX Runtime's execution provider that did the work.")]
+    provider: Annotated[str, Field(description="The execution provider of ONNX Runtime that did the work.")]
 
 
 class Timing(Answerable):
-    """Milliseconds: decoding and fitting the picture, waiting for the model, the model, post-processing."""
+    """Milliseconds: decoding and fitting the picture; waiting, for a thread or for the model; the batch it was in;
+    post-processing."""
 
     decode: float
     queue: float
@@ -129,7 +137,7 @@ class Answer(Answerable):
 
 
 ProviderNote = Annotated[
-    str | None, Field(description="Why `auto` did not take CUDA; null where it did, or where a provider was named.")
+    str | None, Field(description="Why `auto` did not take CUDA; null if it did, or if a provider was named.")
 ]
 
 

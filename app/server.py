@@ -1,8 +1,8 @@
 """The process: its port, and what signals do to it.
 
-SIGTERM   /readyz says 503 for `drain_s`, so that load balancers send no more; then the port closes, what is accepted
-          is finished, and the process exits with 0. A second one closes the port at once. Where a picture or the
-          model does not come back, it exits with 1 without it.
+SIGTERM   /readyz says 503 for `drain_s`, so that load balancers send no more; then the port closes, accepted requests
+          are finished, and the process exits with 0. A second one closes the port at once. If a picture or the model
+          hangs, it exits with 1 without finishing it.
 SIGINT    the same without the wait
 SIGHUP    the model file is loaded again
 """
@@ -29,8 +29,8 @@ from app.settings import Settings
 
 log = logging.getLogger("app")
 
-FINISH_S = 30  # what is accepted may take this long, or its deadline where that is longer
-LAST_S = 5  # and then what runs without anybody who waits for it
+FINISH_S = 30  # accepted requests may take this long, or their deadline if that is longer
+LAST_S = 5  # and then work that nobody waits for
 _SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
@@ -38,7 +38,7 @@ def serve(settings: Settings) -> int:
     """Answers requests until a signal. Returns: The exit code. Raises: StartError."""
     keep_freed_memory()
     tracing.configure()
-    # Until uvicorn listens to signals, and again after it: it raises the signal that ended it once more.
+    # Until uvicorn handles signals, and again after it: it raises the signal that ended it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if _SIGHUP is not None:
         signal.signal(_SIGHUP, signal.SIG_IGN)  # until then the file is being read anyway
@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         self._service.draining = True
-        log.info("Told to end: /readyz says so for %g s, then the port closes.", self._drain_s)
+        log.info("Shutting down: /readyz says so for %g s, then the port closes.", self._drain_s)
         ending = super().handle_exit
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_s, ending, sig, None)
 
@@ -120,12 +120,12 @@ class Server(uvicorn.Server):
 
 
 def _leave() -> None:
-    log.error("Something does not come back: the process ends without it.")
-    os._exit(1)  # anything milder would wait for the thread that has it
+    log.error("Something hangs: the process ends without it.")
+    os._exit(1)  # anything milder would wait for the thread that hangs
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Returns: A bound socket; binding before the model is loaded makes a taken port known at once."""
+    """Returns: A bound socket; binding before the model is loaded shows at once if the port is taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -34,10 +34,10 @@ from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
-# A client's leaving is watched for only where its picture is not answered within this time: most are.
+# A client is watched for leaving only if its picture is not answered within this time: most are.
 WATCH_AFTER_S = 0.05
 LOOK_FOR_ROOM_S = 0.05
-# What is expected is a mean. A queue that just fits its deadline would end with pictures that are computed for nobody.
+# Expected times are means. A queue that just fits its deadline would end with pictures that are computed for nobody.
 MARGIN = 1.25
 
 
@@ -47,8 +47,8 @@ class Service:
     Attributes:
         timers: The deadlines of what is being answered.
         not_ready: Why no requests are answered; None once the model is warm.
-        draining: The service is about to end: it answers what comes, but wants no more.
-        requests, uploading: How many there are, and of how many the pictures are still being sent.
+        draining: The service is shutting down: it answers what comes, but wants no more.
+        requests, uploading: How many there are, and how many of them are still sending their pictures.
     """
 
     def __init__(self, runner: OnnxRunner, settings: Settings) -> None:
@@ -90,7 +90,7 @@ class Service:
         return self._engine.model
 
     async def warm_up(self) -> None:
-        """Runs the canary picture in every shape; requests are answered from then on, unless it comes out wrong."""
+        """Runs the canary picture in every shape; requests are answered from then on, unless that goes wrong."""
         async with self._reloading:
             try:
                 await self._engine.warm_up()
@@ -111,7 +111,7 @@ class Service:
             self.close()
 
     def close(self) -> None:
-        """Waits for what is being done and ends the threads."""
+        """Waits for running work, then ends the threads."""
         self._engine.close()
         self._workers.close()
         self._drawers.close()
@@ -122,18 +122,18 @@ class Service:
             raise Refusal("not_ready", f"{self.not_ready} Try again later.", headers={"Retry-After": "1"})
 
     async def require_working(self) -> None:
-        """Where the model failed last, tries it on a picture that is surely good.
+        """If the model failed last time, tries it on a picture that is surely good.
 
-        Raises: Refusal: `not_ready`: It fails on that one, too, or something does not come back.
+        Raises: Refusal: `not_ready`: It fails on that one, too, or something hangs.
         """
         if self._engine.hangs:
-            raise Refusal("not_ready", "The model, or a picture, does not come back. Restart the service.")
+            raise Refusal("not_ready", "The model, or a picture, hangs. Restart the service.")
         if not self._engine.failing:
             return
         try:
             await self.detect(_grey_picture(), DetectQuery().parameters)
         except Refusal:
-            pass  # there is too much to do to know
+            pass  # too busy to find out
         except Exception as error:
             raise Refusal(
                 "not_ready", f"The model fails on every picture ({type(error).__name__}); the log says how. Restart it."
@@ -141,7 +141,7 @@ class Service:
 
     @property
     def answering(self) -> int:
-        """Requests whose pictures have come and whose answers have not been taken."""
+        """Requests whose pictures have arrived and whose answers have not been taken."""
         return self.requests - self.uploading
 
     def require_room(self, deadline: float, others: int = 0) -> None:
@@ -149,7 +149,7 @@ class Service:
         `deadline_exceeded`: it has passed.
 
         Args:
-            others: Of those that are `answering`, all but the one that asks.
+            others: The requests that are `answering`, without the one that asks.
         """
         if perf_counter() >= deadline:
             raise _late()
@@ -176,14 +176,14 @@ class Service:
         gone: Callable[[], Awaitable[None]] | None = None,
         draw: str | None = None,
     ) -> Outcome:
-        """Takes one picture through the pipeline. Where this is cancelled, the picture is dropped.
+        """Takes one picture through the pipeline. If this is cancelled, the picture is dropped.
 
         Args:
             data: A whole picture file, not to be trusted.
-            parameters: What makes them for the model that takes the picture: `DetectQuery.parameters`.
-            deadline: On `time.perf_counter`'s clock; from now on what the settings say where None.
+            parameters: Makes them for the model that takes the picture: `DetectQuery.parameters`.
+            deadline: On `time.perf_counter`'s clock; if None, what the settings say, from now on.
             gone: Returns once nobody waits for the answer any more.
-            draw: The media type, JPEG or PNG, of a picture with its boxes that is wanted as well.
+            draw: The media type, JPEG or PNG, if the picture with its boxes is wanted as well.
 
         Raises:
             Refusal: The picture cannot be read, or there is no room or no time for it, or the service is not ready.
@@ -211,7 +211,7 @@ class Service:
             engine.users -= 1
             if not engine.users:
                 self._idle.set()
-            # What is raised refers to this frame, and they all to what is raised; see `let_go`.
+            # What is raised refers to this frame, and all of these refer to what is raised; see `let_go`.
             del job, timer, watch
 
     async def detect_in_time(
@@ -222,7 +222,7 @@ class Service:
         deadline: float,
         draw: str | None = None,
     ) -> Outcome:
-        """As `detect`, but where there is no room, waits for some until the deadline."""
+        """Like `detect`, but if there is no room, waits for some until the deadline."""
         while True:
             try:
                 return await self.detect(data, parameters, deadline=deadline, draw=draw)
@@ -232,19 +232,19 @@ class Service:
             await asyncio.sleep(LOOK_FOR_ROOM_S)
 
     async def reload(self, *, wait: bool = False) -> ModelInfo:
-        """Puts the model file as it is now in the place of the served one, without a gap.
+        """Replaces the served model by the model file as it is now, without a gap.
 
         The new model is validated, warmed and checked beside the old one. Requests that began with the old model end
-        with it. Where anything is wrong with the file, the old model goes on as if nothing had been.
+        with it. If anything is wrong with the file, the old model stays in service.
 
         Args:
-            wait: For a reload that is running, or the warm-up, whose file may have been another one.
+            wait: For a running reload or the warm-up, which may have read an older file.
 
         Raises:
             Refusal: `model_refused` or `reload_running`.
         """
         if self._reloading.locked() and not wait:
-            raise Refusal("reload_running", "The model file is being loaded already. Wait for that to end.")
+            raise Refusal("reload_running", "The model file is already being loaded. Wait for that to end.")
         async with self._reloading:
             try:
                 return await self._reload()
@@ -315,7 +315,7 @@ def _grey_picture() -> bytes:
 
 
 def open_runner(settings: Settings, *, on_cuda: bool = False) -> OnnxRunner:
-    """Opens the model file as the settings say; on CUDA and nowhere else where that is wanted. Raises: StartError."""
+    """Opens the model file as the settings say; with `on_cuda`, only on CUDA. Raises: StartError."""
     provider = "cuda" if on_cuda else settings.provider
     threads, widest = session_threads(settings), most_threads(settings)
     runner = OnnxRunner.load(settings.model, provider, threads, settings.cuda_options(), widest=widest)
@@ -352,6 +352,6 @@ class _Watch:
 
     def end(self) -> None:
         self._timer.cancel()
-        task, self._task = self._task, None  # what it was cancelled by refers to it
+        task, self._task = self._task, None  # whatever cancelled it refers to it
         if task is not None:
             task.cancel()

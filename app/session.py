@@ -26,14 +26,14 @@ DEFAULT_CUDA = CudaOptions()
 
 @dataclass(frozen=True)
 class OnnxRunner:
-    """A model file on a device. Calling it runs the graph: on CUDA one thread should, and always the same.
+    """A model file on a device. Calling it runs the graph: on CUDA, always call it from the same thread.
 
     Attributes:
         metadata: What the model file says about itself.
         version: The first 8 hexadecimal digits of the file's sha256.
         provider: The execution provider that does the work.
-        fallback: Why `auto` did not get CUDA; None where it did, or where it was not asked to.
-        wider: On the CPU, sessions with more threads than `session` has, by their number, ascending.
+        fallback: Why `auto` did not get CUDA; None if it did, or was not asked to.
+        wider: On the CPU, sessions with more threads than `session` has, by number of threads, ascending.
     """
 
     session: ort.InferenceSession
@@ -58,14 +58,14 @@ class OnnxRunner:
 
         Args:
             path: The .onnx file.
-            provider: `auto` takes CUDA where it works, else the CPU.
+            provider: `auto` takes CUDA if it works, else the CPU.
             threads: Of one operator on the CPU; 0 for one per core.
-            cuda: How CUDA works, where it is taken.
-            widest: The most cores that a run on the CPU may be given; for fewer there are sessions, too.
+            cuda: How CUDA works, if it is taken.
+            widest: The most cores that a run on the CPU may be given; there are sessions for fewer, too.
 
         Raises:
-            ArtifactError: The file is missing, is no ONNX model, or does not keep the contract.
-            ProviderError: `cuda` was asked for and cannot be had; names what is missing.
+            ArtifactError: The file is missing, is not an ONNX model, or breaks the contract.
+            ProviderError: `cuda` was asked for and is not available; names what is missing.
         """
         file = _read(path)
         reason = None if provider == "cpu" else why_no_cuda()
@@ -76,8 +76,8 @@ class OnnxRunner:
                 reason = str(error)
         if provider == "cuda":
             raise ProviderError(
-                f"CUDA is wanted, but cannot be used ({reason}): install the extra `gpu` and a driver that fits it, or "
-                "choose auto or cpu (FCOS_PROVIDER, --device)."
+                f"CUDA was asked for, but cannot be used ({reason}): install the extra `gpu` and a driver that fits "
+                "it, or choose auto or cpu (FCOS_PROVIDER, --device)."
             )
         return cls._open(file, path, CPU, threads, cuda, reason, widest)
 
@@ -135,10 +135,10 @@ class OnnxRunner:
     def run_batch(self, canvases: Sequence[NDArray[np.uint8]], cores: int = 1) -> Heads:
         """Runs the graph on canvases of one size, each uint8 [H, W, 3].
 
-        On CUDA they are padded to one of `BATCH_SIZES`, which are warm; a CPU has no use for that.
+        On CUDA the batch is padded to one of `BATCH_SIZES`, which are warm; a CPU has no use for that.
 
         Args:
-            cores: How many the run may have, on the CPU.
+            cores: How many cores the run may have, on the CPU.
 
         Returns:
             The heads; those beyond `len(canvases)` mean nothing.
@@ -198,7 +198,7 @@ def _read(path: Path) -> bytes:
 
 
 def widths(widest: int) -> list[int]:
-    """Returns: Numbers of threads over 1, each twice the last, up to `widest`, which is one of them."""
+    """Returns: Numbers of threads over 1, each twice the last, up to `widest`, which is always included."""
     return sorted({*(2**power for power in range(1, widest.bit_length())), widest} - {1})
 
 

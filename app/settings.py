@@ -40,7 +40,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_ignore_empty=True,  # compose and Kubernetes hand on as empty what is not set
+        env_ignore_empty=True,  # compose and Kubernetes pass on as empty what is not set
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
@@ -49,50 +49,50 @@ class Settings(BaseSettings):
     model: Path = DEFAULT_MODEL
     """The .onnx file, as `python -m export` writes it, in any precision; `model/weights` has ours in int8 as well."""
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
-    """Address to listen on. 0.0.0.0: every network; set keys, or put something that asks for them before it."""
+    """Address to listen on. 0.0.0.0: every network; set keys, or put a proxy that checks them in front."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
-    """0: any free one; the log says which."""
+    """0: any free port; the log says which."""
     provider: ProviderChoice = "auto"
-    """cuda starts on CUDA or says what is missing. auto takes CUDA where it works, else the CPU, and says which."""
+    """cuda starts on CUDA or says what is missing. auto takes CUDA if it works, else the CPU, and says which."""
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads of one batch. 0: a lone picture has all cores, up to 8, and pictures side by side share them out."""
+    """CPU threads of one batch. 0: a lone picture has all cores, up to 8, and concurrent pictures share them out."""
     sessions: Annotated[int, Field(ge=0, le=64)] = 0
-    """Batches at a time on the CPU, which share the cores out for good. 0: one per core. CUDA always has one."""
+    """Batches run at a time on the CPU, each with a fixed share of the cores. 0: one per core. CUDA always has one."""
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Threads that decode, post-process and, on the CPU, run the batches. 0: one per core, and per batch at a time."""
+    """Threads that decode, post-process and, on the CPU, run batches. 0: one per core, or FCOS_SESSIONS if more."""
     max_batch: Annotated[Literal[0, 1, 2, 4, 8, 16], BeforeValidator(_number)] = 0
-    """Largest batch. 0: 16 on CUDA; on the CPU up to 4, as the model is fastest, which is tried at the start."""
+    """Largest batch. 0: 16 on CUDA; on the CPU whatever is fastest, up to 4, as measured at the start."""
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     """Largest request body."""
     max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 50_000_000
-    """Largest picture, width times height. The file's header is enough to refuse a larger one."""
+    """Largest picture, width times height. Larger ones are refused from the header alone."""
     max_queue: Annotated[int, Field(ge=1)] = 64
-    """Pictures that are accepted and not answered. Above it: 503 at once, with Retry-After."""
+    """Pictures accepted and not yet answered. Beyond it: 503 at once, with Retry-After."""
     max_queue_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    """Request bodies held together, as they came. Above it: 503."""
+    """Bytes of request bodies held at once. Beyond it: 503."""
     max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000
-    """Decoded pixels held together, 4 bytes each; those of pictures to turn or convert count 2 to 4 times."""
+    """Decoded pixels held at once, 4 bytes each; pictures that must be turned or converted count 2 to 4 times."""
     keep_alive_s: Annotated[int, Field(ge=1, le=3600)] = 75
-    """Seconds that an idle connection is kept: more than a load balancer in front does, 60 mostly."""
+    """Seconds an idle connection is kept: longer than a load balancer in front keeps it, mostly 60."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10
-    """Seconds within which a request is answered or refused. Its header `X-Deadline-Ms` may ask for less."""
+    """Seconds within which a request is answered or refused. The request header `X-Deadline-Ms` may ask for less."""
 
     api_keys: CommaSeparated = frozenset()
-    """Keys of 8 ASCII characters or more, separated by commas, of which a request must bring one. None: all may ask."""
+    """Keys of 8 ASCII characters or more, comma-separated; a request must send one. None: anyone may ask."""
     admin_key: str | None = None
-    """The key that POST /admin/reload wants. None: any of FCOS_API_KEYS."""
+    """The key that POST /admin/reload requires. None: any of FCOS_API_KEYS."""
     max_per_key: Annotated[int, Field(ge=0)] = 0
-    """Requests of one key at a time. 0: no bound."""
+    """Requests of one key at a time. 0: no limit."""
 
     cors_origins: CommaSeparated = frozenset()
-    """Origins, separated by commas, whose pages a browser lets ask, https://shop.example say. *: any."""
+    """Origins, comma-separated, whose pages may ask from a browser, such as https://shop.example. *: any."""
 
     device_id: Annotated[int, Field(ge=0)] = 0
     """Which GPU."""
     gpu_memory_limit_bytes: Annotated[int, Field(ge=0)] = 0
-    """Of ONNX Runtime's arena. 0: none."""
+    """Limit of ONNX Runtime's arena. 0: none."""
     conv_search: Literal["heuristic", "exhaustive", "default"] = "heuristic"
     """How cuDNN's convolutions are chosen. exhaustive: a longer start, sometimes a faster model."""
     tf32: bool = True
@@ -101,13 +101,13 @@ class Settings(BaseSettings):
     """Record each shape's kernels once and replay them: less work for the CPU, more GPU memory."""
 
     drain_s: Annotated[float, Field(ge=0, le=600)] = 1
-    """Seconds from SIGTERM, when /readyz turns 503, to the port's closing: until load balancers have seen it."""
+    """Seconds from SIGTERM (/readyz turns 503) until the port closes, so that load balancers notice."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important messages that are written."""
     log_format: Literal["text", "json"] = "text"
-    """json: one object a line."""
+    """json: one object per line."""
     access_log: bool = False
-    """A line for each request."""
+    """Log a line for each request."""
 
     @field_validator("admin_key", mode="before")
     @classmethod
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     def _can_be_sent(cls, given: frozenset[str] | str | None) -> frozenset[str] | str | None:
         keys = {given} if isinstance(given, str) else given or ()
         if any(len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()) for key in keys):
-            raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters, of ASCII")
+            raise ValueError(f"a key must have at least {MIN_KEY_LENGTH} characters, all printable ASCII")
         return given
 
     @field_validator("cors_origins")
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     def _origins(cls, origins: frozenset[str]) -> frozenset[str]:
         for origin in origins - {"*"}:
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
-                raise ValueError(f"{origin!r} is no origin: https://shop.example is one, without a path or a *")
+                raise ValueError(f"{origin!r} is not an origin: https://shop.example is one, without a path or a *")
         return origins
 
     def cuda_options(self) -> CudaOptions:

@@ -1,4 +1,4 @@
-"""How the cores are shared out: sessions, threads, batches. What the settings leave open the model's pace decides."""
+"""How the cores are shared out: sessions, threads, batches. The model's pace decides what the settings leave open."""
 
 from time import perf_counter
 
@@ -10,21 +10,21 @@ from app.session import BATCH_SIZES, OnnxRunner
 from app.settings import Settings
 
 MOST_THREADS = 8  # of one run on the CPU; more add little
-QUICK_S = 0.01  # of a picture on one core: a model that takes less is not worth several, but may be worth batches
+QUICK_S = 0.01  # per picture on one core: a quicker model is not worth several cores, but may be worth batches
 _BATCH_ROUNDS = 7
-_BATCH_GAIN = 0.97  # what a batch must reach of the time that its pictures take alone
+_BATCH_GAIN = 0.97  # a batch must take less than this part of the time that its pictures take one by one
 
 
 def largest_batch(provider: str) -> int:
-    """Returns: The largest batch that may pay. On the CPU, `best_batch` finds the one that does."""
+    """Returns: The largest batch that may pay off. On the CPU, `best_batch` finds the one that does."""
     return BATCH_SIZES[-1] if provider == CUDA else 4
 
 
 def session_count(settings: Settings, provider: str) -> int:
     """Returns: How many batches may run at a time. On CUDA one: a second would wait for the first, and hold memory.
 
-    On the CPU one for each core: pictures side by side waste less than one picture's operators shared out over cores,
-    of which each waits for the slowest.
+    On the CPU one for each core: concurrent pictures waste less than one picture's operators shared out over cores,
+    each of which waits for the slowest.
     """
     return 1 if provider == CUDA else settings.sessions or core_count()
 
@@ -35,13 +35,13 @@ def most_threads(settings: Settings) -> int:
 
 
 def session_threads(settings: Settings) -> int:
-    """Returns: How many threads one batch has on the CPU where all cores are busy."""
+    """Returns: How many threads one batch has on the CPU when all cores are busy."""
     cores = core_count()
     return settings.threads or max(1, cores // (settings.sessions or cores))
 
 
 def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> float:
-    """Returns: What a picture takes in a batch of this size, on one core, in the least disturbed of several runs."""
+    """Returns: How long a picture takes in a batch of this size, on one core, in the least disturbed of some runs."""
     canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.area)
     batch = [np.full((*canvas, 3), 127, np.uint8)] * size
 
@@ -54,10 +54,10 @@ def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> fl
 
 
 def best_batch(runner: OnnxRunner, largest: int) -> int:
-    """Finds the batch in which the CPU needs the least time for a picture, by trying.
+    """Finds by trial the batch in which the CPU needs the least time for a picture.
 
-    What a run costs besides its pictures is shared, which small models gain by; but several pictures' features push one
-    another out of the caches, which large models lose by: with the shipped one, a twentieth.
+    A batch shares the fixed cost of a run, from which small models gain; but the features of several pictures push one
+    another out of the caches, from which large models lose: the shipped one, a twentieth.
 
     Args:
         largest: The largest batch that is tried.

@@ -1,4 +1,4 @@
-"""What every response says of itself, and what is noted of it: request id, timing, counters, a line in the log."""
+"""What every response says about itself, and what is noted about it: request id, timing, counters, a log line."""
 
 import itertools
 import logging
@@ -21,7 +21,7 @@ access = logging.getLogger("app.access")
 REQUEST_ID_HEADER = b"x-request-id"
 LISTS = {b"accept", b"content-encoding"}  # of the headers that are read, those whose values may be spread over several
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}", re.ASCII)
-# A new id is this process's prefix and a count: random bytes for each would be a call of the system.
+# A new id is this process's prefix and a count: random bytes for each would cost a system call.
 _PREFIX = os.urandom(6).hex()
 _numbers = itertools.count()
 
@@ -48,7 +48,7 @@ class Telemetry:
                 record.timing_ms["total"] = round((perf_counter() - begun) * 1000, 3)
                 # Middleware may answer these, before FastAPI has put them on the request's span.
                 route = scope["path"] if scope["path"] in KEYED else None
-                # Here, as the end of the answer's body ends the span.
+                # Here, because the end of the answer's body ends the span.
                 record.trace_id = tracing.note(scope["method"], route, record.request_id, record.timing_ms)
                 timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
                 message["headers"] = [
@@ -72,7 +72,7 @@ class Telemetry:
             metrics.stages["read"].observe(record.timing_ms["read"] / 1000)
             metrics.stages["total"].observe(perf_counter() - record.begun)
         if self._access_log:
-            path = scope["raw_path"].decode("latin-1")  # with its escapes: none can begin a line of its own
+            path = scope["raw_path"].decode("latin-1")  # with its escapes: so it cannot begin a line of its own
             client = (scope.get("client") or ("",))[0]
             access.info(
                 "%s %s %d%s in %s ms, request %s from %s", method, path, status, record.code and f" {record.code}",
@@ -86,7 +86,7 @@ class Telemetry:
 
 
 class Failures:
-    """ASGI middleware: an error of the service's own becomes an answer. Within CORS, or browsers keep it from pages."""
+    """ASGI middleware: turns the service's own errors into answers. Within CORS, or browsers keep them from pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -113,6 +113,6 @@ def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    """Returns: The client's own id, where it is one that can stand in a log; else a new one."""
+    """Returns: The client's own id, if it is fit for a log; else a new one."""
     given = headers.get(REQUEST_ID_HEADER, b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_PREFIX}-{next(_numbers):x}"

@@ -1,25 +1,25 @@
 """Timeouts of many requests on one timer of the event loop.
 
 Nearly all are cancelled: a request that is answered in milliseconds has a deadline in seconds. Here that costs an entry
-in a dictionary and its removal; a timer of the loop's own costs more than all else that is noted of a request.
+in a dictionary and its removal; a timer of the loop's own costs more than all else that is noted about a request.
 """
 
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
-RESOLUTION_S = 0.02  # a callback may be so late, and a little more where the loop is busy
+RESOLUTION_S = 0.02  # a callback may be this late, and a little more if the loop is busy
 
 
 class Timers:
-    """Of one event loop, and to be used on it alone."""
+    """The timeouts of one event loop, to be used only on it."""
 
     def __init__(self) -> None:
         self._waiting: dict[Timer, None] = {}
         self._sweeping = False
 
     def call_at(self, when: float, callback: Callable[[], object]) -> "Timer":
-        """Calls a function at a moment on `time.perf_counter`'s clock. Returns: What cancels that."""
+        """Calls a function at a moment on `time.perf_counter`'s clock. Returns: The timer, to cancel it."""
         timer = Timer(self._waiting, when, callback)
         self._waiting[timer] = None
         if not self._sweeping:
@@ -36,7 +36,7 @@ class Timers:
             timer.cancel()
             try:
                 callback()
-            except Exception as error:  # the others have nothing to do with it
+            except Exception as error:  # it must not affect the others
                 loop.call_exception_handler({"message": "A timer's callback failed.", "exception": error})
         self._sweeping = bool(self._waiting)
         if self._sweeping:
@@ -44,7 +44,7 @@ class Timers:
 
 
 class Timer:
-    """One callback that is to come."""
+    """One pending callback."""
 
     __slots__ = ("_waiting", "callback", "when")
 
@@ -55,7 +55,7 @@ class Timer:
 
     def cancel(self) -> None:
         self._waiting.pop(self, None)
-        self.callback = _nothing  # whoever has the timer may be what is called: only the collector would part them
+        self.callback = _nothing  # it may refer to the timer's holder: only the garbage collector would free both
 
 
 def _nothing() -> None:

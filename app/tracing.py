@@ -21,15 +21,15 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 
 def endpoint() -> str | None:
-    """Returns: The variable that says where spans go; None where nothing is traced."""
+    """Returns: The variable that says where spans go; None if nothing is traced."""
     return next((name for name in _ENDPOINTS if os.environ.get(name)), None)
 
 
 def configure() -> None:
-    """Starts tracing where the environment names an endpoint, as some clusters do for every process.
+    """Starts tracing if the environment names an endpoint, as some clusters do for every process.
 
     Raises:
-        StartError: A variable of OpenTelemetry's cannot be used.
+        StartError: One of OpenTelemetry's variables cannot be used.
     """
     named = endpoint()
     if named is None:
@@ -42,7 +42,7 @@ def configure() -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before this.
+    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say takes precedence over this.
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "fcos-detect"}
     try:
         provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
@@ -53,7 +53,7 @@ def configure() -> None:
 
 
 def close() -> None:
-    """Sends the spans that are left, to a collector that takes them within `FINISH_S`."""
+    """Sends the spans that are left, if the collector takes them within `FINISH_S`."""
     shutdown = getattr(trace.get_tracer_provider(), "shutdown", None)  # without the extra there is none
     if shutdown is not None:
         thread = threading.Thread(target=shutdown, daemon=True)
@@ -62,10 +62,10 @@ def close() -> None:
 
 
 def note(method: str, route: str | None, request_id: str, timing_ms: Mapping[str, float]) -> str:
-    """Puts a request's id, its address and the times of its stages on its span, where there is one.
+    """Puts a request's id, its address and the times of its stages on its span, if there is one.
 
     Returns:
-        The trace's id; nothing where there is no trace.
+        The trace's id; empty if there is no trace.
     """
     span = trace.get_current_span()
     trace_id = f"{span.get_span_context().trace_id:032x}" if span.get_span_context().is_valid else ""
@@ -80,5 +80,5 @@ def note(method: str, route: str | None, request_id: str, timing_ms: Mapping[str
 
 
 def note_exception(error: Exception) -> None:
-    """Puts what the service failed with on the request's span."""
+    """Puts the error that the service failed with on the request's span."""
     trace.get_current_span().record_exception(error)

@@ -39,7 +39,7 @@ def body_docs(description: str, field: str, schema: Mapping[str, object], **cont
 
 
 PICTURE_BODY = body_docs(
-    f"A picture. {FORMATS_TEXT} can be read; of an animated one the first frame is taken.",
+    f"A picture. {FORMATS_TEXT} can be read; of an animated one, the first frame is taken.",
     FIELD,
     _FILE,
     **{"image/*": BINARY, "application/octet-stream": BINARY},
@@ -54,7 +54,7 @@ PICTURES_BODY = body_docs(
 async def picture_bytes(request: Request) -> bytes:
     """Reads the picture from a multipart field or from the body.
 
-    A body without a content type is taken as a picture: what it is, is decided by its bytes anyhow.
+    A body without a content type is taken as a picture: its bytes decide what it is anyway.
 
     Raises:
         Refusal: `empty_body`, `malformed_request` or `unsupported_media_type`.
@@ -71,8 +71,8 @@ async def picture_bytes(request: Request) -> bytes:
     if media_type and media_type != "application/octet-stream" and not media_type.startswith("image/"):
         raise Refusal(
             "unsupported_media_type",
-            f"The content type {media_type[:100]} is not taken. Send the picture's bytes as `image/*`, "
-            f"`Content-Type: image/jpeg` say, or as multipart/form-data in the field `{FIELD}`.",
+            f"The content type {media_type[:100]} is not accepted. Send the picture's bytes as `image/*`, "
+            f"such as `Content-Type: image/jpeg`, or as multipart/form-data in the field `{FIELD}`.",
         )
     return data
 
@@ -87,7 +87,7 @@ async def pictures_bytes(request: Request) -> list[bytes]:
     if media_type != "multipart/form-data":
         raise Refusal(
             "unsupported_media_type",
-            f"The content type {media_type[:100] or 'of nothing'} is not taken here. Send the pictures as "
+            f"The content type {media_type[:100] or '(none)'} is not accepted here. Send the pictures as "
             f"multipart/form-data, each in a field `{FIELDS}`; with curl: -F {FIELDS}=@a.jpg -F {FIELDS}=@b.jpg.",
         )
     return await _files(request, FIELDS, most=MOST_PICTURES)
@@ -99,7 +99,7 @@ def _media_type(request: Request) -> str:
     if encoding not in ("", "identity"):
         raise Refusal(
             "unsupported_media_type",
-            f"The body has the content encoding {encoding[:100]}. Send it without: pictures are compressed.",
+            f"The body has the content encoding {encoding[:100]}. Send it unencoded: pictures are already compressed.",
         )
     return header(request.scope, b"content-type").partition(";")[0].strip().lower()
 
@@ -129,7 +129,7 @@ class _InMemory(MultiPartParser):
 
 async def _files(request: Request, field: str, most: int) -> list[bytes]:
     _, options = parse_options_header(header(request.scope, b"content-type"))
-    # Of every other name Python would remember for ever that it is none of a charset.
+    # Of any other name Python would remember for ever that it is not a charset.
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise HTTPException(400, "The form's charset cannot be read: leave it out")
     # Of several Content-Type headers the one that was looked at.
@@ -154,11 +154,11 @@ async def _files_of(form: FormData, field: str) -> list[bytes]:
     if unknown:
         raise Refusal(
             "malformed_request",
-            f"The form has {unknown[0][:100]!r}, but only `{field}` is taken; parameters go into the query.",
+            f"The form has {unknown[0][:100]!r}, but only `{field}` is accepted; parameters go into the query.",
         )
     uploads = form.getlist(field)
     if not uploads:
-        raise Refusal("malformed_request", f"The form has no whole field `{field}`. Send the picture file in it.")
+        raise Refusal("malformed_request", f"The form has no complete field `{field}`. Send the picture file in it.")
     files = []
     for upload in uploads:
         if not isinstance(upload, UploadFile):

@@ -12,7 +12,7 @@ Task = Callable[[], None]
 
 
 class Workers:
-    """A pool with two queues: what a picture needs last is done first, so that pictures are finished, not piled up.
+    """A pool with two queues: a picture's last steps are done first, so that pictures are finished, not piled up.
 
     Leaner than `ThreadPoolExecutor`, whose futures nobody here would wait for. Tasks handle their own errors.
     """
@@ -30,7 +30,7 @@ class Workers:
         self._tokens.put(True)
 
     def close(self) -> None:
-        """Does what was submitted, then ends the threads."""
+        """Finishes what was submitted, then ends the threads."""
         for _ in self._threads:
             self._tokens.put(False)
         for thread in self._threads:
@@ -46,4 +46,4 @@ class Workers:
                 task()
             except Exception:
                 log.exception("A task failed that should handle its own errors.")
-            del task  # it holds a picture, which must not outlive it while the thread waits
+            del task  # it holds a picture, which must not live on while the thread waits

@@ -251,7 +251,7 @@ def test_a_form_that_ends_before_its_end_is_a_problem(client: TestClient) -> Non
     form = client.build_request("POST", "/detect", files={"image": PICTURE})
     headers = {"Content-Type": form.headers["content-type"]}
     detail = problem(client.post("/detect", content=form.read()[:-80], headers=headers), 400, "malformed_request")
-    assert "no whole field `image`" in detail
+    assert "no complete field `image`" in detail
 
 
 @pytest.mark.parametrize(

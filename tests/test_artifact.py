@@ -19,7 +19,7 @@ def test_what_is_written_is_read_back() -> None:
     ("change", "reason"),
     [
         ({"format_version": 2}, "format version 2"),
-        ({"classes": ["cat", "cat"]}, "'cat' stands more than once"),
+        ({"classes": ["cat", "cat"]}, "'cat' occurs more than once"),
         ({"classes": []}, "classes"),
         ({"classes": [" "]}, "classes"),
         ({"strides": [8, 8]}, "strides must rise"),

@@ -101,7 +101,7 @@ def test_without_annotations_ids_are_the_files_numbers_and_the_classes(
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        ("nothing", "no COCO annotation file"),
+        ("nothing", "not a COCO annotation file"),
         ({"images": [], "categories": []}, "has no image 0007.png"),
         ({"images": [{"id": 1, "file_name": "a/0007.png"}], "categories": []}, "no category 'red'"),
     ],
@@ -138,7 +138,7 @@ def test_no_output_takes_the_place_of_what_is_wanted(kind: str, folder: Path, mo
     bare = folder / "picture"
     shutil.copy(folder / "0007.png", bare)
     option = "--" + kind.replace("_", "-")
-    with pytest.raises(StartError, match=rf"{option} .*0007\.png is called as a picture is"):
+    with pytest.raises(StartError, match=rf"{option} .*0007\.png has a picture's suffix"):
         run(model_file, folder / "0008.png", **{kind: folder / "0007.png"})
     with pytest.raises(StartError, match=f"{option} .*picture is one of the pictures"):
         run(model_file, bare, **{kind: bare})
@@ -150,7 +150,7 @@ def test_no_output_takes_the_place_of_what_is_wanted(kind: str, folder: Path, mo
 def test_outputs_are_different_files(folder: Path, model_file: Path, tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"--coco .*out\.json is written to by --json, too"):
         run(model_file, folder, json=tmp_path / "out.json", coco=tmp_path / "pictures" / ".." / "out.json")
-    with pytest.raises(StartError, match="--coco-annotations is for --coco"):
+    with pytest.raises(StartError, match="--coco-annotations needs --coco"):
         run(model_file, folder, coco_annotations=tmp_path / "out.json")
 
 

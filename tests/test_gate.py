@@ -143,7 +143,7 @@ def test_a_full_service_refuses_before_the_body_is_read(
 def test_where_there_is_an_admin_key_no_other_reloads(model_file: Path) -> None:
     with client_of(model_file, api_keys=KEY, admin_key=OTHER_KEY) as client:
         refused = client.post("/admin/reload", headers=bearer(KEY))
-        assert (refused.status_code, refused.json()["detail"]) == (401, "The key is not one that may reload.")
+        assert (refused.status_code, refused.json()["detail"]) == (401, "The key is not valid for reloading.")
         assert client.post("/admin/reload", headers=bearer(OTHER_KEY)).status_code == 200
         assert client.get("/model", headers=bearer(OTHER_KEY)).status_code == 401
     with client_of(model_file, admin_key=OTHER_KEY) as client:

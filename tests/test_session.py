@@ -76,7 +76,7 @@ class TestWithoutCuda:
     def test_cuda_is_refused_and_the_reason_named(self, model_file: Path) -> None:
         reason = why_no_cuda()
         assert reason is not None
-        with pytest.raises(ProviderError, match="CUDA is wanted") as caught:
+        with pytest.raises(ProviderError, match="CUDA was asked for") as caught:
             OnnxRunner.load(model_file, "cuda")
         assert reason in str(caught.value)
 

@@ -18,9 +18,9 @@ from app.settings import Settings, load_settings
         ("FCOS_MAX_BATCH", "12", "FCOS_MAX_BATCH has value 12 .input should be 0, 1, 2, 4, 8 or 16"),
         ("FCOS_API_KEYS", ",", "no key"),
         ("FCOS_API_KEYS", "long-enough-1,short", "FCOS_API_KEYS: a key must have at least 8 characters"),
-        ("FCOS_API_KEYS", "schlüssel-1", "FCOS_API_KEYS: a key .* of ASCII"),
+        ("FCOS_API_KEYS", "schlüssel-1", "FCOS_API_KEYS: a key .* printable ASCII"),
         ("FCOS_ADMIN_KEY", "short", "FCOS_ADMIN_KEY: a key must have at least 8 characters"),
-        ("FCOS_CORS_ORIGINS", "https://*.shop.example", "is no origin"),
+        ("FCOS_CORS_ORIGINS", "https://*.shop.example", "is not an origin"),
         ("FCOS_X", "1", "FCOS_X is not a setting"),
     ],
 )

@@ -12,7 +12,7 @@ export async function takePicture() {
     throw new Problem(
       0,
       "No camera on this address",
-      "Browsers give the camera to https and localhost pages only: open this page there. " +
+      "Browsers allow the camera only on https and localhost: open this page there. " +
         "On a phone, “Choose pictures” offers the camera too.",
     );
   }
@@ -23,8 +23,8 @@ export async function takePicture() {
     });
   } catch (error) {
     throw error.name === "NotAllowedError"
-      ? new Problem(0, "No camera", "The browser was told not to give it: allow the camera for this page and try again.")
-      : new Problem(0, "No camera", `It cannot be used (${error.name}): see that one is connected and free.`);
+      ? new Problem(0, "No camera", "Access was denied: allow the camera for this page and try again.")
+      : new Problem(0, "No camera", `It cannot be used (${error.name}): check that one is connected and free.`);
   }
 
   const dialog = document.getElementById("camera-dialog");

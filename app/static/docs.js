@@ -129,5 +129,5 @@ try {
   show(await response.json());
 } catch (error) {
   operations.replaceChildren(element("p", { className: "notice", role: "alert" },
-    `The API's description cannot be shown (${error.message}): see that the service runs, and load the page again.`));
+    `The API's description cannot be shown (${error.message}): check that the service is running, and load the page again.`));
 }

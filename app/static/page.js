@@ -273,7 +273,7 @@ $("camera").addEventListener("click", async () => {
 
 $("sample").addEventListener("click", async () => {
   const blob = await fetch("static/sample.jpg").then((response) => (response.ok ? response.blob() : null)).catch(() => null);
-  if (blob === null) notify(new Problem(0, "No sample", "The service cannot be reached: see that it runs."));
+  if (blob === null) notify(new Problem(0, "No sample", "The service cannot be reached: check that it is running."));
   else add([new File([blob], "sample.jpg", { type: "image/jpeg" })]);
 });
 
@@ -353,7 +353,7 @@ $("key-form").addEventListener("submit", (event) => {
   const key = $("key").value.trim();
   if (!/^[\x20-\x7e]*$/.test(key)) { // a header cannot hold it
     askForKey();
-    return notify(new Problem(0, "No key", "A key has ASCII's letters, digits and signs alone."));
+    return notify(new Problem(0, "No key", "A key has only ASCII letters, digits and symbols."));
   }
   apiKey.set(key);
   $("key").removeAttribute("aria-invalid");
@@ -391,7 +391,7 @@ async function loadModel({ aloud = false } = {}) {
     served = await model();
   } catch (error) {
     const problem = asProblem(error);
-    $("model").textContent = problem.status === 401 ? "The service wants an API key." : `${problem.title}.`;
+    $("model").textContent = problem.status === 401 ? "The service requires an API key." : `${problem.title}.`;
     if (problem.status === 401 || problem.status === 403) askForKey();
     if (aloud) notify(problem);
     return;

@@ -2,7 +2,7 @@
 
 const KEY = "fcos-api-key"; // in sessionStorage: this tab only, forgotten with it
 const RETRIES = 3; // of an answer that says "come back later"
-const NOT_THE_SERVICE = "Whatever answered is not the service, a proxy perhaps: look at its log.";
+const NOT_THE_SERVICE = "Something other than the service answered, perhaps a proxy: look at its log.";
 
 /** A refusal of the service, or its silence. `status` is 0 where there was no answer. */
 export class Problem extends Error {
@@ -98,8 +98,8 @@ async function send(address, { headers = {}, ...options } = {}) {
     throw new Problem(
       0,
       "No answer",
-      "The service cannot be reached, or it broke off because the picture is larger than it takes. " +
-        "See that it runs, and try again or with a smaller picture.",
+      "The service cannot be reached, or it broke off because the picture is larger than it accepts. " +
+        "Check that it is running, and try again or with a smaller picture.",
     );
   }
   if (response.ok) return body;

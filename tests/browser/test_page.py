@@ -277,8 +277,8 @@ def test_clear_ends_what_is_under_way(page: Page, busy: bool) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ('{"message": "please log in"}', "not the service"),
-        ("<!doctype html><title>Please log in</title>", "not the service"),
+        ('{"message": "please log in"}', "other than the service"),
+        ("<!doctype html><title>Please log in</title>", "other than the service"),
         ('{"detections": [{}]}', "The page failed"),
     ],
     ids=["json", "html", "detections"],
@@ -296,7 +296,7 @@ def test_an_answer_of_something_else_is_told_and_the_next_picture_goes_on(page: 
 def test_a_refusal_of_something_else_is_told(page: Page, document: Any) -> None:
     page.route("**/detect?*", lambda route: route.fulfill(status=413, json=document))
     choose(page, file("red.png", RED))
-    expect(page.get_by_role("alert")).to_contain_text("Status 413. Whatever answered is not the service")
+    expect(page.get_by_role("alert")).to_contain_text("Status 413. Something other than the service answered")
 
 
 def test_a_model_description_of_something_else_is_told(page: Page) -> None:
@@ -335,7 +335,7 @@ def test_a_key_that_cannot_be_right_is_told_before_any_picture(browser: Browser,
         page = browser.new_page()
         page.goto(service.address)
         key = page.get_by_label("Key", exact=True)
-        for text, says in (("schlüssel", "ASCII"), ("not-the-key", "not one of this service's")):
+        for text, says in (("schlüssel", "ASCII"), ("not-the-key", "not valid for this service")):
             key.fill(text)
             key.press("Enter")
             expect(page.get_by_role("alert")).to_contain_text(says)
@@ -346,14 +346,14 @@ def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, 
     with served(model=model_file, api_keys="right-key-1") as service:
         page = browser.new_page()
         page.goto(service.address)
-        expect(page.locator("#model")).to_contain_text("wants an API key")
+        expect(page.locator("#model")).to_contain_text("requires an API key")
         choose(page, file("red.png", RED))
-        expect(page.get_by_role("alert")).to_contain_text("wants a key")
+        expect(page.get_by_role("alert")).to_contain_text("requires a key")
         key = page.get_by_label("Key", exact=True)
         expect(key).to_be_visible()
         key.fill("wrong-key")
         key.press("Enter")
-        expect(page.get_by_role("alert")).to_contain_text("not one of this service's")
+        expect(page.get_by_role("alert")).to_contain_text("not valid for this service")
         expect(key).to_have_attribute("aria-invalid", "true")
         key.fill("right-key-1")
         key.press("Enter")
