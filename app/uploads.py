@@ -113,10 +113,11 @@ class _InMemory(MultiPartParser):
 
     def on_headers_finished(self) -> None:
         part = self._current_part
-        options = parse_options_header(part.content_disposition)[1]
-        is_file = b"filename*" in options or any(name == b"content-type" for name, _ in part.item_headers)
-        if part.content_disposition and b"filename" not in options and is_file:
-            part.content_disposition += b'; filename=""'
+        disposition = part.content_disposition or b""
+        named = b"filename" in parse_options_header(disposition)[1]
+        is_file = b"filename*=" in disposition or any(name == b"content-type" for name, _ in part.item_headers)
+        if disposition and not named and is_file:
+            part.content_disposition = disposition + b'; filename=""'
         super().on_headers_finished()
 
     def on_end(self) -> None:

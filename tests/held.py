@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import engine
+from app import images
 from app.postprocess import Heads
 from app.session import OnnxRunner
 
@@ -40,11 +40,11 @@ class HeldDecoder:
         self.open = threading.Event()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        decode = engine.decode
+        decode = images.decode
 
         def holding(*arguments: Any, **options: Any) -> Any:
             self.begun.set()
             self.open.wait(20)
             return decode(*arguments, **options)
 
-        monkeypatch.setattr(engine, "decode", holding)
+        monkeypatch.setattr(images, "decode", holding)

@@ -366,3 +366,35 @@ def test_the_documentation_shows_both_ways_to_send_and_every_problem(client: Tes
     text = str(schema)
     for reference in {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}:
         assert reference in schema["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("first", "status", "code"),
+    [
+        ("multipart/form-data; boundary=x; charset=undefined", 400, "malformed_request"),
+        ("text/plain", 415, "unsupported_media_type"),
+    ],
+)
+def test_of_two_content_types_one_is_checked_and_read(client: TestClient, first: str, status: int, code: str) -> None:
+    form = client.build_request("POST", "/detect", files={"image": PICTURE})
+    headers = [("Content-Type", first), ("Content-Type", form.headers["content-type"])]
+    assert client.post("/detect", content=form.read(), headers=headers).status_code == 200
+    problem(client.post("/detect", content=form.read(), headers=headers[::-1]), status, code)
+
+
+@pytest.mark.parametrize(
+    ("lines", "media_type"),
+    [
+        (["application/json", "text/html"], "application/json"),
+        (["image/png", "application/json;q=0.1"], "image/png"),
+    ],
+)
+def test_an_accept_header_in_several_lines_is_one_list(client: TestClient, lines: list[str], media_type: str) -> None:
+    response = client.post("/detect", content=PICTURE, headers=[("Accept", line) for line in lines])
+    assert response.headers["content-type"] == media_type
+
+
+def test_a_file_whose_name_is_beyond_ascii_is_a_file(client: TestClient) -> None:
+    head = b"--x\r\nContent-Disposition: form-data; name=\"image\"; filename*=utf-8''%E7%8C%AB.png\r\n\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert client.post("/detect", content=head + PICTURE + b"\r\n--x--\r\n", headers=headers).status_code == 200

@@ -563,3 +563,29 @@ def test_a_proxys_own_json_is_a_problem_with_its_status() -> None:
     with Client(transport=transport) as client, pytest.raises(ServiceProblem) as caught:
         client.detect(PICTURE)
     assert (caught.value.status, caught.value.detail) == (502, "no upstream")
+
+
+def test_a_key_with_its_lines_end_is_sent_without_it() -> None:
+    def key_of(api_key: str) -> str | None:
+        sent: list[httpx.Request] = []
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            sent.append(request)
+            return httpx.Response(404, json={"detail": "no", "code": "not_found"})
+
+        with (
+            Client(api_key=api_key, transport=httpx.MockTransport(handle)) as client,
+            pytest.raises(ServiceProblem, match="no"),
+        ):
+            client.model()
+        return sent[0].headers.get("Authorization")
+
+    assert key_of(" correct-horse\n") == "Bearer correct-horse"
+    assert key_of("") is None, "as an environment variable that is not set"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(kind: type[Client]) -> None:
+    with pytest.raises(ValueError, match="ASCII") as error:
+        kind(api_key="geheim\nschlüssel")
+    assert "geheim" not in str(error.value)

@@ -3,6 +3,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +231,42 @@ def test_names_that_are_no_text_are_shown_as_far_as_they_are(
     assert result["file"].endswith("b\ufffdld.png")
     assert json.loads((tmp_path / "lines").read_text()) == result
     assert "b\ufffdld.png" in capsys.readouterr().out
+
+
+def test_a_path_that_cannot_be_reached_is_its_own_fault(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    unreachable = [tmp_path / f"{'x' * 300}.png", loop]
+    assert run(model_file, *unreachable, folder, json=tmp_path / "a.json") == 1
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert ["problem" in result for result in results] == [True, True, False, False, False]
+    with pytest.raises(StartError, match="there is no folder"):
+        run(model_file, folder, json=unreachable[0] / "a.json")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(StartError, match=f"The folder {folder} cannot be read: Permission denied"):
+        pictures_in([folder])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": [{"file_name": "a.png", "id": [1]}], "categories": []}'])
+def test_odd_annotations_are_named(text: str, folder: Path, model_file: Path, tmp_path: Path) -> None:
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(text)
+    with pytest.raises(StartError, match="is not a COCO annotation file"):
+        run(model_file, folder, coco=tmp_path / "coco.json", coco_annotations=annotations)
+
+
+def test_names_beyond_the_terminals_letters_are_escaped(model_file: Path, folder: Path) -> None:
+    (folder / "0007.png").rename(folder / "猫.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "detect", folder],
+        env=os.environ | {"FCOS_MODEL": str(model_file), "FCOS_PROVIDER": "cpu", "PYTHONIOENCODING": "ascii"},
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r"\u732b.png: red" in done.stdout and "0009.png: blue" in done.stdout

@@ -409,3 +409,24 @@ def test_a_tiffs_tile_counts_in_full() -> None:
     assert reserved == [2 * 16 * 16 + 512 * 256]
     assert refused(tiff_of_tiles(2048, 512)) == "picture_too_large"
     assert refused(tiff_of_tiles(16, 40_000, 8)) == "picture_too_large"
+
+
+@pytest.mark.parametrize(
+    ("bits", "transparent", "pixels", "greys"),
+    [
+        (2, 1, bytes([0b00_01_10_11]), [0, 255, 170, 255]),
+        (4, 3, bytes([0x35, 0x73]), [255, 85, 119, 255]),
+        (8, 7, bytes([7, 8, 0, 200]), [255, 8, 0, 200]),
+        (16, 0x8000, struct.pack(">4H", 0x8000, 0x8001, 0, 0xFFFF), [255, 128, 0, 255]),
+    ],
+)
+def test_the_transparent_grey_of_a_png_is_white_in_any_depth(
+    bits: int, transparent: int, pixels: bytes, greys: list[int]
+) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">2I5B", 4, 1, bits, 0, 0, 0, 0)
+    parts = (b"IHDR", header), (b"tRNS", struct.pack(">H", transparent)), (b"IDAT", zlib.compress(b"\0" + pixels))
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+    assert np.asarray(decode(png, MAX_PIXELS).picture)[0, :, 0].tolist() == greys

@@ -107,12 +107,12 @@ def test_sigterm_does_not_wait_for_what_never_comes_back(model_file: Path) -> No
         port = free.getsockname()[1]
     script = f"""
 import time
-import app.engine, app.server
+import app.images, app.server
 from app.settings import Settings
 def hang(*_, **__):
     print("hangs", flush=True)
     time.sleep(3600)
-app.engine.decode = hang
+app.images.decode = hang
 app.server.FINISH_S, app.server.LAST_S = 1, 0.5
 app.server.serve(Settings(model={str(model_file)!r}, port={port}, provider="cpu", drain_s=0, deadline_s=1))
 """
@@ -234,3 +234,23 @@ def test_warnings_are_log_lines_and_pillows_are_none() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
     assert "odd" in json.loads(line)["message"]
+
+
+@pytest.mark.parametrize(("trusted", "seen"), [(None, "127.0.0.1"), ("127.0.0.1", "6.6.6.6")])
+def test_nobody_names_the_client_but_a_proxy_that_is_trusted(
+    model_file: Path,
+    trusted: str | None,
+    seen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if trusted is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    with served(model=model_file, log_level="info", access_log="true") as service:
+        connection = http.client.HTTPConnection(urlsplit(service.address).netloc, timeout=60)
+        connection.request("GET", "/model", headers={"X-Forwarded-For": "6.6.6.6"})
+        assert connection.getresponse().status == 200
+        connection.close()
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "GET /model" in line]
+    assert line.endswith(f"from {seen}")

@@ -12,7 +12,9 @@ from app.artifact import file_version, grids
 from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
 from app.providers import CPU, CUDA, CudaOptions, open_session, why_no_cuda
+from app.service import open_runner
 from app.session import INPUT, OnnxRunner, widths
+from app.settings import Settings
 from tests.support import METADATA, metadata, write_model
 
 
@@ -68,7 +70,7 @@ def test_a_graph_that_gives_nan_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(why_no_cuda() is None, reason="CUDA's libraries are here")
 class TestWithoutCuda:
     def test_auto_falls_back_and_says_so(self, model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-        runner = OnnxRunner.load(model_file, "auto")
+        runner = open_runner(Settings(model=model_file, provider="auto"))
         assert runner.provider == CPU
         assert runner.fallback
         assert runner.fallback in caplog.text
@@ -205,3 +207,9 @@ def _fail_on_cuda(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
 
     monkeypatch.setattr("app.session.why_no_cuda", lambda: None)
     monkeypatch.setattr("app.session.open_session", open_session_)
+
+
+def test_a_file_that_cannot_be_reached_is_refused_as_one_that_cannot_be_read(tmp_path: Path) -> None:
+    """Which a folder above it that may not be entered makes of it, too, though not for root."""
+    with pytest.raises(ArtifactError, match="cannot be read \\(File name too long\\)"):
+        OnnxRunner.load(tmp_path / f"{'x' * 300}.onnx")
