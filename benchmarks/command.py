@@ -9,7 +9,7 @@ from app.errors import StartError, first_fault, first_line
 
 
 def as_command(main: Callable[[], int | None]) -> None:
-    """Ends the process with what `main` returns, or with one sentence about what its user can mend."""
+    """End the process with what `main` returns, or with one sentence about what its user can fix."""
     try:
         code = main() or 0
     except KeyboardInterrupt:

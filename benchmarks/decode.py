@@ -1,9 +1,9 @@
-"""Large JPEGs: what decoding at a part of the size saves, and that it costs no accuracy.
+"""Large JPEGs: what decoding at a fraction of the size saves, and that it costs no accuracy.
 
     python benchmarks/decode.py                                           the times, on a photograph of 12 megapixels
     python benchmarks/decode.py --annotations val.json --images val       and AP, on pictures enlarged --scale times
 
-AP is of the same enlarged JPEGs, decoded whole and decoded as the service does. It needs what evaluation needs.
+AP is that of the same enlarged JPEGs, decoded whole and as the service does. It needs what evaluation needs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--scale", type=float, default=6)
-    parser.add_argument("--limit", type=int, help="only so many pictures")
+    parser.add_argument("--limit", type=int, help="at most this many pictures")
     options = parser.parse_args()
     if (options.annotations is None) != (options.images is None):
         parser.error("--annotations and --images go together")

@@ -1,12 +1,12 @@
-"""A client that costs little: one request's bytes, sent again and again over kept connections.
+"""A client that costs little: one request's bytes, sent again and again over connections that are kept open.
 
     python benchmarks/load.py closed --port 8000 --picture A.jpg --level 8 --seconds 5 --output rows.csv
-    python benchmarks/load.py open ...   --level is requests per second, sent whether or not the earlier are answered
+    python benchmarks/load.py open ...   --level is requests per second, sent whether or not earlier ones are answered
 
 A row per request: milliseconds from start to when it should have been sent, its latency (in open loop from that
-moment), its status (0: no answer). `health` asks an address ten times a second, from a process of its own, as a client
-that is busy measures its own waiting. A last row says how much processor time the client itself took: in open loop at
-several times the capacity it may be a good part of the machine.
+moment), its status (0: no answer). `health` asks an address ten times a second, from a separate process, as a busy
+client would measure its own waiting. A last row says how much processor time the client itself took: in open loop at
+several times the capacity, that may be a large part of the machine's.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PATIENCE_S = 30.0  # then a request counts as unanswered
 
 
 def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | None = None, headers: str = "") -> bytes:
-    """Returns: A whole HTTP request. `headers` are further ones, each with its line end."""
+    """Returns: A whole HTTP request. `headers` are more header lines, each with its line end."""
     kind = "image/jpeg"
     if multipart_field:
         boundary = "benchmark-boundary"
@@ -40,7 +40,7 @@ def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | N
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; `answered` gets its status, 0 where the connection broke."""
+    """One request at a time; what `send` returns gets its status, 0 if the connection broke."""
 
     def __init__(self) -> None:
         self._received = bytearray()
@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's have no common base class
 
     def send(self, request: bytes) -> "asyncio.Future[int]":
         assert self.transport is not None
@@ -134,7 +134,7 @@ class Load:
             if wait > 0:
                 await asyncio.sleep(wait)
             elif number % 50 == 0:
-                await asyncio.sleep(0)  # late: the answers still must be read
+                await asyncio.sleep(0)  # late: the answers must still be read
             if len(tasks) >= MOST_CONNECTIONS:
                 self.rows.append(("request", (scheduled - self.began) * 1000, PATIENCE_S * 1000, 0))
                 continue

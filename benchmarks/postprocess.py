@@ -53,7 +53,7 @@ def torchvision_like_metadata() -> Metadata:
 
 
 def clustered_heads(rng: np.random.Generator, objects: int = 52) -> PictureHeads:
-    """Background at about -6, and around each object a cluster of points that agree on its box, nearly."""
+    """Background at about -6, and around each object a cluster of points that nearly agree on its box."""
     levels = grids(STRIDES, CANVAS)
     points = sum(grid.area for grid in levels)
     logits = rng.normal(-6.0, 0.8, (points, CLASSES)).astype(np.float32)

@@ -3,12 +3,12 @@
     python benchmarks/promises.py                                        a minute
     python benchmarks/promises.py --settings max_batch=8 sessions=1      batches on a CPU too
 
-A line per promise, with what was counted. Exits with 1 where one was broken.
+Prints a line per promise, with what was counted. Exits with 1 if one was broken.
 
-alone      pictures of mixed sizes, asked for many at a time, get what they get one by one
+alone      pictures of mixed sizes, sent many at a time, get the same answers as one by one
 corrupt    seven good pictures and a corrupt one at a time: seven answers and one refusal
 left       200 clients that leave the queue cost at most the batches that had begun
-busy       five times as many requests as it can answer, each with a deadline of 2 s: it goes on as before, and in time
+busy       five times as many requests as it can answer, each with a deadline of 2 s: it answers as before, and in time
 swap       the model file is replaced under load: no request fails, and the new model answers
 end        SIGTERM while pictures wait: each of them is answered, and the process exits with 0
 """
@@ -50,19 +50,19 @@ LONGEST_S = 600  # of one promise
 BUSY_S = 6.0  # three deadlines
 BUSY_DEADLINE_MS = 2000
 BUSY_SHARE = 0.7  # at least; the client takes its part of the machine
-LOW_SCORE = 0.1  # more objects to differ in
+LOW_SCORE = 0.1  # so that there are more objects to differ in
 INFERRED, IN_FLIGHT = "fcos_pictures_inferred_total", "fcos_in_flight_pictures"
 
 
 class Seen(NamedTuple):
-    """What came of a promise."""
+    """A promise's outcome."""
 
     kept: bool
     counted: str
 
 
 class Service:
-    """The service, for those who ask it.
+    """The running service, to send requests to.
 
     Attributes:
         model: The file that it serves.
@@ -145,7 +145,7 @@ async def left(service: Service) -> Seen:
     os.kill(service.process.pid, signal.SIGCONT)
     while await service.metric(IN_FLIGHT):  # noqa: ASYNC110 - it is another process
         await asyncio.sleep(0.01)
-    await service.detect(photograph())  # which comes after all that was queued
+    await service.detect(photograph())  # which comes after everything that was queued
     computed, begun = int(await service.metric(INFERRED) - before) - 1, await service.most_begun()
     return Seen(
         waiting > 2 * begun >= computed,  # a batch may have ended, and another begun, since they were counted
@@ -260,7 +260,7 @@ async def check(running: Running, settings: Settings, options: argparse.Namespac
                     result = await promise(service)
             except TimeoutError:
                 result = Seen(False, f"it was not over within {LONGEST_S} s")
-            except Exception as error:  # as of a service that broke off
+            except Exception as error:  # such as those of a service that broke off
                 result = Seen(False, f"{type(error).__name__}: {first_line(error)}")
             kept &= result.kept
             print(f"{name:8} {'kept' if result.kept else 'BROKEN':7} {result.counted}", flush=True)
@@ -275,20 +275,22 @@ def main() -> int:
         "--other",
         type=Path,
         default=DEFAULT_MODEL.with_stem(f"{DEFAULT_MODEL.stem}-int8"),
-        help="what it is swapped to",
+        help="the model file to swap to",
     )
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pictures", type=int, default=500, help="for `alone`")
     parser.add_argument("--leaving", type=int, default=200, help="clients, for `left`")
     parser.add_argument("--swaps", type=int, default=3, help="there and back, for `swap`")
     parser.add_argument("--waiting", type=int, default=40, help="pictures, for `end`")
-    parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="FCOS_* variables without that")
+    parser.add_argument(
+        "--settings", nargs="*", default=[], metavar="NAME=VALUE", help="FCOS_* variables, without that prefix"
+    )
     options = parser.parse_args()
     for file in (options.model, options.other):
         if not file.is_file():
             parser.error(f"there is no file {file}")
     if wrong := [setting for setting in options.settings if "=" not in setting]:
-        parser.error(f"--settings wants NAME=VALUE, but {wrong[0]} is none")
+        parser.error(f"--settings must be NAME=VALUE, but got {wrong[0]}")
     chosen = dict(setting.split("=", 1) for setting in options.settings)
     settings: dict[str, Any] = {"max_queue": QUEUE, "deadline_s": DEADLINE_S, "drain_s": 0, **chosen}
     with tempfile.TemporaryDirectory() as folder:

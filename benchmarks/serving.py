@@ -1,20 +1,20 @@
 """The service beside the bare pipeline and beside other servers: same pictures, same code, one run.
 
-    python benchmarks/serving.py                            everything that is installed, about half an hour
-    python benchmarks/serving.py --systems bare service fastapi --models tiny --levels --open   the ratios alone
+    python benchmarks/serving.py                            the pipeline, the service and FastAPI, about half an hour
+    python benchmarks/serving.py --systems bare service fastapi --models tiny --levels --open   only the ratios
     python benchmarks/serving.py --provider cuda            on a machine with a GPU
 
-Ratios: all systems are up at once, but one at a time runs, the others are stopped: windows of a second, in turn, with 8
-clients, each with its next request as soon as it has an answer. Machines slow down and speed up by a third within
-minutes; neighbouring windows share that, so the ratio of two systems is the median over pairs of such. The clients are
-wrk's where it is installed, which takes half the processor time that load.py does.
+Ratios: all systems are up at once, but only one runs at a time, the others are stopped: windows of a second, in turn,
+with 8 clients, each sending its next request as soon as it has an answer. Machines slow down and speed up by a third
+within minutes; neighbouring windows share that, so the ratio of two systems is the median over pairs of neighbours. The
+clients are wrk's if it is installed, which takes half the processor time that load.py does.
 
-Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop, sent whether or not there are
-answers, at 0.5, 1, 2 and 5 times what the first of the servers answered in closed loop: the same load for all. Counted
-are the answers that came while it lasted, which is for several deadlines: who lets none wait too long and who lets all
-wait differ but after one. Writes serving.csv (a row per request), prints a table.
+Loads: every server alone, in closed loop with 1, 8 and 64 clients, and in open loop, which sends whether or not there
+are answers, at 0.5, 1, 2 and 5 times what the first server answered in closed loop: the same load for all. Only answers
+that came during the load are counted. It lasts several deadlines, as servers that let none wait too long and those that
+let all wait differ only after the first. Writes serving.csv (a row per request), prints a table.
 
-LitServe, BentoML and Ray Serve are measured where `--peers` names a Python that has them:
+With `--peers`, a Python that has them, LitServe, BentoML and Ray Serve are measured, too:
 
     uv venv peers && uv pip install --python peers litserve bentoml "ray[serve]" onnxruntime numpy pillow uvloop
     python benchmarks/serving.py --peers peers/bin/python
@@ -63,11 +63,11 @@ class Result:
     rss_mb: list[float] = field(default_factory=list)
 
     def latencies(self, kind: str = "request") -> list[float]:
-        """Returns: Of the answered ones, ascending, in ms."""
+        """Returns: Those of the answered requests, ascending, in ms."""
         return sorted(latency for row, _, latency, status in self.rows if row == kind and status == 200)
 
     def rate(self, within_ms: float = float("inf")) -> float:
-        """Returns: Answers per second, of those that came in time and while requests were sent."""
+        """Returns: Answers per second, counting those that came in time and while requests were being sent."""
         good = [(at, latency) for kind, at, latency, status in self.rows if kind == "request" and status == 200]
         return sum(latency <= within_ms and at + latency <= self.seconds * 1000 for at, latency in good) / self.seconds
 
@@ -85,13 +85,18 @@ class Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="+", choices=("bare", *OWN, *PEERS), help="(default: all there are)")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=("bare", *OWN, *PEERS),
+        help="(default: bare, service, fastapi; with --peers all)",
+    )
     parser.add_argument("--models", nargs="+", default=["default", "tiny"], choices=("default", "tiny"))
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the default model's file")
     parser.add_argument("--picture", type=Path, help="a JPEG (default: a photograph of 640 x 480)")
     parser.add_argument("--levels", nargs="*", type=float, default=CLOSED_LEVELS, help="clients in closed loop")
-    parser.add_argument("--open", nargs="*", type=float, default=OPEN_LEVELS, help="times that capacity in open loop")
-    parser.add_argument("--windows", type=int, default=15, help="of each system, for the ratios")
+    parser.add_argument("--open", nargs="*", type=float, default=OPEN_LEVELS, help="times the capacity, in open loop")
+    parser.add_argument("--windows", type=int, default=15, help="per system, for the ratios")
     parser.add_argument("--window-s", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="of the loads")
     parser.add_argument("--seconds", type=float, default=8, help="of one load")
@@ -104,7 +109,7 @@ def main() -> int:
     if options.peers and not shutil.which(options.peers):
         parser.error(f"--peers: there is no program {options.peers}")
     if not options.peers and set(systems) & set(PEERS):
-        parser.error(f"{', '.join(sorted(set(systems) & set(PEERS)))}: name a Python that has them with --peers")
+        parser.error(f"{', '.join(sorted(set(systems) & set(PEERS)))}: give a Python that has them with --peers")
     if options.rounds and options.open and not options.levels:
         parser.error("--open is in multiples of what is answered in closed loop: give --levels, too")
     given = photograph() if options.picture is None else options.picture.read_bytes()
@@ -126,15 +131,15 @@ def main() -> int:
                 for system in systems:
                     if system != "bare" and options.levels:
                         capacity = _serve(results, system, name, model, picture, number, capacity, options)
-                        _write(results, options.output)  # so that nothing is lost where there is no more time
+                        _write(results, options.output)  # so that nothing is lost if the time runs out
     if results:
         _print_table(results, options.deadline_s * 1000)
     return 0
 
 
 def _windows(systems: list[str], model: Path, picture: Path, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Returns: Pictures per second of each system in each of its windows. The bare pipeline is several systems: one
-    for each way to share the cores out, as threads x threads of the session."""
+    """Returns: Pictures per second of each system in each of its windows. The bare pipeline counts as
+    several systems: one for each way to divide the cores, as threads x threads of the session."""
     cores = core_count()
     rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -179,7 +184,7 @@ def _bare_window(process: "subprocess.Popen[str]", seconds: float) -> float:
 
 
 def _window(system: str, server: Running, picture: Path, seconds: int) -> float:
-    """Returns: Answers per second to `CLIENTS` clients. The server is stopped outside: some are busy without work."""
+    """Returns: Answers per second to `CLIENTS` clients. The server is stopped otherwise: some are busy without work."""
     tell(server.process.pid, signal.SIGCONT)
     try:
         return _answers_per_s(system, server.port, picture, seconds)
@@ -208,7 +213,7 @@ def _answers_per_s(system: str, port: int, picture: Path, seconds: int) -> float
 
 
 def _multipart_field(system: str) -> str | None:
-    """Returns: The form's field that a server wants the picture in; None where it takes it as the body."""
+    """Returns: The form field in which a server takes the picture; None if it takes it as the body."""
     return "image" if system == "bentoml" else None
 
 
@@ -229,7 +234,7 @@ def _serve(
     capacity: float,
     options: argparse.Namespace,
 ) -> float:
-    """Args: capacity: what the first server answers per second; 0 where this is it. Returns: The same."""
+    """Args: capacity: what the first server answers per second; 0 if this is the first. Returns: The same."""
     with _running(system, model, options) as (port, process):
         load = _load_options(system, port, picture)
         _load(["closed", *load, "--level", "8", "--seconds", "2"])
@@ -253,7 +258,7 @@ def _running(system: str, model: Path, options: argparse.Namespace) -> AbstractC
 
 @contextmanager
 def _health_of(system: str, port: int, seconds: float, into: list[tuple[str, float, float, int]]) -> Iterator[None]:
-    """Asks for a sign of life meanwhile, from a process that is not busy itself."""
+    """Ask for a sign of life meanwhile, from a process that is not busy itself."""
     if system not in OWN:
         yield
         return
@@ -282,7 +287,7 @@ def _read(text: str) -> list[tuple[str, float, float, int]]:
 
 @contextmanager
 def _rss_of(pid: int, into: list[float]) -> Iterator[None]:
-    """Notes the memory of a process and its children five times a second. Linux only."""
+    """Note the memory of a process and its children five times a second. Linux only."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -352,7 +357,7 @@ def _print_table(results: list[Result], deadline_ms: float) -> None:
 
 
 def _print_ratios(model: str, rates: dict[str, list[float]]) -> None:
-    """Of the service to each other system; of the bare pipeline's ways the best alone counts."""
+    """Ratios of the service to each other system; only the best of the bare pipeline's ways counts."""
     ways = [system for system in rates if system.startswith("bare")]
     best = max(ways, key=lambda way: median(rates[way]), default=None)
     print(f"{model:8} {'system':10} {'per s':>8} {'service / it':>14}  (quarters of the windows)")

@@ -1,5 +1,5 @@
 """Servers to measure, each in processes of its own: our service, the FastAPI baseline, and other people's. And the
-picture that they are asked about."""
+picture that is sent to them."""
 
 import io
 import os
@@ -38,13 +38,13 @@ class Running(NamedTuple):
 def running(
     system: str, model: Path, provider: str, python: str = sys.executable, **settings: object
 ) -> Iterator[Running]:
-    """Runs a server until the block ends.
+    """Run a server until the block ends.
 
     Args:
         system: one of `OWN` and `PEERS`.
         provider: cpu or cuda.
-        python: of a peer.
-        settings: of our service, its FCOS_* variables without that.
+        python: a peer's.
+        settings: our service's FCOS_* variables, without that prefix.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -68,7 +68,7 @@ def running(
 
 
 def photograph() -> bytes:
-    """Returns: What they are asked about: a JPEG of 640 x 480, of 73 kB."""
+    """Returns: The picture that is sent: a JPEG of 640 x 480 and 73 kB."""
     from skimage import data  # which a GPU machine may lack; it brings a picture
 
     out = io.BytesIO()
@@ -77,14 +77,14 @@ def photograph() -> bytes:
 
 
 def tell(pid: int, number: int) -> None:
-    """Sends a signal to a process and its children."""
+    """Send a signal to a process and its children."""
     for one in family(pid):
         with suppress(ProcessLookupError):
             os.kill(one, number)
 
 
 def family(pid: int) -> list[int]:
-    """Returns: A process and its children, theirs too. Linux only; elsewhere the process alone."""
+    """Returns: A process, its children and theirs. Linux only; elsewhere, just the process."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -96,7 +96,7 @@ def family(pid: int) -> list[int]:
 
 
 def _wait(system: str, port: int, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    """Waits until a server answers; one without a readiness address until it answers anything."""
+    """Wait until a server is ready or, without a readiness address, until it answers anything."""
     path = "/readyz" if system == "service" else "/"
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:

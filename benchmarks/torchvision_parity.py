@@ -1,12 +1,12 @@
-"""The official-weights path against torchvision's own `model(images)`, with random weights where there is no network.
+"""The official-weights path against torchvision's own `model(images)`, with random weights unless --weights is given.
 
     python benchmarks/torchvision_parity.py --images FOLDER --count 20 [--weights FILE.pth] [--csv OUT.csv]
 
 Exports torchvision's FCOS through `python -m export`'s own functions and detects with ONNX Runtime and the service's
 pre- and post-processing. Two comparisons for each picture: torchvision given our resized pixels, and torchvision given
-the picture, which it resizes without antialiasing. A detection of torchvision's (score > 0.2) counts as matched where
+the picture, which it resizes without antialiasing. A detection of torchvision's (score > 0.2) counts as matched if
 ours has one of the same label with IoU > 0.99 and a score within 1e-3. Without --images: photographs of scikit-image.
-Ends with 1 where less than 99 % match on the same pixels.
+Exits with 1 if less than 99 % match on the same pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from export.__main__ import export
 from model.backbone import read_weights
 from model.torchvision_weights import from_state_dict
 
-# torchvision keeps 100. Which of two detections of equal score is the 100th is chance: a few more of ours count.
+# torchvision keeps 100. Which of two detections of equal score is the 100th is arbitrary: we keep a few more.
 PARAMETERS = Parameters(score_threshold=0.2, iou_threshold=0.6, max_detections=110)
 CATEGORIES = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 USED = [index for index, name in enumerate(CATEGORIES) if name not in ("__background__", "N/A")]
@@ -67,14 +67,14 @@ def lively_model() -> torch.nn.Module:
             torch.nn.init.normal_(conv.weight, std=0.045)
         head.regression_head.bbox_reg.bias.fill_(3.0)
         head.classification_head.cls_logits.bias.fill_(-4.0)
-        # Trained weights never speak of the ids that COCO does not use.
+        # Trained weights never predict the ids that COCO does not use.
         unused = [index for index in range(len(CATEGORIES)) if index not in USED]
         head.classification_head.cls_logits.bias[unused] = -100.0
     return model
 
 
 def matched(ours: Detections, theirs: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """How many of torchvision's detections ours has, and how many there are."""
+    """How many of torchvision's detections are among ours, and how many there are."""
     labels = torch.tensor([USED[class_id] for class_id in ours.class_ids.tolist()], dtype=torch.long)
     overlap = box_iou(theirs["boxes"], torch.from_numpy(ours.boxes)) > 0.99
     same_label = theirs["labels"][:, None] == labels[None]
@@ -97,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of .jpg files")
     parser.add_argument("--count", type=int, default=4)
-    parser.add_argument("--weights", type=Path, help="torchvision's file; random weights where not given")
+    parser.add_argument("--weights", type=Path, help="torchvision's file; random weights if not given")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     if options.count < 1:

@@ -2,7 +2,7 @@
 
     python benchmarks/training_parity.py --data data --output parity.csv                       # small, for a CPU
     python benchmarks/training_parity.py --data data --output parity.csv --pictures 0 --epochs 24 --size 416 \\
-        --batch-size 16 --workers 8 --seeds 0 1 2                                              # in earnest, for a GPU
+        --batch-size 16 --workers 8 --seeds 0 1 2                                              # full size, for a GPU
 
 DATA holds train.json, val.json and the folders train and val. Both networks have four full 3x3 convolutions with
 GroupNorm in each tower, start from the same ImageNet backbone and the same seed, see the same augmented batches in the
@@ -46,7 +46,7 @@ from model.settings import Settings
 
 
 class Torchvision(FCOS):
-    """torchvision's head, anchors, matching and losses on our backbone and pyramid, to be trained as ours is."""
+    """torchvision's head, anchors, matching and losses on our backbone and pyramid, trained as ours is."""
 
     def __init__(self, config: FCOSConfig, input_config: InputConfig) -> None:
         super().__init__(config, input_config)
@@ -71,7 +71,7 @@ class Torchvision(FCOS):
     def losses(
         self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], _: Objective, normalisers: Tensor | None = None
     ) -> dict[str, Tensor]:
-        assert normalisers is None, "torchvision's losses know only whole batches"
+        assert normalisers is None, "torchvision's losses take only whole batches"
         features, found = self.heads(images)
         found = {key: value.float() for key, value in found.items()}
         sizes = [(images.shape[2], images.shape[3])] * len(images)

@@ -6,7 +6,7 @@
     python -m export --torchvision-coco FILE.pth --output coco.onnx     # or from its file
     FCOS_MODEL=first.onnx python -m app
 
-The graph is always compared with torch, and a lower precision with fp32 on real pictures; where they differ, nothing is
+The graph is always compared with torch, and a lower precision with fp32 on real pictures; if they differ, nothing is
 written.
 """
 
@@ -33,14 +33,14 @@ from model.files import replaced, require_folder
 from model.torchvision_weights import download, load_torchvision
 
 DOWNLOAD = Path()
-"""Stands for an option without its file."""
+"""Stands for the option given without a file."""
 
 
 def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
     """Translate in fp32, compare with torch, write.
 
     Returns:
-        How far ONNX Runtime and torch are apart.
+        How far apart ONNX Runtime and torch are.
 
     Raises:
         ValueError: the network cannot be translated, or the results differ.
@@ -58,7 +58,7 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
 
     Args:
         precision: one of `precision.LOWER`.
-        pictures: files of real ones; int8 takes its ranges from every other one, the rest judge.
+        pictures: files of real ones; int8 takes its ranges from every other one and is judged on the rest.
 
     Returns:
         The two files' agreement, and the number of fp32's detections: `precision.agreement`.
@@ -68,11 +68,11 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
         OSError: the file cannot be written.
     """
     reference, bounds = OnnxRunner.load(fp32), precisions.LOWER[precision]
-    # What fp32 reaches, this does not.
+    # fp32's metrics do not hold for it.
     metadata = reference.metadata.model_copy(update={"precision": precision, "metrics": {}})
     if precision == "int8":
         proto = precisions.to_int8(onnx.load(fp32), pictures[::2], metadata)
-        pictures = pictures[1::2] or pictures  # judged on others, where there are some
+        pictures = pictures[1::2] or pictures  # judged on the others, if there are any
     else:
         proto = precisions.to_fp16(onnx.load(fp32))
     add_metadata(proto, metadata)
@@ -85,21 +85,21 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
             raise ValueError(f"the {precision} graph does not run ({first_line(error.__cause__ or error)})") from error
     if not count:
         raise ValueError(
-            f"fp32 finds nothing on {len(pictures)} of the calibration pictures, so that {precision} cannot be judged: "
-            "nothing was written. Name pictures that show the model's classes, or train it longer"
+            f"fp32 finds nothing on {len(pictures)} of the calibration pictures, so {precision} cannot be judged: "
+            "nothing was written. Give pictures that show the model's classes, or train it longer"
         )
     if share < bounds.share:
         raise ValueError(
-            f"{precision} and fp32 agree in {share:.1%} of {count} detections on the calibration pictures, but "
+            f"{precision} and fp32 agree on {share:.1%} of {count} detections in the calibration pictures, but "
             f"{bounds.share:.0%} are needed, with an IoU of {bounds.iou} and scores at most {bounds.score} apart: "
-            "nothing was written. A model that was trained longer is surer, and more pictures judge it better"
+            "nothing was written. A model trained longer is more certain, and more pictures judge it better"
         )
     write(proto, output)
     return share, count
 
 
 def read(checkpoint: Path | None, torchvision_coco: Path | None) -> tuple[checkpoints.Checkpoint, str]:
-    """The checkpoint that the command line names, and the sha256 of its file.
+    """The checkpoint named on the command line, and its file's sha256.
 
     Raises:
         ValueError: it cannot be read, or downloaded.
@@ -127,14 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("checkpoint", type=Path, nargs="?", help="a .pt file of model/train.py")
+    source.add_argument("checkpoint", type=Path, nargs="?", help="a .pt file from model/train.py")
     source.add_argument(
         "--torchvision-coco",
         type=Path,
         nargs="?",
         const=DOWNLOAD,
         metavar="FILE.pth",
-        help="torchvision's fcos_resnet50_fpn weights for COCO; downloaded where no file is given",
+        help="torchvision's fcos_resnet50_fpn weights for COCO; downloaded if no file is given",
     )
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--precision", choices=("fp32", *precisions.LOWER), default="fp32")
@@ -142,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--calibration-images",
         type=Path,
         metavar="D",
-        help="folder of pictures such as the model will see, for fp16, int8",
+        help="folder of pictures like those the model will see, for fp16 and int8",
     )
     parser.add_argument(
-        "--name", help="of the model, as the service shows it (default: the training's --name, or the file's)"
+        "--name", help="of the model, as the service shows it (default: the training's --name, else the file's)"
     )
     options = parser.parse_args(arguments)
     try:
@@ -164,7 +164,7 @@ def _run(options: argparse.Namespace) -> str:
         raise ValueError(f"--output must end in .onnx, but is {output}")
     require_folder(output)
     if precision != "fp32" and options.calibration_images is None:
-        raise ValueError(f"--precision {precision} is judged on real pictures: name a folder with --calibration-images")
+        raise ValueError(f"--precision {precision} is judged on real pictures: give a folder with --calibration-images")
     if precision == "fp32" and options.calibration_images is not None:
         raise ValueError(
             "--calibration-images is for a lower precision: choose --precision fp16 or int8, or leave it out"
@@ -181,7 +181,7 @@ def _run(options: argparse.Namespace) -> str:
             fp32 = Path(folder) / "fp32.onnx"
             lines = [str(export(checkpoint.model(), metadata, fp32))]
             share, count = lower_precision(fp32, precision, pictures, output)
-        lines.append(f"{precision} and fp32 agree in {share:.1%} of {count} detections")
+        lines.append(f"{precision} and fp32 agree on {share:.1%} of {count} detections")
     return "\n".join([*lines, f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {name})"])
 
 

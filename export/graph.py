@@ -18,11 +18,11 @@ from export.quiet import quietly
 from model.fcos import FCOS
 
 OPSET = 20
-"""From 21 on GroupNormalization is one node, for which ONNX Runtime 1.31 has no CUDA kernel, only a function body."""
+"""From 21 on, GroupNormalization is one node, for which ONNX Runtime 1.31 has no CUDA kernel, only a function body."""
 
 
 class ServedGraph(nn.Module):
-    """uint8 canvases in, raw heads out: a picture crosses to the device as bytes, normalisation happens there."""
+    """uint8 canvases in, raw heads out: a picture crosses to the device as bytes and is normalised there."""
 
     def __init__(self, model: FCOS) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
         ValueError: the network cannot be translated.
     """
     graph = ServedGraph(model).eval()
-    # The exporter takes a size of 1 for a constant. So two pictures, and sides that give even P7 several rows and
+    # The exporter takes a size of 1 for a constant, hence two pictures, and sides that give even P7 several rows and
     # columns.
     example = torch.zeros(2, 320, 416, 3, dtype=torch.uint8)
     dimensions = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
@@ -83,7 +83,7 @@ def _name_dimensions(proto: onnx.ModelProto) -> None:
         for dimension, name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=True):
             if name is not None:
                 dimension.dim_param = name
-    del proto.graph.value_info[:]  # it speaks of the old names
+    del proto.graph.value_info[:]  # it uses the old names
 
 
 def _forget_the_exporter(proto: onnx.ModelProto) -> None:

@@ -1,6 +1,6 @@
 """fp16 and int8 variants of an exported graph, and how well they agree with it.
 
-Both are judged by what matters, their detections on real pictures: a lower precision that answers otherwise is refused.
+Both are judged by what matters, their detections on real pictures: a precision that answers differently is refused.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from export.quiet import quietly
 from model.data import open_as_served
 
 CALIBRATION_PICTURES = 128
-"""From which int8 takes its ranges; as many others judge it."""
+"""For int8 to take its ranges from; it is judged on as many others."""
 _QUANTIZED = ("Conv", "Add", "Clip", "Relu", "Resize", "MaxPool")
-"""What lies between two convolutions is quantised as well, or every edge pays for a conversion."""
+"""Operations between convolutions are quantised as well, or every edge would pay for a conversion."""
 
 
 class Bounds(NamedTuple):
     """What a precision must reach. AP is measured by model/evaluate.py."""
 
     share: float
-    """Of fp32's detections, that it must give again, and it of fp32's."""
+    """Of fp32's detections that it must give, too, and of its own that fp32 must give."""
     iou: float
-    """Of two detections that are the same, at least."""
+    """At least, for two detections to count as the same."""
     score: float
-    """That such are apart, at most."""
+    """Largest difference between their scores."""
 
 
 LOWER = {"fp16": Bounds(0.98, 0.95, 0.02), "int8": Bounds(0.80, 0.75, 0.15)}
 
 
 def choose_pictures(folder: Path) -> list[Path]:
-    """Evenly chosen picture files of a folder; they are opened one at a time, each when it is needed.
+    """Evenly chosen picture files of a folder; each is opened only when it is needed.
 
     Raises:
         ValueError: the folder is missing, or holds no pictures.
@@ -61,10 +61,10 @@ def choose_pictures(folder: Path) -> list[Path]:
 
 
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Half precision, but for what needs more: normalisation statistics and everything after the last convolutions,
-    where a distance of 1333 px has a spacing of 1 px in half precision."""
+    """Half precision, except for what needs more: normalisation statistics and everything after the last convolutions,
+    where half precision has a spacing of 1 px at a distance of 1333 px."""
     keep = [node.name for node in _after_last_convolutions(proto)]
-    # A variance may well lie above 65,504, where half precision ends.
+    # A variance may well exceed 65,504, where half precision ends.
     norms = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
     block = [*DEFAULT_OP_BLOCK_LIST, *norms, "Resize"]
     with quietly("root"):
@@ -106,7 +106,7 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
 
 
 def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
-    """Hand the picture's bytes to the first quantised convolution as they are, where normalisation allows it.
+    """Hand the picture's bytes to the first quantised convolution as they are, if normalisation allows it.
 
     (x - 127) / 128, EfficientNet-Lite's normalisation, is what the byte x stands for at scale 1/128 and zero point 127:
     converting to float, subtracting, dividing and quantising again gives x back, and takes a sixth of the graph's time.
@@ -134,7 +134,7 @@ def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
 
 
 def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes after a node, of these kinds, each the only reader of the one before; or none."""
+    """The nodes of these kinds that follow a node, each the only reader of the one before; otherwise none."""
     found: list[onnx.NodeProto] = []
     for kind in kinds:
         readers = [other for other in proto.graph.node if node.output[0] in other.input]
@@ -146,18 +146,18 @@ def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[s
 
 
 def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path], bounds: Bounds) -> tuple[float, int]:
-    """How far two files detect the same at the default threshold.
+    """How far the detections of two files agree at the default threshold.
 
     Returns:
         Share of the reference's detections that the other gives too, or of the other's that the reference gives,
-        whichever is less; and the number of those, 0 where the reference has none.
+        whichever is less; and the number that it is a share of, 0 if the reference has none.
 
     Raises:
         ValueError: one of the pictures cannot be read.
     """
     detector, lower = Detector(reference.metadata, reference), Detector(other.metadata, other)
     parameters = detector.parameters()
-    # A detection just above the threshold may fall just below it: that is no disagreement.
+    # A detection just above the threshold may fall just below it: that is not a disagreement.
     margin = max(0.0, parameters.score_threshold - bounds.score)
     with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
     found, wanted = np.zeros(2, int), np.zeros(2, int)
@@ -194,7 +194,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _after_last_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Nodes that no convolution follows, but for the last convolutions themselves."""
+    """Nodes that no convolution follows, except the last convolutions themselves."""
     return [node for node in _without_convolution_after(proto) if node.op_type != "Conv"]
 
 
@@ -203,7 +203,7 @@ def _last_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _without_convolution_after(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Going back from the outputs, up to and including the first convolutions met."""
+    """Nodes met going back from the outputs, up to and including the first convolutions."""
     producer = {name: node for node in proto.graph.node for name in node.output}
     waiting = [output.name for output in proto.graph.output]
     seen: dict[str, onnx.NodeProto] = {}
@@ -218,8 +218,8 @@ def _without_convolution_after(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _before_first_convolution(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """What is worked out from the picture with no convolution between: bytes to normalised float, which must not be
-    quantised once more; and through its shape, on which theirs depend, what resizes and reshapes features."""
+    """Nodes computed from the picture with no convolution in between: bytes to normalised float, which must not be
+    quantised again, and, computed from the picture's shape, the resizing and reshaping of features."""
     reached = {INPUT}
     nodes = []
     for node in proto.graph.node:

@@ -1,7 +1,7 @@
 """ONNX Runtime against torch: an export that does not give the same heads is not written.
 
-Exporters have had bugs that give wrong numbers without a word, among them shapes taken for constants. So the graph is
-run on several canvases and batch sizes.
+Exporters have had bugs that silently give wrong numbers, such as shapes taken for constants. So the graph is run on
+several canvases and batch sizes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from export.graph import ServedGraph
 from model.fcos import FCOS
 
 ABSOLUTE, RELATIVE = 1e-3, 1e-4
-"""Of logits and of canvas pixels. float32 through about a hundred layers comes out well under both."""
+"""Tolerances, of logits and of canvas pixels. float32 stays well under both through about a hundred layers."""
 CANVASES = 3
 BATCHES = (1, 2)
 FALLBACK_CANVASES = (Size(64, 96), Size(160, 128), Size(256, 256))
-"""Tried where the model has fewer canvases of its own."""
+"""Tried if the model has fewer canvases of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Between ONNX Runtime and torch, over everything that was run."""
+    """Between ONNX Runtime and torch, over all runs."""
 
     largest: dict[str, float]
     """Per output, absolute."""
@@ -82,7 +82,7 @@ def compare(proto: onnx.ModelProto, model: FCOS, metadata: Metadata) -> Differen
 
 
 def test_pictures(batch: int, canvas: Size) -> NDArray[np.uint8]:
-    """Pictures with large shapes, edges and noise, so that every part of the network has something to say."""
+    """Pictures with large shapes, edges and noise, so that every part of the network has something to respond to."""
     rng = np.random.default_rng(canvas.height * 10_000 + canvas.width + batch)
     coarse = rng.integers(0, 256, size=(batch, canvas.height // 32, canvas.width // 32, 3))
     shapes = coarse.repeat(32, axis=1).repeat(32, axis=2)

@@ -1,4 +1,4 @@
-"""Mixed precision: what the network is computed in while it learns, and where autocast's own choice is too slow."""
+"""Mixed precision: the data type that training computes in, and where autocast's own choice is too slow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Amp = Literal["auto", "bf16", "fp16", "off"]
 
 
 def precision_of(amp: Amp, device: torch.device) -> torch.dtype | None:
-    """What convolutions are computed in; None for float32. `auto` takes bf16 where it is no emulation."""
+    """The data type of convolutions; None for float32. `auto` takes bf16 if the device has it natively."""
     if amp == "auto":
         return torch.bfloat16 if _has_bf16(device) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
@@ -31,14 +31,14 @@ def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Iter
 
 
 class _SomeConvolutionsInFloat32(TorchFunctionMode):
-    """Leaves out of a CPU's autocast the convolutions whose gradients oneDNN computes badly in bf16 (torch 2.15).
+    """Keeps the convolutions whose gradients oneDNN computes badly in bf16 (torch 2.15) out of a CPU's autocast.
 
-    Grouped ones: 4 to 50 times more slowly than in float32 (an EPYC with AVX512-BF16; 720 channels 5 x 5: of the
-    weights 92 ms and 24; 288 channels 3 x 3 at stride 2: of the input 188 ms and 3). With them an iteration took longer
-    in bf16 than in float32, without them two thirds of the time.
+    Grouped ones: 4 to 50 times slower than in float32 (an EPYC with AVX512-BF16; 720 channels 5 x 5, gradient of the
+    weights: 92 ms against 24; 288 channels 3 x 3 at stride 2, gradient of the input: 188 ms against 3). With them, an
+    iteration took longer in bf16 than in float32; without them, two thirds of the time.
 
-    Those of maps smaller than the kernel: what of a kernel only ever met padding gets as its gradient whatever the
-    memory held before, up to NaN (3 x 3 at stride 2 on a map 1 wide, as P7 of a canvas of 64 is).
+    Those on maps smaller than the kernel: the part of a kernel that only ever met padding gets whatever the memory held
+    before as its gradient, up to NaN (3 x 3 at stride 2 on a map 1 wide, such as P7 of a canvas of 64).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -56,7 +56,7 @@ class _SomeConvolutionsInFloat32(TorchFunctionMode):
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 itself: emulated, as before Ampere or AVX512-BF16, it gains nothing."""
+    """Whether the device computes in bf16 natively: emulated, as before Ampere or AVX512-BF16, it gains nothing."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):

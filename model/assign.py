@@ -23,7 +23,7 @@ CENTER_RADIUS = 1.5
 ATSS_CANDIDATES = 9
 """Per level and box: the paper's k."""
 ATSS_SQUARE = 8
-"""Strides; the side of the square that stands for a point."""
+"""Side, in strides, of the square that stands for a point."""
 
 
 Rule = Literal["fcos", "atss"]
@@ -38,17 +38,17 @@ def assign(points: Tensor, strides: Tensor, boxes: Sequence[Tensor], rule: Rule 
         boxes: N tensors [G, 4]; G may be 0.
 
     Returns:
-        [N, P], the box's index among those of all pictures together, -1 for background.
+        [N, P], the box's index among all pictures' boxes, -1 for background.
     """
     flat = torch.cat(list(boxes))
     if len(flat) == 0:
         return torch.full((len(boxes), len(points)), -1, dtype=torch.long, device=points.device)
-    # All pictures' boxes at once: a GPU would take longer to be told of a picture than to work it out.
+    # All pictures' boxes at once: launching one picture's work on a GPU takes longer than the work itself.
     costs = (atss_costs if rule == "atss" else fcos_costs)(points, strides, flat).T  # [B, P]
     counts = torch.tensor([len(part) for part in boxes], device=flat.device)
     picture = torch.repeat_interleave(counts, output_size=len(flat))[:, None].expand_as(costs)
     lowest = costs.new_full((len(boxes), len(points)), torch.inf).scatter_reduce_(0, picture, costs, "amin")
-    # Of equally low ones the first.
+    # If costs are equal, the first box wins.
     number = torch.arange(len(flat), device=flat.device)[:, None].expand_as(costs)
     chosen = (costs == lowest.gather(0, picture)) & costs.isfinite()
     index = torch.where(chosen, number, len(flat))
@@ -57,10 +57,10 @@ def assign(points: Tensor, strides: Tensor, boxes: Sequence[Tensor], rule: Rule 
 
 
 def fcos_costs(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-    """What a point may learn by FCOS's rule, the less costly first.
+    """The cost at which each point may learn each box by FCOS's rule.
 
     A point takes a box if it lies within `CENTER_RADIUS` strides of the box's centre, inside the box, and the largest
-    of its four distances falls into its level's range. Where several boxes qualify, the one of smallest area wins.
+    of its four distances falls into its level's range. If several boxes qualify, the one of smallest area wins.
 
     Args:
         points: [P, 2], x and y.
@@ -88,13 +88,13 @@ def atss_costs(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
 
     A box's candidates are the `ATSS_CANDIDATES` points of each level nearest to its centre. Around each lies a square
     of `ATSS_SQUARE` strides; candidates whose square has an IoU with the box of at least the candidates' mean plus
-    standard deviation, and that lie inside the box, learn it. Where several boxes qualify, the one of largest IoU wins.
+    standard deviation, and that lie inside the box, learn it. If several boxes qualify, the one of largest IoU wins.
     """
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     apart = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist")  # [P, B]
     chosen = []
     first = 0
-    # In the order of the levels, not of the strides' values: a level is a run of equal strides.
+    # In the order of the levels, not of stride values: a level is a run of equal strides.
     for count in torch.unique_consecutive(strides, return_counts=True)[1].tolist():
         nearest = apart[first : first + count].topk(min(ATSS_CANDIDATES, count), dim=0, largest=False).indices
         chosen.append(nearest + first)

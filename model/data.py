@@ -48,7 +48,7 @@ class Annotations:
         return self.boxes[part], self.labels[part]
 
     def size_of(self, index: int) -> Size:
-        """Of an upright picture."""
+        """Size of an upright picture."""
         height, width = self.sizes[index].tolist()
         return Size(height, width)
 
@@ -92,12 +92,12 @@ def read_checked(
 
 
 def read_usable(path: Path, images: Path, classes: Sequence[str], say: Callable[[str], object]) -> Document:
-    """Read annotations of any format; what is wrong with them is left out, and said. Pictures are looked at
-    only where the annotations lack their sizes.
+    """Read annotations of any format, leaving out and reporting what is wrong. Pictures are looked at only if the
+    annotations lack their sizes.
 
     Args:
         classes: in order, for VOC folders.
-        say: is handed what was left out, in words.
+        say: called with what was left out, in words.
 
     Raises:
         ValueError: they cannot be read, or no picture is left.
@@ -116,9 +116,9 @@ class Draw(NamedTuple):
     picture: int
     canvas: Size
     zoom: float
-    """Of the canvas, relative to the served one."""
+    """Size of the canvas, relative to the served one."""
     plain: bool
-    """Without augmentation, but for the flip."""
+    """Without augmentation, except the flip."""
     seed: int
 
 
@@ -130,21 +130,21 @@ class Sample(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What becomes of a draw: one layout, or two that are blended."""
+    """What a draw becomes: one layout, or two that are blended."""
 
     picture: int
     layouts: tuple[Layout, ...]
     share: float
-    """Of the first layout in the blend."""
+    """The first layout's, in the blend."""
     boxes: NDArray[np.float32]  # [G, 4] canvas pixels
     labels: NDArray[np.int64]  # [G]
 
 
 class Plans(Dataset[Plan]):
-    """Draws, planned without a look at a pixel. A plan depends on its draw alone, not on the worker that makes it.
+    """Draws, planned without looking at pixels. A plan depends only on its draw, not on the worker that makes it.
 
     Args:
-        repeats: [N], how often each picture is drawn; those that join it on a canvas are as often of each.
+        repeats: [N], how often each picture is drawn; the pictures that share its canvas are drawn in the same ratio.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ def open_picture(path: Path) -> Image.Image:
     """An upright RGB picture in full size.
 
     Raises:
-        ValueError: there is none at the path, or it cannot be decoded.
+        ValueError: there is no file at the path, or it cannot be decoded.
     """
     return decode(path, None).picture
 
@@ -242,7 +242,7 @@ def open_as_served(path: Path, metadata: Metadata) -> service_images.Decoded:
 
 
 def decode(path: Path, resized: Callable[[Size], Size] | None) -> service_images.Decoded:
-    """A picture as the service decodes it, no larger than a size that follows from its own; in full where None.
+    """A picture as the service decodes it, no larger than `resized` of its size; in full size if that is None.
 
     Raises:
         ValueError: as `open_picture`.
@@ -262,7 +262,7 @@ def canvas_indices(annotations: Annotations, metadata: Metadata) -> NDArray[np.i
 
 
 def repeat_factors(annotations: Annotations, threshold: float) -> NDArray[np.float64]:
-    """How often each picture is drawn an epoch, so that thin classes are seen more (LVIS, arXiv:1908.03195).
+    """How often each picture is drawn per epoch, so that rare classes are seen more (LVIS, arXiv:1908.03195).
 
     A class found in a fraction f of the pictures repeats them max(1, sqrt(threshold / f)) times; a picture takes the
     largest of its classes' factors.
@@ -280,24 +280,25 @@ def repeat_factors(annotations: Annotations, threshold: float) -> NDArray[np.flo
 
 
 class CanvasBatches(Sampler[list[Draw]]):
-    """Batches of pictures that share a canvas; every picture once an epoch, or as often as it is repeated.
+    """Batches of pictures that share a canvas; every picture once per epoch, or as often as it is repeated.
 
-    What does not fill a batch on its own canvas shares one that holds them all; only what does not fill a last batch is
-    left out, other pictures every epoch. An epoch is a function of the seed and its number.
+    Pictures that do not fill a batch on their own canvas are batched with others, on one that holds them all; only what
+    does not fill the last batch is left out, different pictures every epoch. An epoch depends only on the seed and its
+    number.
 
     Args:
         canvas: [N], each picture's canvas, an index into `canvases`.
         batch_size: of all processes together.
         seed: of the run.
         rank: this process.
-        processes: of the run. Together they draw what one process would.
-        zooms: sizes of canvas, relative to the given ones, of which every batch draws one.
-        repeats: [N], how often each picture is drawn an epoch; once where there are none.
-        multiple: the number of batches an epoch is rounded down to a multiple of this.
-        plain_from: the first epoch without augmentation and zoom; none where it is None.
+        processes: how many the run has; together they draw what one process would.
+        zooms: canvas sizes, relative to the given ones; every batch draws one of them.
+        repeats: [N], how often each picture is drawn per epoch; once if None.
+        multiple: an epoch's number of batches is rounded down to a multiple of this.
+        plain_from: the first epoch without augmentation and zoom; if None, there is none.
 
     Raises:
-        ValueError: there are too few pictures, or the batch cannot be shared out evenly.
+        ValueError: there are too few pictures, or the batch cannot be divided evenly.
     """
 
     def __init__(
@@ -323,7 +324,7 @@ class CanvasBatches(Sampler[list[Draw]]):
         self.pictures = round(float(self.repeats.sum()))
         self.count = self.pictures // batch_size // multiple * multiple
         if batch_size % processes:
-            raise ValueError(f"a batch of {batch_size} pictures cannot be shared out among {processes} processes")
+            raise ValueError(f"a batch of {batch_size} pictures cannot be divided among {processes} processes")
         if self.count == 0:
             raise ValueError(
                 f"{len(canvas)} training pictures do not fill one batch of {batch_size * multiple}: lower --batch-size"
@@ -349,7 +350,7 @@ class CanvasBatches(Sampler[list[Draw]]):
             rest.append(members[count * self.batch_size :])
         leftover = rng.permutation(np.concatenate(rest))
         leftover = leftover[: len(leftover) // self.batch_size * self.batch_size]
-        leftover = leftover[np.argsort(self.canvas[leftover], kind="stable")]  # canvases alike are neighbours
+        leftover = leftover[np.argsort(self.canvas[leftover], kind="stable")]  # equal canvases are neighbours
         full += [(self._canvas_of_all(part), part) for part in leftover.reshape(-1, self.batch_size)]
         seeds = rng.integers(2**62, size=(len(full), self.batch_size))
         zooms = rng.choice(self.zooms, size=len(full))
@@ -367,7 +368,7 @@ class CanvasBatches(Sampler[list[Draw]]):
         return Size(max(canvas.height for canvas in canvases), max(canvas.width for canvas in canvases))
 
     def _draw_pictures(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Every picture as often as it is repeated, fractions by systematic sampling: always as many in all."""
+        """Every picture as often as it is repeated, fractions by systematic sampling: the total is always the same."""
         order = rng.permutation(len(self.canvas))
         ends = np.cumsum(self.repeats[order]) * (self.pictures / self.repeats.sum())
         positions = np.arange(self.pictures) + rng.random()
@@ -376,7 +377,7 @@ class CanvasBatches(Sampler[list[Draw]]):
 
 
 def plain_batches(annotations: Annotations, images: Path, metadata: Metadata, size: int) -> Iterable[Batch]:
-    """The pictures as they are served, in random order, in batches of this size, or of all where they are fewer."""
+    """The pictures as they are served, in random order, in batches of this size, or of all if there are fewer."""
     size = min(size, len(annotations))
     batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, size, seed=0)
     pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """This process and its like.
+    """This process among those of the run.
 
     Attributes:
-        rank: this one; 0 speaks and writes.
-        count: of all, on all nodes.
-        device: this one's.
+        rank: this process's; 0 prints and writes.
+        count: number of processes on all nodes.
+        device: this process's.
     """
 
     rank: int
@@ -39,7 +39,7 @@ class Processes:
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, on all of them. Of plain objects and arrays; small."""
+        """Every process's value, in all of them: small plain objects and arrays."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -47,7 +47,7 @@ class Processes:
         return values
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's buffers: BatchNorm's statistics, of which each has seen other pictures."""
+        """Give every process the first one's buffers: BatchNorm's statistics, for which each saw other pictures."""
         if self.count > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -55,7 +55,7 @@ class Processes:
 
 @contextlib.contextmanager
 def started(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone where it did not.
+    """Join the processes that torchrun started; without torchrun, run alone.
 
     Args:
         device: auto, cpu, cuda, cuda:1 ...; under torchrun each process takes the GPU of its local rank.
@@ -95,5 +95,5 @@ def choose_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device must be auto, cpu, cuda or cuda:1 and so on, but got {name}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch finds no CUDA GPU here; leave --device out to take what there is")
+        raise ValueError(f"--device {name}: torch finds no CUDA GPU here; leave --device out to use what there is")
     return device

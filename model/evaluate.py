@@ -4,7 +4,7 @@
     python model/evaluate.py runs/first/best.pt --annotations data/val.json --images data/val --json out.json
 
 What is reported is what is served: pictures are opened, resized, decoded and filtered by `app`. Annotations are a COCO
-json, a folder of VOC xml, or a folder of YOLO txt. The json that is written holds
+json, a folder of VOC xml, or a folder of YOLO txt. --json writes
 {"metrics": {"AP", "AP50", "AP75", ...}, "per_class": {name: {"AP", "AP50"}}}.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 if not __package__:  # run as a script: the repository's packages lie one level up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import model  # noqa: F401  which says so where torch is not installed
+    import model  # noqa: F401  it says so if torch is not installed
 
 import numpy as np
 import torch
@@ -45,9 +45,9 @@ from model.scoring import Evaluation, Found, score
 BATCH = 16
 """Pictures of one canvas that go through the network together."""
 AHEAD = 256
-"""Pictures that are decoded ahead of the network."""
+"""Pictures decoded ahead of the network."""
 MOST_WAITING = 256
-"""Pictures that wait for others of their canvas: with many canvases, hardly a batch ever becomes full."""
+"""Pictures that wait for others of their canvas: with many canvases, batches hardly ever fill up."""
 
 Prepared = tuple[int, NDArray[np.uint8], Placement]
 """A picture's position in the document, its canvas, and where it lies there."""
@@ -71,10 +71,10 @@ def detect(
     rank: int = 0,
     processes: int = 1,
 ) -> Found:
-    """Detections on a document's pictures; of several processes each takes its share of them.
+    """Detections on a document's pictures; each of several processes takes its share.
 
     Raises:
-        ValueError: a picture cannot be opened, or is not of the size that the document says.
+        ValueError: a picture cannot be opened, or does not have the size that the document says.
     """
     detector, parameters = Detector(metadata, runner), parameters_for(metadata)
     positions = range(rank, len(document["images"]), processes)
@@ -102,7 +102,7 @@ def detect(
 
 
 def parameters_for(metadata: Metadata) -> Parameters:
-    """COCO's protocol: AP wants the whole precision-recall curve, so almost no threshold, and 100 boxes. Non-maximum
+    """COCO's protocol: AP needs the whole precision-recall curve, so almost no threshold, and 100 boxes. Non-maximum
     suppression is the model's own, as it is served."""
     return Parameters(
         score_threshold=COCO_SCORE_THRESHOLD, iou_threshold=metadata.defaults.iou_threshold, max_detections=100
@@ -129,7 +129,7 @@ def _prepared(
 
 
 def torch_runner(model: nn.Module, device: torch.device) -> Runner:
-    """The network as the post-processing sees an ONNX session."""
+    """The network with the interface of an ONNX session."""
 
     @torch.inference_mode()
     def run(canvases: NDArray[np.uint8]) -> Heads:
@@ -146,8 +146,8 @@ def open_model(path: Path, device: str = "auto") -> tuple[Runner, Metadata]:
         device: auto, cpu or cuda.
 
     Raises:
-        ValueError: the file is no checkpoint of ours.
-        StartError: the file is no model of ours, or there is no CUDA.
+        ValueError: the file is not a checkpoint of this project.
+        StartError: the file is not a model of this project, or there is no CUDA.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device must be auto, cpu or cuda, but got {device}")
@@ -181,8 +181,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help=".onnx or .pt")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO json, or a folder of VOC xml or YOLO txt")
-    parser.add_argument("--images", type=Path, required=True, help="the folder its file names are relative to")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--images", type=Path, required=True, help="the folder that file names are relative to")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
     console = plain_console()
@@ -202,7 +202,7 @@ def main() -> int:
             console.print(f"{name:>16}  AP {values['AP']:.3f}  AP50 {values['AP50']:.3f}")
         console.print("  ".join(f"{key} {value:.4f}" for key, value in found.metrics.items()))
         console.print(f"best F1 {found.f1:.3f} at a score threshold of {found.score_threshold:.2f}")
-        if options.json:  # after the numbers are said: they took long, and the disk may be full
+        if options.json:  # after printing the numbers: they took long, and the disk may be full
             write_json(options.json, found.to_dict())
     except KeyboardInterrupt:
         return 130

@@ -31,7 +31,7 @@ class FCOS(nn.Module):
         input_config: canvases and normalisation.
 
     Raises:
-        ValueError: timm does not know the backbone, or it lacks the levels, or a norm has a single value to work on.
+        ValueError: timm does not know the backbone, it lacks the levels, or a norm would have a single value.
     """
 
     mean: Tensor
@@ -40,10 +40,10 @@ class FCOS(nn.Module):
     def __init__(self, config: FCOSConfig, input_config: InputConfig) -> None:
         super().__init__()
         single = [canvas for canvas in input_config.canvases if max(canvas) <= STRIDES[-1]]
-        # Of one value torch refuses to take the deviation; in larger batches the norm would make it 0.
+        # torch refuses to normalise a single value; in larger batches, the norm would make it 0.
         if config.norm == "gn" and config.channels == config.norm_groups and single:
             raise ValueError(
-                f"with {config.channels} channels in as many norm_groups nothing is left of P7's one point on a canvas "
+                f"with {config.channels} channels in as many norm_groups, the norm erases P7's only point on a canvas "
                 f"of {single[0][0]}x{single[0][1]}: choose more channels or norm 'bn'"
             )
         self.config = config
@@ -63,10 +63,10 @@ class FCOS(nn.Module):
         """RGB 0..255 → zero mean, unit deviation; a canvas's filler → exactly 0, as if padded after normalisation."""
         pixels = images.float()
         x = (pixels - self.mean) / self.std
-        if all(float(value).is_integer() for value in self.input_config.mean):  # a plain fact: the export traces this
+        if all(float(value).is_integer() for value in self.input_config.mean):  # a plain bool: the export traces this
             return x
         filler = self.mean.round()
-        # The filler is the mean in whole numbers. What is left of it would not be much, but all over the padding.
+        # The filler is the mean in whole numbers. What is left of it would be small, but cover all of the padding.
         return x * ((pixels - filler).abs().amax(1, keepdim=True) > 0)
 
     def losses(
@@ -84,7 +84,7 @@ class FCOS(nn.Module):
             boxes: N tensors [G, 4], canvas pixels; G may be 0.
             labels: N tensors [G], class ids.
             objective: the quality that the centerness output learns, and the assignment.
-            normalisers: those of the whole batch; by default of these pictures.
+            normalisers: those of the whole batch; by default, of these pictures.
         """
         heads: Heads = self(images)
         points, strides = self.points_of(images)

@@ -1,5 +1,5 @@
-"""What is written: only where there is a folder for it, and whole or not at all, as a service or another run may be
-watching it."""
+"""Writing files: only into a folder that exists, and whole or not at all, as a service or another run may be watching
+them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def require_folder(path: Path) -> None:
-    """Better before the work whose result is to be written there than after it.
+    """Check that a file can be written there, before the work whose result it will hold.
 
     Raises:
-        ValueError: there is no folder to write the file to, or it is one.
+        ValueError: there is no folder to write the file to, or the path is a folder.
     """
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write to")
@@ -24,15 +24,15 @@ def require_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Raises: OSError: It cannot be made; the message names it."""
+    """Raises: OSError: the folder cannot be made; the message names it."""
     with _saying(f"the folder {path} cannot be made"):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the path's place once it is whole; a link stays one. What is there and no file,
-    /dev/stdout or a pipe, is written to.
+    """A temporary file that takes the path's place once it is whole; a link stays a link. What exists but is not a
+    file, such as /dev/stdout or a pipe, is written to directly.
 
     Raises:
         OSError: it cannot be written; the message names the path.

@@ -61,7 +61,7 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
     if not any(key.startswith("backbone.") and own[key].ndim > 1 for key in kept):
         raise ValueError(
             f"no weight of the checkpoint's backbone ({checkpoint.config.backbone}) fits {model.config.backbone}: "
-            "leave --backbone out to go on with the checkpoint's"
+            "leave --backbone out to keep the checkpoint's"
         )
     model.load_state_dict(values)
     return Adopted(
@@ -74,10 +74,10 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
 
 @torch.no_grad()
 def restate_statistics(model: FCOS, batches: Iterable[Tensor]) -> None:
-    """Put what the backbone's BatchNorms see in the place of their statistics, and change their weights to fit.
+    """Replace the backbone's BatchNorm statistics with those of what it sees, and adjust the norms' weights to match.
 
-    In eval mode the detector stays as it is. In training mode it now is nearly that, too. With the statistics of other
-    pictures, or of other weights, as a run with `backbone_norm="frozen"` leaves them, it would not be: the first
+    In eval mode the detector stays as it is; in training mode it now is nearly the same. With the statistics of other
+    pictures, or of other weights, as a run with `backbone_norm="frozen"` leaves them, it would not be, and the first
     iterations would undo what was learnt before.
 
     Args:

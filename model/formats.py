@@ -21,8 +21,8 @@ from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, orientation
 
 Document = dict[str, Any]
 
-_TAIL = 4096  # bytes, in which a JPEG's or a PNG's end is looked for: some programs write a little behind it
-POLYGON = "a polygon"  # in the place of a bbox
+_TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
+POLYGON = "a polygon"  # in place of a bbox
 
 
 def with_images(document: Document, images: list[dict[str, Any]]) -> Document:
@@ -35,11 +35,11 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
     """Read annotations.
 
     Args:
-        path: a COCO json, in which sizes may be lacking; a folder of VOC xml; or a folder of YOLO txt, whose class
-            names stand in `classes.txt` or `data.yaml` in the same folder or one of the two above.
-        images: the folder of the pictures. Without a txt file, a picture of YOLO's holds no object; without an xml
-            file, one of VOC's is no part of the set.
-        classes: for VOC, the classes in order; those found in the folder, sorted, where there are none.
+        path: a COCO json, whose sizes may be missing; a folder of VOC xml; or a folder of YOLO txt, whose class names
+            are in `classes.txt` or `data.yaml` in the same folder or one of the two above.
+        images: the folder of the pictures. With YOLO, a picture without a txt file has no objects; with VOC, a picture
+            without an xml file is not part of the set.
+        classes: for VOC, the classes in order; by default, those found in the folder, sorted.
 
     Raises:
         ValueError: the file or folder is missing, or is none of these.
@@ -58,30 +58,30 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture with its EXIF orientation applied, from its header alone.
+    """(height, width) of a picture with its EXIF orientation applied, read only from its header.
 
     Raises:
-        OSError: there is none, or it is no picture that the service decodes.
+        OSError: there is no file, or it is not a picture that the service decodes.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
             if picture.mode == "F":
                 raise OSError("floating-point pixels")
-            # Of a PNG without the tag ahead of its pixels, Pillow would decode all of them to look behind.
+            # If a PNG has no tag ahead of its pixels, Pillow would decode them all to look behind.
             tagged = picture.format != "PNG" or "exif" in picture.info
             turned = tagged and orientation(picture) in TURNED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
     except Image.DecompressionBombError:
         raise OSError(f"more than {MOST_PIXELS} pixels") from None
-    except (SyntaxError, ValueError) as error:  # a broken header, to some of Pillow's parsers
+    except (SyntaxError, ValueError) as error:  # what some of Pillow's parsers raise on a broken header
         raise OSError(str(error)) from None
 
 
 def require_whole(path: Path) -> None:
-    """What breaks off is found out by its last bytes; where these say nothing, by decoding it.
+    """A truncated picture is detected by its last bytes or, if these are inconclusive, by decoding it.
 
     Raises:
-        OSError: the picture breaks off, or cannot be decoded.
+        OSError: the picture is truncated, or cannot be decoded.
     """
     with path.open("rb") as file:
         file.seek(-min(_TAIL, path.stat().st_size), os.SEEK_END)
@@ -103,10 +103,10 @@ def _read_json(path: Path, images: Path) -> Document:
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(document, dict) or not isinstance(document.get(key), list)]
     if missing:
-        raise ValueError(f"{path} is no COCO detection json: it has no list of {' and no list of '.join(missing)}")
+        raise ValueError(f"{path} is not a COCO detection json: it has no list of {' and no list of '.join(missing)}")
     assert isinstance(document, dict)
     for picture in document["images"]:
-        # Only where both are lacking: with one of them, something else is wrong.
+        # Only if both are missing: if only one is, something else is wrong.
         if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
             width, height = _size_or_none(images / str(picture.get("file_name")))
             picture |= {"width": width, "height": height}
@@ -114,9 +114,9 @@ def _read_json(path: Path, images: Path) -> Document:
 
 
 def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
-    """Pascal VOC: pixels count from 1 and boxes include their last one; `difficult` objects become COCO's crowds.
+    """Pascal VOC: pixels count from 1 and boxes include their last pixel; `difficult` objects become COCO's crowds.
 
-    Many programs that write its xml count from 0: where a box of the folder begins there, all are taken so.
+    Many programs that write this xml count from 0: if any box in the folder begins at 0, all are read that way.
     """
     by_stem = {Path(name).stem: name for name in _pictures(images)}
     pictures: list[dict[str, Any]] = []
@@ -124,10 +124,10 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
     for number, file in enumerate(sorted(path.glob("*.xml")), 1):
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
-        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two of an encoding
-            raise ValueError(f"{file} is not readable xml: {error}. If it is whole, save it as UTF-8") from None
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two if badly encoded
+            raise ValueError(f"{file} is not readable xml: {error}. If it is complete, save it as UTF-8") from None
         name = (root.findtext("filename") or "").strip()
-        if not name or not (images / name).is_file():  # LabelImg and its like often keep an old name there
+        if not name or not (images / name).is_file():  # LabelImg and others often keep an old name there
             name = by_stem.get(file.stem, name or f"{file.stem}.jpg")
         width, height = (_number(root.findtext(f"size/{key}")) for key in ("width", "height"))
         if not (width and height):
@@ -143,7 +143,7 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             objects.append((number, label, corners, crowd))
     first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})
-    # An unknown name keeps itself as its id, so that the check can say it.
+    # An unknown name serves as its own id, so that the check can report it.
     ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
     annotations = [
         {"image_id": number, "category_id": ids.get(label, label), "bbox": _voc_box(corners, first), "iscrowd": crowd}
@@ -153,7 +153,7 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
 
 
 def _voc_box(corners: tuple[float, float, float, float] | None, first: int) -> list[float] | None:
-    """COCO's bbox. `first` is the number of the first pixel, and what a side that includes its last one lacks."""
+    """COCO's bbox. `first` is the number of the first pixel; if it is 1, a side also includes its last pixel."""
     if corners is None:
         return None
     x1, y1, x2, y2 = corners
@@ -171,7 +171,7 @@ def _read_yolo(path: Path, images: Path) -> Document:
     for number, name in enumerate(sorted([*files, *missing]), 1):
         width, height = _size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
-        file = (path / name).with_suffix(".txt")  # one for all pictures that differ in the ending alone
+        file = (path / name).with_suffix(".txt")  # one for all pictures that differ only in the suffix
         for line in _text(file).splitlines() if file.is_file() else ():
             if words := line.split():
                 annotations.append({"image_id": number} | _yolo_box(words, width or 0, height or 0))
@@ -202,20 +202,20 @@ def _yolo_names(path: Path) -> list[str]:
                 except (yaml.YAMLError, KeyError, TypeError) as error:
                     raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
     raise ValueError(
-        f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with one name a line, in it or "
+        f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with a name per line, in it or "
         "in one of the two folders above"
     )
 
 
 def _names_in_order(names: Any) -> list[str]:
-    """Raises: TypeError: they are no list, and no mapping from 0, 1, 2, ... on."""
+    """Raises: TypeError: they are neither a list nor a mapping with the keys 0, 1, 2, ..."""
     if isinstance(names, dict):
         by_number = {int(str(number)): name for number, name in names.items() if str(number).isdecimal()}
         if sorted(by_number) != list(range(len(names))):
             raise TypeError("a mapping must have the keys 0, 1, 2 and so on")
         names = [by_number[number] for number in range(len(names))]
     if not isinstance(names, list):
-        raise TypeError("it is no list")
+        raise TypeError("it is not a list")
     return [str(name) for name in names]
 
 

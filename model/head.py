@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.config import STRIDES, FCOSConfig
 
 CLASS_PRIOR = 0.01
-"""What class scores start at, lest the many background points drown the first steps (arXiv:1708.02002, 4.1)."""
+"""Initial class scores, so that the many background points do not dominate the first steps (arXiv:1708.02002, 4.1)."""
 
 
 class Tower(nn.Module):
@@ -44,12 +44,12 @@ class Head(nn.Module):
         self.class_logits = nn.Conv2d(channels, len(config.classes), 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
-        # One factor per level, applied before the activation, lets shared weights speak of sizes from 8 to 800 px.
+        # One factor per level, applied before the activation, lets shared weights cover sizes from 8 to 800 px.
         self.scales = nn.ParameterList(torch.ones(()) for _ in STRIDES)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # N(0, 0.01) is the paper's for a full convolution; a depthwise kernel sums over k*k inputs alone, and
-                # so small a spread would silence it: it keeps unit gain.
+                # N(0, 0.01) is the paper's for a full convolution; a depthwise kernel sums over only k*k inputs, and so
+                # small a spread would silence it: it gets unit gain.
                 if module.groups > 1:
                     nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
                 else:

@@ -1,7 +1,7 @@
 """Where a training picture's pixels go: every choice of the augmentation, drawn before a pixel is touched.
 
-Boxes and their canvases follow from sizes and annotations alone. Who paints them, Pillow picture by picture
-(`model.transforms`) or a GPU in batches (`model.resident`), paints the same layout.
+Boxes and canvases follow only from sizes and annotations. Pillow, picture by picture (`model.transforms`), and a GPU,
+in batches (`model.resident`), paint the same layout.
 
 G ground-truth boxes. Boxes are xyxy.
 """
@@ -20,7 +20,7 @@ from app.artifact import Resize, Size
 from app.canvas import resized_size
 
 MIN_VISIBLE = 0.25
-"""Of a box's area; what the crop leaves less of is no longer learnt."""
+"""Share of a box's area; a box of which the crop leaves less is not learnt."""
 MOSAIC_SCALE = 0.75
 """Pictures of a mosaic are smaller, so that more than a corner of each is seen."""
 
@@ -32,7 +32,7 @@ class Augmentation:
     flip: float = 0.5
     """Probability of a horizontal flip."""
     scale: tuple[float, float] = (0.6, 1.6)
-    """Large-scale jitter: range of the size relative to the served one, drawn log-uniformly; over 1 it crops."""
+    """Large-scale jitter: range of the size relative to the served one, log-uniform; above 1, pictures are cropped."""
     color: float = 0.2
     """Largest relative change of brightness, contrast and saturation."""
     hue: float = 0.0
@@ -65,7 +65,7 @@ NO_AUGMENTATION = Augmentation(flip=0.0, scale=(1.0, 1.0), color=0.0, hue=0.0, m
 
 
 class Content(NamedTuple):
-    """What a layout needs to know of a picture: its number, size, boxes [G, 4] in its own pixels, and labels [G]."""
+    """What a layout needs to know about a picture: its number, size, boxes [G, 4] in its own pixels, and labels [G]."""
 
     picture: int
     size: Size
@@ -81,7 +81,7 @@ class Rectangle(NamedTuple):
 
 
 class Light(NamedTuple):
-    """Factors, applied in this order, and the hue in turns."""
+    """Factors, applied in this order, and a shift of hue in turns."""
 
     brightness: float = 1.0
     contrast: float = 1.0
@@ -94,7 +94,7 @@ class Layer(NamedTuple):
 
     picture: int
     source: tuple[float, float, float, float]
-    """xyxy in the picture's own pixels, seldom whole ones."""
+    """xyxy in the picture's own pixels, seldom whole numbers."""
     target: Rectangle
     light: Light
 
@@ -120,9 +120,9 @@ def lay_out(
     """Draw where pictures lie on a canvas.
 
     Args:
-        contents: of one picture, or of four for a mosaic.
+        contents: one picture's, or those of four for a mosaic.
         resize: the rule by which the service resizes.
-        zoom: size of the canvas relative to the served one; the picture's grows with it.
+        zoom: size of the canvas relative to the served one; the picture's size scales with it.
     """
     tiles = [Rectangle(0, 0, canvas.width, canvas.height)]
     if len(contents) == 4:
@@ -142,7 +142,7 @@ def lay_out(
 
 
 def mirror(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Boxes [G, 4] on a canvas that is mirrored, left to right."""
+    """Boxes [G, 4] on a canvas after it is mirrored left to right."""
     mirrored = boxes[:, [2, 1, 0, 3]]
     mirrored[:, [0, 2]] = width - mirrored[:, [0, 2]]
     return mirrored
@@ -156,15 +156,15 @@ def _lay(
     rng: np.random.Generator,
     zoom: float,
 ) -> tuple[Layer, NDArray[np.float32], NDArray[np.int64]]:
-    """Lay a picture, or a part of it, on a tile. Returns: The layer; its boxes [G', 4] and labels [G'] there."""
+    """Lay a picture, or a part of it, on a tile. Returns: The layer, and its boxes [G', 4] and labels [G']."""
     picture, size, boxes, labels = content
     low, high = augmentation.scale
     drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
     resized = resized_size(size, resize)
     height, width = (max(1, round(side * drawn * zoom)) for side in resized)
 
-    # The part of the resized picture that the tile shows, and where it lies there: a random crop on an axis where it is
-    # larger than the tile, a random place where it is smaller. Unscaled pictures lie where the service lays them.
+    # The part of the resized picture that the tile shows, and where it lies there: along each axis, a random crop if it
+    # is larger than the tile, a random place if it is smaller. Unscaled pictures lie where the service puts them.
     top, place_y, shown_height = _window(height, tile.height, rng, drawn != 1.0)
     left, place_x, shown_width = _window(width, tile.width, rng, drawn != 1.0)
     ratio_y, ratio_x = size.height / height, size.width / width

@@ -25,7 +25,7 @@ from model.settings import Settings
 class Learner:
     """A detector in training.
 
-    An iteration depends on the weights, the batch and its number alone: not on the clock, nor on what ran before. That
+    An iteration depends only on the weights, the batch and its number, not on the clock or on what ran before. That
     makes a resumed run equal to an uninterrupted one.
 
     Args:
@@ -41,7 +41,7 @@ class Learner:
         self.optimizer = make_optimizer(model, settings)
         self.precision = precision_of(settings.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        # The window grows with the run, to about a tenth of it: runs are too short for a constant one.
+        # The averaging window grows to about a tenth of the run: runs are too short for a constant one.
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True, warmup_power=0.75)
         if settings.compile:
             _allow_shapes(settings, model.input_config)
@@ -60,18 +60,17 @@ class Learner:
             The losses, averaged over the processes.
 
         Raises:
-            FloatingPointError: a loss, or the gradient, is not finite, in any process; the weights are still those
-                from before.
+            FloatingPointError: a loss or the gradient is not finite in some process; the weights are then unchanged.
         """
         train_mode(self.model, self.settings)
         set_lr(self.optimizer, self.lr(iteration))
-        # Dropout and its like depend on the iteration alone.
+        # Dropout and the like depend only on the iteration.
         number = (self.settings.seed * self.iterations + iteration) * self.processes.count + self.processes.rank
         torch.manual_seed(number)
         values = self.backward(parts)
         if not all(map(torch.isfinite, values.values())):
             raise FloatingPointError(", ".join(f"{key} {float(value)}" for key, value in values.items()))
-        scaled = self.scaler.is_enabled()  # the scaler itself leaves out steps along an infinite gradient
+        scaled = self.scaler.is_enabled()  # the scaler itself skips steps along an infinite gradient
         if self.settings.clip_norm or not scaled:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
@@ -83,7 +82,7 @@ class Learner:
         return {f"{key}_loss": float(value) for key, value in values.items()}
 
     def lr(self, iteration: int) -> float:
-        """The head's learning rate. It depends on the iteration alone, and so does not jump when a run is resumed."""
+        """The head's learning rate. It depends only on the iteration, so it does not jump when a run is resumed."""
         return self.settings.base_lr * lr_factor(iteration, self.iterations, self.settings)
 
     def backward(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
@@ -92,7 +91,7 @@ class Learner:
         self.optimizer.zero_grad()
         total: dict[str, Tensor] = {}
         moved = [part.to(device) for part in parts]
-        normalisers = None  # one part works its own out
+        normalisers = None  # a single part computes its own
         if len(moved) > 1:
             known = [(*self.model.points_of(part.images), part.boxes) for part in moved]
             normalisers = normalisers_of(known, self.objective)
@@ -119,11 +118,11 @@ class Learner:
         return model
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """A copy, on the CPU."""
+        """A copy of them, on the CPU."""
         return {key: value.detach().cpu().clone() for key, value in self.ema.module.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors and numbers, to go on from; without the averaged weights, which a checkpoint holds anyway."""
+        """Plain tensors and numbers to resume from, without the averaged weights, which a checkpoint holds anyway."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -131,7 +130,7 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any], averaged_weights: dict[str, Tensor]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -139,7 +138,7 @@ class Learner:
 
 
 class _Losses(nn.Module):
-    """The losses as a forward pass: DistributedDataParallel hooks into that alone."""
+    """The losses as a forward pass: DistributedDataParallel hooks only into that."""
 
     def __init__(self, model: FCOS, objective: Objective) -> None:
         super().__init__()
@@ -152,9 +151,9 @@ class _Losses(nn.Module):
 
 
 def _allow_shapes(settings: Settings, input_config: InputConfig) -> None:
-    """Let torch compile every shape there is; what is beyond its limit, usually 8, it runs uncompiled, silently.
+    """Let torch compile every shape there is: beyond its limit, usually 8, it silently runs them uncompiled.
 
-    Leftovers of several canvases share one, whose sides are each a side of one of them.
+    Pictures left over from several canvases share one, each of whose sides is a side of one of those.
     """
     heights, widths = (set(sides) for sides in zip(*input_config.canvases, strict=True))
     shapes = len(heights) * len(widths) * len({*settings.zooms, 1.0})  # plain epochs are at zoom 1

@@ -1,4 +1,4 @@
-"""An epoch's batches: by worker processes, or from a device's memory."""
+"""An epoch's batches: from worker processes, or from a device's memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from model.settings import Settings
 def make_loader(
     settings: Settings, annotations: Annotations, metadata: Metadata, batches: CanvasBatches, device: torch.device
 ) -> Iterable[Batch]:
-    """What gives an epoch's batches each time it is iterated over.
+    """The batches of an epoch, each time it is iterated over.
 
     Raises:
         ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
     """
-    _allow_many_files()  # a worker hands over every tensor of a batch as one
+    _allow_many_files()  # a worker passes on every tensor of a batch as a file
     plans = data.Plans(annotations, metadata, settings.augmentation, batches.repeats)
     resident = settings.loader == "resident"
     workers = min(settings.workers, core_count())
@@ -48,7 +48,7 @@ def make_loader(
 
 
 def _allow_many_files() -> None:
-    """Opens as many files as the process may: 1,024, the usual number until it asks for more, are soon in use."""
+    """Raise the process's limit of open files to the most it may have: the usual 1,024 are soon in use."""
     if sys.platform != "win32":
         import resource
 
@@ -57,20 +57,20 @@ def _allow_many_files() -> None:
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Both may be sent to every process of a group; a worker that obeyed would take its parent along, unsaved."""
+    """Both may be sent to every process of a group; a worker that obeyed would take down its parent, unsaved."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers(loader: Iterable[Batch]) -> None:
-    """Lets the workers end. Left to Python's own exit, they would be sent SIGTERM, and waited for, for ever."""
+    """Let the workers end. Python's own exit would send them SIGTERM, which they ignore, and wait for ever."""
     workers = getattr(loader.packs if isinstance(loader, ResidentBatches) else loader, "_iterator", None)
     if workers is not None:
         workers._shutdown_workers()
 
 
 class Feed:
-    """The batches of an epoch, and the time that was spent waiting for them."""
+    """The batches of an epoch, and the time spent waiting for them."""
 
     def __init__(self, loader: Iterable[Batch]) -> None:
         self.loader = iter(loader)

@@ -1,8 +1,8 @@
 """Focal, GIoU and centerness losses of FCOS (arXiv:1904.01355, 3.1 and 3.2).
 
 N pictures, P points, C classes, K positive points. All in float32; the normalisers are averaged over the processes of a
-distributed run, without which the loss of a process depends on which pictures it happened to get (0.5 AP, by FCOS's
-authors).
+distributed run, as otherwise a process's loss would depend on which pictures it happened to get (0.5 AP, according to
+FCOS's authors).
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def fcos_losses(
         boxes: N tensors [G, 4], canvas pixels; G may be 0.
         labels: N tensors [G], class ids.
         objective: the quality that the centerness output learns, and the assignment.
-        normalisers: `normalisers_of` the whole batch, whose parts' losses then add up to its own; the default is this
-            part's.
+        normalisers: `normalisers_of` the whole batch, so that the losses of its parts add up to its own; by default,
+            this part's.
 
     Returns:
-        `class`, `box` and `centerness`. Finite and differentiable also where no point is positive.
+        `class`, `box` and `centerness`. Finite and differentiable even if no point is positive.
     """
     picture, point, learnt = _positives(points, strides, boxes, objective)  # [K] each
     target_boxes = torch.cat(boxes)[learnt]  # [K, 4]
@@ -70,14 +70,14 @@ def fcos_losses(
 
     one_hot = torch.zeros_like(class_logits, dtype=torch.float32)
     one_hot[picture, point, target_labels] = 1.0
-    # GIoU does not change with the scale: in strides the numbers stay near one.
+    # GIoU does not depend on the scale: in units of strides, the numbers stay near one.
     unit = strides[point, None]
     predicted = decode(points[point] / unit, distances[picture, point].float() / unit)
     giou = generalized_box_iou_loss(predicted, target_boxes / unit, reduction="none")  # [K]
     weight = _weights(points[point], target_boxes, objective)
     quality = paired_iou(predicted.detach(), target_boxes / unit) if objective.quality == "iou" else weight
 
-    # Without a positive point the terms are 0, but keep their graph: every parameter gets a gradient, and no process
+    # Without positive points the terms are 0, but keep their graph: every parameter gets a gradient, and no process
     # waits for ever.
     positives, weights = average_over_processes(_sums(weight)) if normalisers is None else normalisers
     class_loss = sigmoid_focal_loss(class_logits.float(), one_hot, alpha=0.25, gamma=2.0, reduction="sum")
@@ -92,10 +92,10 @@ def fcos_losses(
 def normalisers_of(
     parts: Sequence[tuple[Tensor, Tensor, list[Tensor]]], objective: Objective = DEFAULT_OBJECTIVE
 ) -> Tensor:
-    """What the losses of a batch are divided by, which is known before the network has seen it.
+    """The divisors of a batch's losses, known before the network has seen the batch.
 
     Args:
-        parts: of the batch; the points, the strides and the boxes of each, as in `fcos_losses`.
+        parts: the points, strides and boxes of each part of the batch, as in `fcos_losses`.
 
     Returns:
         [2], averaged over the processes: the number of positive points, and the sum of their weights in the box loss.
@@ -117,7 +117,7 @@ def _positives(
 
 
 def _weights(points: Tensor, boxes: Tensor, objective: Objective) -> Tensor:
-    """Of positive points [K, 2] in the box loss, [K]: their centerness, as in the paper, where it is what is learnt."""
+    """[K], of positive points [K, 2] in the box loss: their centerness, as in the paper, if that is learnt; else 1."""
     if objective.quality == "iou":
         return torch.ones_like(points[:, 0])
     return centerness_target(encode(points, boxes))
@@ -145,10 +145,10 @@ def centerness_target(distances: Tensor) -> Tensor:
 
 
 def average_over_processes(sums: Tensor) -> Tensor:
-    """The number of positive points and the sum of their weights [2], added up over the processes of a distributed run,
-    at least 1 and a little, divided by the number of processes.
+    """The number of positive points and the sum of their weights, [2]: summed over the processes of a distributed run,
+    at least 1 and 1e-6, and divided by the number of processes.
 
-    Gradients are averaged over the processes, so that this makes them what one process with the whole batch would get.
+    Gradients are averaged over the processes, so this makes them what one process with the whole batch would get.
     """
     least = sums.new_tensor((1.0, 1e-6))
     if not (dist.is_available() and dist.is_initialized()):

@@ -57,7 +57,7 @@ def _drawn(
     scores: NDArray[np.floating],
     classes: Sequence[str],
 ) -> Image.Image:
-    """A tile of the sheet: resized first, so that labels are as large on all, and do not cover a small picture."""
+    """A tile of the sheet: resized first, so that labels are equally large on all and do not cover a small picture."""
     scale = (TILE_PX - 4) / max(picture.size)
     tile = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     detections = [
@@ -95,7 +95,7 @@ def _precision_recall(evaluation: Evaluation) -> Figure:
 
 
 def _confusion(evaluation: Evaluation) -> Figure:
-    """Rows add up to 1: what becomes of the boxes of a class."""
+    """Each row adds up to 1: what the boxes of a class are detected as."""
     names = [_literal(name) for name in evaluation.curves]
     counts = evaluation.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -115,8 +115,8 @@ def _confusion(evaluation: Evaluation) -> Figure:
 
 
 def _literal(name: str) -> str:
-    """A class name for matplotlib, which takes what is between two dollars for a formula, and whose font lacks letters:
-    their numbers tell such names apart, where boxes would not."""
+    """A class name for matplotlib, which reads text between two dollars as a formula. Letters that its font lacks are
+    written as their numbers: these tell names apart, the font's empty boxes would not."""
     known = _font().get_charmap()
     written = (x if ord(x) in known else x.encode("ascii", "backslashreplace").decode() for x in name)
     return "".join(written).replace("$", r"\$")

@@ -34,7 +34,7 @@ def canvas_points(
 
 
 def encode(points: Tensor, boxes: Tensor) -> Tensor:
-    """Boxes [..., 4] as distances l, t, r, b [..., 4] from points [..., 2]; negative where a point lies outside."""
+    """Boxes [..., 4] as distances l, t, r, b [..., 4] from points [..., 2]; negative if a point lies outside."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1)
 
 

@@ -1,7 +1,7 @@
 """Sets of options for the everyday pictures; an option given by hand wins.
 
 `everyday-cpu` is for two cores and some hours; the shipped model was made with it, in stages: weights/train.sh.
-`everyday` is to replace that: meant for ten to twenty minutes of a GPU, its numbers are judgement until one has run it.
+`everyday` is to replace that: meant for ten to twenty minutes on a GPU; its numbers are estimates until one has run it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import tyro
 from model.layout import Augmentation
 from model.settings import PATHS, Settings
 
-# What the shipped model is. Learning from nine tenths of train and scored on the other, 6 epochs at half the size: AP
-# 0.114 with Lite2 and 0.090 with Lite0; and with overlaps above 0.5, 0.55, 0.6, 0.65 suppressed 0.116, 0.115, 0.114,
-# 0.112 (AP50 0.289, 0.281, 0.273, 0.261). After 14 more, up to the full size, with 0.45 to 0.65: 0.194, 0.193, 0.194,
-# 0.194, 0.193 (AP50 0.368, 0.362, 0.360, 0.353, 0.345; F1 0.520, 0.516, 0.512, 0.506, 0.496). Lower ones spare doubled
-# boxes, higher ones find more in crowds; AP is the same. The better a model's boxes fit, the more they overlap: 0.55.
+# The shipped model. Trained on nine tenths of train and scored on the other, after 6 epochs at half the size: AP 0.114
+# with Lite2 and 0.090 with Lite0; with overlaps above 0.5, 0.55, 0.6, 0.65 suppressed, 0.116, 0.115, 0.114, 0.112 (AP50
+# 0.289, 0.281, 0.273, 0.261). After 14 more, up to the full size, with 0.45 to 0.65: 0.194, 0.193, 0.194, 0.194, 0.193
+# (AP50 0.368, 0.362, 0.360, 0.353, 0.345; F1 0.520, 0.516, 0.512, 0.506, 0.496). Lower thresholds avoid doubled boxes,
+# higher ones find more in crowds; AP is the same. The better a model's boxes fit, the more they overlap: 0.55.
 EVERYDAY: dict[str, Any] = {
     "name": "fcos-everyday",
     "backbone": "tf_efficientnet_lite2",
-    "size": 512,  # which makes canvases of 512 x 384: a 4:3 picture has no padding
+    "size": 512,  # gives canvases of 512 x 384: a 4:3 picture needs no padding
     "iou_threshold": 0.55,
     "norm": "bn",
     "assignment": "atss",
@@ -33,7 +33,7 @@ EVERYDAY: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 4,950 pictures are few: strong augmentation and many epochs, of which the last show pictures as they are served.
+    # 4,950 pictures are few: strong augmentation and many epochs, the last of them on pictures as they are served.
     "everyday": EVERYDAY
     | {
         "epochs": 200,
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 5e-4,
         "backbone_lr_factor": 0.1,
         "augmentation": Augmentation(scale=(0.6, 2.0), color=0.4, hue=0.03, mosaic=0.7, mixup=0.2),
-        "evaluate_every": 200,  # once: no epoch is chosen by what it scores on val
+        "evaluate_every": 200,  # once: no epoch is chosen by its score on val
         "loader": "resident",
         "workers": 8,
         "save_every": 2000,
@@ -61,6 +61,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+_SEVERAL = f"""options that stand for several of those below:
+
+    --preset {{{",".join(PRESETS)}}}    see model/presets.py
+    --data FOLDER    its train.json, train/, val.json and val/: the four paths that are otherwise required
+"""
+
+
 def data_folder(folder: Path) -> dict[str, Path]:
     """The four paths of a folder that holds train.json, train/, val.json and val/."""
     parts = ("train", "val")
@@ -74,7 +81,7 @@ def read_options(arguments: Sequence[str], description: str | None) -> Settings:
 
     Raises:
         ValueError: a value is refused.
-        SystemExit: an option is unknown, lacking, or --help.
+        SystemExit: an option is unknown or missing, or is --help.
     """
     parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS)
@@ -82,6 +89,7 @@ def read_options(arguments: Sequence[str], description: str | None) -> Settings:
     short, rest = parser.parse_known_args(arguments)
     given: dict[str, Any] = PRESETS[short.preset] if short.preset else {}
     given = given | (data_folder(short.data) if short.data else {})
+    description = f"{description or ''}\n\n{_SEVERAL}"
     if not given:
         return tyro.cli(Settings, args=rest, description=description)
     defaults = Settings(**(dict.fromkeys(PATHS, tyro.MISSING) | given))

@@ -4,13 +4,13 @@
     python -m model.recipes --data data --output runs/recipes --minutes 9 --only base fcos --epochs 30
     python -m model.recipes --data data --output runs/final --minutes 9 --final base
 
-A recipe is the preset `everyday` and what it changes of it. Each learns from nine tenths of train, the same for all,
-and is scored on the tenth; val is not looked at, so that nothing is chosen by it. `recipes.json` in the output gets a
-row as each recipe ends: what is cut off at the limit has a row, too, and its run can be resumed; what failed says why.
+A recipe is the preset `everyday` with some options changed. Each is trained on nine tenths of train, the same for all,
+and scored on the held-out tenth; val is not used, so that nothing is chosen by it. `recipes.json` in the output gets a
+row as each recipe ends: one cut off at the limit gets a row, too, and can be resumed; one that failed says why.
 
---final trains on all of train, scores once on val, and leaves `final.pt`, whose convolutions are fp16: `python -m
-export` takes it as any other checkpoint. It has as many epochs as fit into --minutes, at most the preset's, so that its
-learning rate comes down in time: a rehearsal of two epochs measures that, and fails early where the run would fail.
+--final trains on all of train, scores once on val, and writes `final.pt`, with convolutions in fp16: `python -m export`
+takes it like any other checkpoint. It trains for as many epochs as fit into --minutes, at most the preset's, so that
+its learning rate comes down in time: a rehearsal of two epochs measures how many fit, and fails early if the run would.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from model.train import MENDABLE, in_words, train
 
 EVERYDAY = PRESETS["everyday"]
 AUGMENTATION: Augmentation = EVERYDAY["augmentation"]
-# Learning by heart takes longer than a comparison: its 40 epochs cannot say what keeps 200 from it. Of two recipes that
-# score alike in it, the one that holds back more is the better.
+# Overfitting takes longer than a comparison: its 40 epochs cannot show what prevents it in 200. Of two recipes that
+# score alike in it, the one that regularises more is the better.
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "mild": {"augmentation": Augmentation(scale=(0.5, 2.0), color=0.3, hue=0.02, mosaic=0.5)},
@@ -56,22 +56,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fcos": {"assignment": "fcos"},
 }
 SHORT_EPOCHS = 40
-"""Of a comparison."""
+"""In a comparison."""
 PLAIN_SHARE = EVERYDAY["plain_epochs"] / EVERYDAY["epochs"]
-"""Of the epochs, at the end."""
+"""Share of the epochs, at the end."""
 HELD_OUT = 0.1
-"""Of train's pictures, to score on."""
+"""Share of train's pictures, to score on."""
 REHEARSAL_EPOCHS = 2
 SPARE = 1.1
-"""Times what an epoch took in the rehearsal: saves come on top, and the machine may become slower."""
+"""Factor on an epoch's time in the rehearsal: saves come on top, and the machine may slow down."""
 SAVING_S = 20.0
-"""What a run that is told to stop may take to save itself."""
+"""How long a run that is told to stop may take to save itself."""
 REFUSED = 2
 """Exit code of a run that has said why it failed."""
 
 
 def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
-    """Write nine tenths and the other tenth of train's annotations. Returns: Paths for `Settings`."""
+    """Write nine tenths of train's annotations, and the other tenth. Returns: Paths for `Settings`."""
     document = read_usable(folder / "train.json", folder / "train", (), console.print)
     output.mkdir(parents=True, exist_ok=True)
     images = document["images"]
@@ -85,7 +85,7 @@ def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
 
 
 def settings_of(recipe: str, epochs: int | None = None, **more: Any) -> Settings:
-    """The preset, changed by a recipe; with other epochs, its plain ones are a share of them."""
+    """The preset, changed by a recipe; if `epochs` is given, plain epochs keep their share."""
     values = EVERYDAY | RECIPES[recipe] | more
     if epochs is not None:
         values |= {"epochs": epochs, "plain_epochs": round(epochs * PLAIN_SHARE), "evaluate_every": epochs}
@@ -93,7 +93,7 @@ def settings_of(recipe: str, epochs: int | None = None, **more: Any) -> Settings
 
 
 def run(settings: Settings, until: float) -> dict[str, Any]:
-    """Train in a process of its own, which is told to stop at a time. Returns: What is known of it then.
+    """Train in a separate process, which is told to stop at a given time. Returns: What is known of the run by then.
 
     Args:
         until: seconds of `time.monotonic`.
@@ -113,7 +113,7 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
     lines = _lines(settings.output / "metrics.csv")
     if lines:
         row["epochs"] = int(lines[-1]["epoch"])
-        # An epoch that was resumed for its evaluation alone has no speed.
+        # An epoch that was resumed only for its evaluation has no speed.
         speeds = [float(line["pictures_per_s"]) for line in lines if line["pictures_per_s"]]
         row["pictures_per_s"] = round(float(np.median(speeds)), 1) if speeds else None
     if state == "finished":
@@ -153,7 +153,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 
 def compare(options: argparse.Namespace, until: float, console: Console) -> bool:
-    """Run the recipes; a row each in `recipes.json`. Returns: Whether none has failed."""
+    """Run the recipes, with a row for each in `recipes.json`. Returns: Whether none failed."""
     paths = split(options.data, options.output / "split", console)
     rows: list[dict[str, Any]] = []
 
@@ -175,7 +175,7 @@ def compare(options: argparse.Namespace, until: float, console: Console) -> bool
 
 
 def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
-    """Train a recipe on all of train, and write its weights small. Returns: Whether it has not failed.
+    """Train a recipe on all of train, and write its small checkpoint. Returns: Whether it did not fail.
 
     Raises:
         ValueError: there is no time for it, or its rehearsal failed.
@@ -200,10 +200,10 @@ def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
 
 
 def _epochs_in_time(settings: Settings, until: float, console: Console) -> int:
-    """How many epochs of a run end before a time, at most its own: what a rehearsal measures.
+    """How many epochs of a run end before a given time, at most its own: a rehearsal measures it.
 
     Raises:
-        ValueError: not one, or the rehearsal failed.
+        ValueError: not even one does, or the rehearsal failed.
     """
     rehearsal = dataclasses.replace(
         settings,
@@ -216,16 +216,16 @@ def _epochs_in_time(settings: Settings, until: float, console: Console) -> int:
     row = run(rehearsal, until)
     if row["state"] != "finished":
         why = row.get("why", "give more --minutes")
-        raise ValueError(f"the rehearsal {row['state']} after {row['seconds']} s: {why}")
+        raise ValueError(f"rehearsal {row['state']} after {row['seconds']} s: {why}")
     document = read_usable(settings.train_annotations, settings.train_images, (), lambda _: None)
     pictures = float(repeat_factors(Annotations.from_document(document), settings.repeat_thin).sum())
-    speed = float(_lines(rehearsal.output / "metrics.csv")[-1]["pictures_per_s"])  # of the first epoch it is no measure
+    speed = float(_lines(rehearsal.output / "metrics.csv")[-1]["pictures_per_s"])  # the first epoch's is not typical
     epoch_s = max(pictures, settings.epoch_iterations * settings.batch_size) / speed
-    rest_s = row["seconds"] - REHEARSAL_EPOCHS * epoch_s  # start, pictures into memory, evaluation: the run's are alike
+    rest_s = row["seconds"] - REHEARSAL_EPOCHS * epoch_s  # start, pictures into memory, evaluation: as in the run
     epochs = min(settings.epochs, int((until - time.monotonic() - rest_s) / (SPARE * epoch_s)))
     if epochs < 1:
-        raise ValueError(f"an epoch takes {epoch_s:.0f} s, all else {rest_s:.0f} s: give more --minutes")
-    console.print(f"{epochs} epochs: one takes {epoch_s:.1f} s ({speed:.0f} pictures/s), all else {rest_s:.0f} s")
+        raise ValueError(f"an epoch takes {epoch_s:.0f} s, the rest {rest_s:.0f} s: give more --minutes")
+    console.print(f"{epochs} epochs: one takes {epoch_s:.1f} s ({speed:.0f} pictures/s), the rest {rest_s:.0f} s")
     return epochs
 
 
@@ -233,11 +233,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which what runs is told to stop")
-    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes, in this order")
-    parser.add_argument("--at-once", type=int, default=1, help="recipes that share the device")
-    parser.add_argument("--epochs", type=int, help=f"of each ({SHORT_EPOCHS}; with --final what fits)")
-    parser.add_argument("--final", choices=RECIPES, help="train this one in full; once more, to go on where it stopped")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which running recipes are told to stop")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes in this order")
+    parser.add_argument("--at-once", type=int, default=1, help="how many recipes share the device")
+    parser.add_argument("--epochs", type=int, help=f"of each (default: {SHORT_EPOCHS}; with --final, what fits)")
+    parser.add_argument("--final", choices=RECIPES, help="train this one in full; repeat to resume where it stopped")
     parser.add_argument("--more", type=json.loads, default={}, help="options for all, as JSON: '{\"batch_size\": 128}'")
     options = parser.parse_args()
     console = plain_console()

@@ -1,4 +1,4 @@
-"""What a run says and writes while it goes: console, CSV, TensorBoard."""
+"""What a run prints and writes as it goes: console, CSV, TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from model.files import replaced
 
 SAY_EVERY_S = 30.0
-"""Between lines where there is no terminal to draw a bar on."""
+"""Between lines if there is no terminal to draw a bar on."""
 
 
 def count(number: int, one: str, more: str) -> str:
@@ -25,10 +25,10 @@ def count(number: int, one: str, more: str) -> str:
 
 
 class Report:
-    """Writes into the run's folder: `metrics.csv`, a line an epoch, and TensorBoard's events.
+    """Writes into the run's folder: `metrics.csv`, a line per epoch, and TensorBoard's events.
 
     Args:
-        folder: the run's; it exists.
+        folder: the run's; it must exist.
         step: iterations done; what an earlier process wrote beyond them is dropped.
     """
 
@@ -57,7 +57,7 @@ class Report:
 
 @contextlib.contextmanager
 def progress(what: str, done: int, total: int, console: Console, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, a plain line every so often elsewhere. Gives what to call after every step."""
+    """A bar on a terminal, a plain line now and then elsewhere. Yields a function to call after every step."""
     if quiet:
         yield lambda: None
         return
@@ -82,7 +82,7 @@ def progress(what: str, done: int, total: int, console: Console, quiet: bool = F
 
 
 def append_csv(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, in place of those of its epoch and later ones, which a stopped run may have left."""
+    """Add a row, replacing those of its epoch and later ones, which a stopped run may have left."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="") as file:

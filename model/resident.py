@@ -1,10 +1,10 @@
 """All training pictures in a device's memory, decoded once, and painted onto canvases there, a batch at a time.
 
-A GPU takes thousands of pictures a second; a process that decodes and resizes them one by one gives a hundred. So they
-are kept as bytes on the device, no larger than training can show them, and what remains for the host is to draw layouts
+A GPU takes thousands of pictures a second; a process that decodes and resizes them one by one gives a hundred. So the
+pictures are kept as bytes on the device, no larger than training can show them, and the host only draws the layouts
 (`model.layout`), a few numbers each.
 
-Resizing is two matrix products, one per axis, with Pillow's own weights: a triangle filter, widened where it reduces.
+Resizing is two matrix products, one per axis, with Pillow's own weights: a triangle filter, widened when it reduces.
 A picture's rows and columns of weights also crop it, place it and mirror it; rows outside it are zero.
 
 N pictures of a batch, M canvases (more than N with mixup), L layers (more than M with mosaics). Boxes are xyxy.
@@ -39,15 +39,15 @@ class Pack(NamedTuple):
     labels: list[Tensor]  # N of [G]
     flipped: Tensor  # bool [M]; the first N canvases are the pictures' own, the others are blended into them
     blended: Tensor  # int64 [M - N], the canvas that each of the others is blended into
-    share: Tensor  # float32 [M - N], of the former in the blend
+    share: Tensor  # float32 [M - N], the former's in the blend
     layer: Tensor  # int64 [L], its picture
     on: Tensor  # int64 [L], its canvas
     source: Tensor  # float32 [L, 4], xyxy in the picture's own pixels
-    target: Tensor  # float32 [L, 4], xyxy, canvas pixels, whole ones
+    target: Tensor  # float32 [L, 4], xyxy, canvas pixels, whole numbers
     light: Tensor  # float32 [L, 4], as `Light`
 
     def to(self, device: torch.device) -> Pack:
-        """With what is painted by on the device; boxes and labels stay where they are."""
+        """A copy with all that painting needs on the device; boxes and labels stay where they are."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in self._asdict().items()
@@ -57,7 +57,7 @@ class Pack(NamedTuple):
 
 
 def pack(plans: list[Plan]) -> Pack:
-    """The plans of one batch, whose canvases have one size."""
+    """The plans of one batch, whose canvases all have the same size."""
     own = [(plan.layouts[0], index) for index, plan in enumerate(plans)]
     others = [(plan.layouts[1], index) for index, plan in enumerate(plans) if len(plan.layouts) == 2]
     layouts = [layout for layout, _ in own + others]
@@ -80,11 +80,11 @@ def pack(plans: list[Plan]) -> Pack:
 
 
 class ResidentPictures:
-    """Pictures as uint8 on a device. Of several processes each holds all of them.
+    """Pictures as uint8 on a device. Each of several processes holds all of them.
 
     Args:
-        largest: size, relative to the served one, above which training never shows a picture; larger ones are kept
-            this small. See `largest_shown`.
+        largest: size, relative to the served one, that training never exceeds; larger pictures are reduced to it. See
+            `largest_shown`.
 
     Raises:
         ValueError: they do not fit into the device's memory, or one cannot be decoded.
@@ -102,10 +102,10 @@ class ResidentPictures:
         self.filler = torch.tensor(metadata.mean_pixel, dtype=torch.float32, device=device).view(1, 1, 3, 1)
         self.kept = torch.tensor([_kept(annotations.size_of(i), resize, largest) for i in range(len(annotations))])
         sizes = torch.from_numpy(annotations.sizes)
-        # From a picture's own pixels to the kept ones: x, y, x, y.
+        # Factors from a picture's own pixels to the kept ones: x, y, x, y.
         self.ratio = (self.kept / sizes).flip(1).repeat(1, 2).float().to(device)
         height, width = self.kept.amax(0).tolist()
-        shape = (len(annotations), height, 3, width)  # rows and columns apart, as the two products want them
+        shape = (len(annotations), height, 3, width)  # rows and columns apart, as the two products need them
         try:
             self.pixels = torch.empty(shape, dtype=torch.uint8, device=device)
         except RuntimeError:
@@ -153,7 +153,7 @@ class ResidentPictures:
         if turned:
             shown = turn_hue(shown, light[:, 3])
 
-        # Layers of a canvas do not overlap, so that the order in which these whole numbers are added does not matter.
+        # Layers of a canvas do not overlap, so the order in which these whole numbers are added does not matter.
         canvases = self.filler.repeat(len(pack.flipped), pack.canvas.height, 1, pack.canvas.width)
         canvases.index_add_(0, pack.on, (shown.round() - self.filler) * mask)
         images, others = canvases[: len(pack.pictures)], canvases[len(pack.pictures) :]
@@ -178,12 +178,12 @@ def largest_shown(augmentation: Augmentation, zooms: Iterable[float]) -> float:
 
 
 def change_light(pixels: Tensor, light: Tensor, area: Tensor) -> Tensor:
-    """Brightness, contrast and saturation, as Pillow's `ImageEnhance` has them.
+    """Brightness, contrast and saturation, as Pillow's `ImageEnhance` computes them.
 
     Args:
         pixels: [L, H, 3, W], 0..255, and 0 where a layer shows nothing.
         light: [L, 4]
-        area: [L], pixels that a layer shows.
+        area: [L], how many pixels a layer shows.
     """
     brightness, contrast, saturation, _ = light.view(-1, 4, 1, 1, 1).unbind(1)
     pixels = (pixels * brightness).clamp_(0, 255)
@@ -219,7 +219,7 @@ def _weights(source: Tensor, target: Tensor, size: Tensor, sources: int, targets
         size: [L], kept pixels of the picture.
 
     Returns:
-        [L, targets, sources]: a row per canvas pixel, of sum 1, or 0 outside the target.
+        [L, targets, sources]: a row per canvas pixel, with sum 1, or 0 outside the target.
     """
     first, last = target[:, :1], target[:, 1:]  # [L, 1]
     ratio = (source[:, 1:] - source[:, :1]) / (last - first)
@@ -233,12 +233,12 @@ def _weights(source: Tensor, target: Tensor, size: Tensor, sources: int, targets
 
 
 def _kept(size: Size, resize: Resize, largest: float) -> Size:
-    """The size that a picture is kept in: as large as it is ever shown, but no larger than it is."""
+    """The size that a picture is kept at: as large as it is ever shown, but no larger than its own."""
     shown = resized_size(size, resize)
     return size if shown.height * largest >= size.height else Size(*(max(1, round(side * largest)) for side in shown))
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Brightness as Pillow has it: [L, H, 3, W] -> [L, H, 1, W]."""
+    """Brightness as Pillow computes it: [L, H, 3, W] -> [L, H, 1, W]."""
     red, green, blue = pixels.unbind(2)
     return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""A training run: what it learns with and from, how far it is, and its saves."""
+"""A training run: what it learns with and from, how far it has got, and its saves."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ from model.start import fingerprint, read_data, require_same_run, short_name
 from model.stopping import Stop
 
 STATISTICS_BATCHES = 12
-"""From which the statistics of a start are measured."""
+"""To measure BatchNorm's statistics on at the start."""
 BOARD_EVERY = 20
-"""Iterations between TensorBoard's points inside an epoch."""
+"""Iterations between TensorBoard's points within an epoch."""
 SAVE_AFTER_S = 30.0
-"""Since the last save, after which an epoch's end saves: beside an epoch of seconds, a save is no small thing."""
+"""Since the last save, before an epoch's end saves again: if epochs take seconds, a save is expensive."""
 
 
 @dataclasses.dataclass
 class Position:
-    """How far a run is."""
+    """How far a run has got."""
 
     epoch: int = 0
-    """Epochs that are finished."""
+    """Finished epochs."""
     done: int = 0
-    """Iterations of the next one."""
+    """Finished iterations of the next epoch."""
     best: float = -1.0
     """The highest AP on val."""
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of this epoch's losses."""
+    """Of this epoch's losses so far."""
 
 
 class Run:
     """What a run works with, and its steps: an epoch, an evaluation, a save.
 
     Args:
-        stopped: the run to go on with.
-        start: the weights to begin with; neither: the backbone's of ImageNet.
+        stopped: the run to resume.
+        start: the weights to start from. With neither, the backbone starts from ImageNet's.
 
     Attributes:
-        length: iterations an epoch.
+        length: iterations per epoch.
 
     Raises:
-        ValueError: something that the user can mend: a missing file, annotations or options that do not fit.
+        ValueError: something that the user can fix: a missing file, annotations or options that do not fit.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Run:
             self.config, self.input_config = settings.network(self.annotations.classes, start)
         if self.config.norm == "bn" and settings.batch_size == settings.accumulate * processes.count:
             raise ValueError(
-                "--norm bn takes its statistics from the pictures that go through the network together, which is one: "
+                "--norm bn takes its statistics from the pictures that go through the network together, here only one: "
                 "choose --norm gn, a larger --batch-size or a smaller --accumulate"
             )
         self.metadata = checkpoints.metadata_of(self.config, self.input_config, iou_threshold=settings.iou_threshold)
         repeats = data.repeat_factors(self.annotations, settings.repeat_thin)
-        # How often an epoch goes through pictures that are few.
+        # How often an epoch goes through a small set.
         self._times = max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
         self.batches = self._batches(repeats * self._times)
         self.loader = make_loader(settings, self.annotations, self.metadata, self.batches, processes.device)
@@ -130,7 +130,7 @@ class Run:
         )
 
     def _begin(self, model: FCOS, start: Checkpoint | None) -> dict[str, Any]:
-        """Give a network its first weights. Returns: What the model file will say of them."""
+        """Give a network its initial weights. Returns: What the model file will say about them."""
         settings = self.settings
         if start is None:
             weights = load_imagenet_weights(model.backbone, self.config.backbone, settings.weights)
@@ -147,7 +147,7 @@ class Run:
 
     @property
     def iteration(self) -> int:
-        """The number of the next one in the whole run."""
+        """The number of the next iteration in the whole run."""
         return self.position.epoch * self.length + self.position.done
 
     def describe(self) -> str:
@@ -172,11 +172,11 @@ class Run:
         if self._times > 1:
             lines.append(f"few pictures: an epoch goes through them {self._times:.1f} times (--epoch-iterations)")
         if self.iteration:
-            lines.append(f"goes on after {self.position.done} iterations of epoch {self.position.epoch + 1}")
+            lines.append(f"resumes after {self.position.done} iterations of epoch {self.position.epoch + 1}")
         return "\n".join(lines)
 
     def open_folder(self) -> report.Report | None:
-        """Make the run's folder and say what is about to be done; the first process does."""
+        """Make the run's folder and say what is about to be done; only in the first process."""
         if not self.processes.first:
             return None
         folder = self.settings.output
@@ -188,7 +188,7 @@ class Run:
         return log
 
     def train_epoch(self, stop: Stop, log: report.Report | None) -> bool:
-        """Train to the end of the epoch, and evaluate where that is due. Returns: Whether no signal asked to stop."""
+        """Train to the end of the epoch, and evaluate if that is due. Returns: Whether no signal asked to stop."""
         settings, position = self.settings, self.position
         self.batches.start(position.epoch, skip=position.done * settings.accumulate)
         feed = Feed(self.loader)
@@ -223,7 +223,7 @@ class Run:
         row |= {"lr": self.learner.lr(self.iteration - 1)} | speed
         evaluation = None
         if last or number % settings.evaluate_every == 0:
-            self.save("last.pt")  # whatever happens in the evaluation, the epoch is not lost, and resuming evaluates it
+            self.save("last.pt")  # should the evaluation fail, the epoch is not lost, and resuming evaluates it
             evaluation, found = evaluate_on_val(self.learner, self.metadata, self.val_document, settings, self.console)
             row |= evaluation.metrics
             if evaluation.metrics["AP"] >= position.best or not (folder / "best.pt").exists():
@@ -245,7 +245,7 @@ class Run:
         return not stopping
 
     def save(self, name: str, evaluation: Evaluation | None = None, resumable: bool = True) -> None:
-        """Write a checkpoint into the run's folder; the first process does."""
+        """Write a checkpoint into the run's folder; only in the first process."""
         if not self.processes.first:
             return
         epochs = self.position.epoch + self.position.done / self.length
@@ -265,15 +265,15 @@ class Run:
 
 
 def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Annotations) -> dict[str, float]:
-    """One iteration. Returns: Its losses. Raises: ValueError: They are not finite; names the pictures."""
+    """One iteration. Returns: Its losses. Raises: ValueError: they are not finite; the message names the pictures."""
     try:
         return learner.step(parts, iteration)
     except FloatingPointError as error:
         mine = annotations.file_names[[picture for part in parts for picture in part.pictures]].tolist()
         names = ", ".join(name for names in learner.processes.gather(mine) for name in names)
         raise ValueError(
-            f"the loss or its gradient is not finite at iteration {iteration} ({error}), whose pictures were {names}: "
-            "look at their boxes, or lower --lr"
+            f"the loss or its gradient is not finite at iteration {iteration} ({error}), with the pictures {names}: "
+            "check their boxes, or lower --lr"
         ) from None
 
 
@@ -289,7 +289,7 @@ def evaluate_on_val(
 
 
 def provenance(settings: Settings, annotations: Annotations, epochs: float, origin: dict[str, Any]) -> dict[str, Any]:
-    """What the model file will say of its training, and of that which it began from: no path of this machine."""
+    """What the model file will say about its training and what it started from, without paths of this machine."""
     options = {key: value for key, value in settings.of_the_result().items() if key != "weights"}
     return {
         **({"name": settings.name} if settings.name else {}),

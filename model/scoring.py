@@ -1,4 +1,4 @@
-"""Detections against the truth: COCO's numbers, the score threshold of best F1, and which classes are taken for which.
+"""Detections against the ground truth: COCO's numbers, the score threshold of best F1, and the confusion of classes.
 
 K detections, G ground-truth boxes, C classes. Boxes are xyxy pixels of the upright picture.
 """
@@ -20,11 +20,11 @@ from model.formats import Document
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 THRESHOLDS = np.arange(5, 96) / 100
-"""Score thresholds of which the one of best F1 is chosen."""
+"""Score thresholds from which the one of best F1 is chosen."""
 MATCH_IOU = 0.5
-"""From which a box counts as found, for F1 and for the confusion matrix."""
+"""IoU from which a box counts as found, for F1 and for the confusion matrix."""
 RECALLS = np.linspace(0, 1, 101)
-"""At which COCO takes the precision."""
+"""Recalls at which COCO takes the precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Found:
 
     @staticmethod
     def join(parts: Sequence[Found]) -> Found:
-        """One after the other. Of no parts: no detections."""
+        """One after the other; without parts, no detections."""
         if not parts:
             return Found(
                 np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -64,13 +64,13 @@ class Evaluation:
     """How good detections are."""
 
     metrics: dict[str, float]
-    """COCO's 12 numbers, 0..1; -1 where there is no ground truth of that size."""
+    """COCO's 12 numbers, 0..1; -1 if there is no ground truth of that size."""
     per_class: dict[str, dict[str, float]]
-    """AP and AP50 of each class that both the model and the document have; -1 where there is no ground truth of it."""
+    """AP and AP50 of each class that both the model and the document have; -1 if there is no ground truth of it."""
     curves: dict[str, NDArray[np.float64]]
-    """Per class [101]: precision at IoU 0.5 at `RECALLS`; -1 where there is no ground truth of it."""
+    """Per class [101]: precision at IoU 0.5 at `RECALLS`; -1 if there is no ground truth of it."""
     score_threshold: float
-    """Of best F1 over all boxes."""
+    """The one of best F1 over all boxes."""
     f1: float
     confusion: NDArray[np.int64]
     """[C + 1, C + 1] at that threshold: truth (the last: nothing there) by detection (the last: missed)."""
@@ -84,9 +84,9 @@ def score(found: Found, document: Document, classes: Sequence[str]) -> Evaluatio
     """Compare detections with a document.
 
     Args:
-        found: of a model with these classes.
+        found: a model's, with these classes.
         document: cleaned by `model.checks.check`.
-        classes: the model's. Those that the document lacks are not counted, nor is what only the document has.
+        classes: the model's. Classes that only the model or only the document has are not counted.
 
     Raises:
         ValueError: they have no class in common.
@@ -132,7 +132,7 @@ def _coco(
         {"image_id": picture + 1, "category_id": label + 1, "bbox": box, "score": value}
         for picture, box, value, label in rows
     ]
-    # No detections at all are refused; one beside its picture stands for them.
+    # An empty list is refused; one detection outside its picture stands for it.
     beside = {"image_id": 1, "category_id": 1, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(document)
@@ -148,8 +148,8 @@ def _coco(
 
 
 def _numbered(document: Document, position_of: dict[int, int]) -> Document:
-    """A copy with ids from 1 on, in which the boxes of other classes are left out: faster-coco-eval keeps ids as
-    doubles, among which those over 2^53 are not told apart."""
+    """A copy with ids from 1 on and without the boxes of other classes: faster-coco-eval keeps ids as doubles, which
+    cannot tell ids over 2^53 apart."""
     pictures = {image["id"]: number for number, image in enumerate(document["images"], 1)}
     wanted = [one for one in document["annotations"] if one["category_id"] in position_of]
     return {
@@ -219,7 +219,7 @@ def _confusion(found: Found, truth: list[_Truth], classes: int) -> NDArray[np.in
         overlaps = _overlaps(found.boxes[positions], picture)
         predicted = found.class_ids[positions]
         real = np.where(picture.crowd[None], 0, overlaps)
-        # A box of the right class comes before a better fitting one of another.
+        # A box of the right class comes before a better-fitting one of another class.
         same = predicted[:, None] == picture.labels[None]
         matched = _greedy(np.where(real >= MATCH_IOU, real + same, 0))
         in_crowd: NDArray[np.bool_] = np.any(overlaps[:, picture.crowd] >= MATCH_IOU, axis=1)

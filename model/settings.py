@@ -26,115 +26,121 @@ PATHS = ("train_annotations", "train_images", "val_annotations", "val_images", "
 NOT_OF_THE_RESULT = (
     *PATHS, "resume", "from_", "name", "iou_threshold", "workers", "compile", "device", "evaluate_every", "save_every",
 )  # fmt: skip
-"""Options that a resumed run may change: what is learnt does not depend on them (the data are compared as such)."""
+"""Options that a resumed run may change: what is learnt does not depend on them (the data themselves are compared)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Train FCOS on your own pictures. What is not given of the network, or of what it learns, comes from --from, or is
-    the default named."""
+    """Train FCOS on your own pictures. Options of the network and of what it learns, if not given, come from --from or
+    have the default named."""
 
     train_annotations: Path
     """COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt."""
     train_images: Path
-    """Folder that its file names are relative to."""
+    """Folder that the annotations' file names are relative to."""
     val_annotations: Path
+    """Annotations to evaluate on, in any of these formats."""
     val_images: Path
+    """Folder of their pictures."""
     output: Path
     """The run's folder."""
     resume: bool = False
-    """Go on where the run in --output stopped."""
+    """Resume the run in --output where it stopped."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Start from these weights, classes may differ: a .pt of ours, or torchvision's fcos_resnet50_fpn .pth."""
+    """Start from these weights; classes may differ. A .pt of this project, or torchvision's fcos_resnet50_fpn .pth."""
     bad_data: Literal["stop", "skip"] = "stop"
     """On problems in the data: stop and list them, or leave out what is wrong."""
 
     backbone: str | None = None
-    """Any timm model with features at strides 8, 16 and 32; tf_efficientnet_lite0."""
+    """Any timm model with features at strides 8, 16 and 32; tf_efficientnet_lite0 by default."""
     weights: str = "auto"
-    """Of the backbone: auto (ImageNet), none, or a file. Not used with --from."""
+    """Weights of the backbone: auto (ImageNet's), none, or a file. Not used with --from."""
     channels: int | None = None
-    """Of the pyramid and of the head; 96."""
+    """Channels of the pyramid and the head; 96 by default."""
     head_convs: int | None = None
-    """Convolutions of each of the two towers; 2."""
+    """Convolutions in each of the two towers; 2 by default."""
     head_conv: Literal["full", "separable"] | None = None
-    """separable."""
+    """Kind of the towers' convolutions; separable by default."""
     head_kernel: int | None = None
-    """5."""
+    """Kernel size of the towers' convolutions; 5 by default."""
     norm: Literal["gn", "bn"] | None = None
-    """Of the head; gn."""
+    """Norm of the head; gn by default."""
     size: int | None = None
-    """Longest side of a picture, in pixels, a multiple of 32; it gets a 4:3, 3:4 or square canvas; 416."""
+    """Longest side of a picture in pixels, a multiple of 32; canvases are 4:3, 3:4 and square. 416 by default."""
 
     quality: Quality | None = None
-    """What the centerness output learns; what it has learnt in --from, else centerness."""
+    """What the centerness output learns; by default as in --from, else centerness."""
     assignment: Rule | None = None
-    """Which points learn a box; as for --from, else fcos."""
+    """Which points learn a box; by default as in --from, else fcos."""
 
     epochs: int = 24
-    # AP from 60 pictures at 128 px, once an epoch and with 20 iterations. From ImageNet: horses and buses 0.090, 0.144;
-    # pasted dials and flags 0.156, 0.250. From the shipped model: 0.324, 0.312, of photographs that it had seen; and
-    # 0.112, 0.235 (with 12). Batches of 4 in place of more iterations gained nothing.
+    """Epochs to train for."""
+    # AP from 60 pictures at 128 px, with each picture once per epoch, and with 20 iterations. From ImageNet: horses and
+    # buses 0.090, 0.144; pasted dials and flags 0.156, 0.250. From the shipped model: 0.324, 0.312, on photographs that
+    # it had seen; and 0.112, 0.235 (with 12). Batches of 4 instead of more iterations gained nothing.
     epoch_iterations: int = 20
-    """At least so many an epoch: few pictures are gone through several times for it. 0: once, however few they are."""
+    """Minimum per epoch: a small set is repeated to reach it. 0: each picture once, however few."""
     batch_size: int = 16
-    """Pictures an iteration, of all processes together."""
+    """Pictures per iteration, over all processes."""
     accumulate: int = 1
-    """Parts that a batch goes through the network in, for want of memory. The gradient is the whole batch's, but for
-    BatchNorm's statistics, which are each part's own."""
+    """Parts that a batch goes in, to save memory: the same gradient, but BatchNorm's statistics are each part's own."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has a momentum of 0.9."""
     lr: float | None = None
-    """At a batch of 16; scaled with the batch; 0.001 for adamw, 0.01 for sgd."""
+    """Learning rate at a batch of 16; it is scaled with the batch. By default 0.001 for adamw, 0.01 for sgd."""
     backbone_lr_factor: float = 0.2
+    """The backbone's learning rate, relative to that of the rest."""
     weight_decay: float | None = None
-    """Not on norms and biases; 0.05 for adamw, 0.0001 for sgd."""
+    """Not applied to norms and biases. By default 0.05 for adamw, 0.0001 for sgd."""
     schedule: Literal["cosine", "steps"] = "cosine"
+    """Of the learning rate, after the warm-up."""
     warmup_iterations: int = 300
-    """At most a tenth of the run."""
+    """Length of the linear warm-up, at most a tenth of the run."""
     final_lr_factor: float = 0.01
-    """What the cosine ends at."""
+    """Where the cosine ends, relative to the learning rate."""
     lr_steps: tuple[float, ...] = (0.67, 0.89)
-    """Where the steps divide the learning rate by 10, in parts of the run."""
+    """Where `steps` divides the learning rate by 10, as fractions of the run."""
     clip_norm: float = 10.0
-    """Largest norm of the gradient; 0 for none."""
+    """Largest norm of the gradient; 0: no clipping."""
     freeze: Freeze = "none"
-    """Of the backbone: nothing, the layers up to C2 (stride 4), those up to C3 (stride 8), everything."""
+    """Frozen part of the backbone: nothing, the layers up to C2 (stride 4), those up to C3 (stride 8), or all."""
     backbone_norm: Literal["frozen", "trained"] = "trained"
     """Statistics of the backbone's BatchNorm."""
     ema_decay: float = 0.9998
-    """Of the averaged weights, which are evaluated and saved. After t iterations 1 - t^-0.75, or this where it is less,
-    which takes a run of more than about 85,500 iterations; 0 for none."""
+    """Decay of the averaged weights, which are evaluated and saved. After t iterations it is 1 - t^-0.75, at most this
+    value, which takes about 85,500 iterations to reach. 0: no averaging."""
 
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     plain_epochs: int = 2
-    """The last epochs, in which only the flip is left of the augmentation, and canvases are the served ones."""
+    """The last epochs, whose only augmentation is the flip and whose canvases are the served ones."""
     zooms: tuple[float, ...] = (1.0,)
-    """Multi-scale: canvases, relative to the served ones, of which every batch draws one."""
+    """Multi-scale training: canvas sizes relative to the served ones; every batch draws one of them."""
     repeat_thin: float = 0.0
-    """Classes found in a smaller part of the pictures than this are drawn more often, such as 0.05."""
+    """Classes found in a smaller share of the pictures than this, such as 0.05, are drawn more often."""
 
     evaluate_every: int = 1
     """Epochs between evaluations on val; the last epoch is always evaluated."""
     save_every: int = 500
-    """Iterations between saves inside an epoch. An evaluation and a signal to stop save anyway, and so does an epoch's
-    end where the last save is more than 30 seconds ago."""
+    """Iterations between saves within an epoch. An evaluation and a signal to stop save anyway, and so does an epoch's
+    end if the last save is more than 30 seconds ago."""
     seed: int = 0
+    """Seed of all random choices: new weights, the order of pictures, augmentation."""
     workers: int = 4
-    """Processes that prepare pictures, for each process that trains; no more than there are cores."""
+    """Processes that prepare pictures, for each process that trains; at most one per core."""
     loader: Literal["files", "resident"] = "files"
-    """files: workers decode and augment, one by one. resident: all decoded once into the device's memory, and augmented
-    there in batches; every process holds all of them."""
+    """files: workers decode and augment pictures one by one. resident: all are decoded once into the device's memory
+    and augmented there in batches; every process holds all of them."""
     compile: bool = False
-    """Compile the network: minutes at the start for faster iterations."""
+    """Compile the network: takes minutes at the start, for faster iterations."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
     amp: Amp = "auto"
-    """auto: bf16 on a GPU or a CPU that has it, else off."""
+    """Mixed precision. auto: bf16 on a GPU or a CPU that has it, else off."""
     name: str | None = None
-    """Of the model, as the service will show it; that of the exported file where none is given."""
+    """Name of the model, as the service will show it; by default that of the exported file."""
     iou_threshold: float | None = None
-    """Of non-maximum suppression, as the service will have it by default; that of --from, else 0.6. Lower where one
-    object has several boxes."""
+    """IoU threshold of non-maximum suppression, the service's default; by default that of --from, else 0.6. Lower it
+    if one object gets several boxes."""
 
     def __post_init__(self) -> None:
         if self.size is not None and (self.size % 32 or not 64 <= self.size <= LONGEST_CANVAS):
@@ -169,7 +175,7 @@ class Settings:
 
     @property
     def base_lr(self) -> float:
-        """Of the head, for this batch size, before the schedule."""
+        """The head's learning rate for this batch size, before the schedule."""
         nominal = self.lr if self.lr is not None else {"adamw": 1e-3, "sgd": 1e-2}[self.optimizer]
         return nominal * self.batch_size / NOMINAL_BATCH
 
@@ -182,7 +188,7 @@ class Settings:
         """The network and its input: what is given, else what `start` has, else the defaults.
 
         Raises:
-            ValueError: they do not go together.
+            ValueError: they do not fit together.
         """
         keys = ("backbone", "channels", "head_convs", "head_conv", "head_kernel", "norm")
         given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
@@ -197,13 +203,13 @@ class Settings:
 
     @property
     def objective(self) -> Objective:
-        """What is learnt; as in the paper where that is left open."""
+        """What is learnt; as in the paper if not given."""
         given = {"quality": self.quality, "assignment": self.assignment}
         return Objective(**{key: value for key, value in given.items() if value})  # type: ignore[arg-type]
 
     def settled(self, begun: Checkpoint | None) -> Settings:
-        """What is left open of what is learnt, and of suppression, as in the run that is gone on with, or that made the
-        weights begun from; as in the paper where there is neither."""
+        """A copy with what is learnt and the IoU threshold filled in, if not given: from the run that is resumed or
+        whose weights this one starts from; without either, from the paper."""
         options = dataclasses.asdict(Objective()) | (begun.options if begun else {})
         iou_threshold = begun.iou_threshold if begun else IOU_THRESHOLD
         return dataclasses.replace(
@@ -218,7 +224,7 @@ class Settings:
         return {_option(key): _plain(value) for key, value in dataclasses.asdict(self).items()}
 
     def of_the_result(self) -> dict[str, Any]:
-        """Those options that the result depends on."""
+        """The options that the result depends on."""
         left_out = {_option(key) for key in NOT_OF_THE_RESULT}
         return {key: value for key, value in self.to_dict().items() if key not in left_out}
 
@@ -226,7 +232,7 @@ class Settings:
 def _input(size: int, backbone: str) -> InputConfig:
     """Canvases for a longest side: 4:3 both ways, and square. Normalisation as EfficientNet-Lite's, else ImageNet's."""
     short = math.ceil(size * 3 / 4 / 32) * 32
-    canvases = tuple(dict.fromkeys(((short, size), (size, short), (size, size))))  # a small size leaves one
+    canvases = tuple(dict.fromkeys(((short, size), (size, short), (size, size))))  # for a small size they are one
     config = InputConfig(short=size, long=size, canvases=canvases)
     if "efficientnet_lite" in backbone:
         return config

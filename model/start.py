@@ -1,4 +1,4 @@
-"""Where a run starts: its data, its first weights, and whether the run that it goes on with is the same."""
+"""Where a run starts: its data, its initial weights, and whether a run to resume is the same."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from model.torchvision_weights import load_torchvision
 
 
 def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """Where a run starts: neither is there where it is from ImageNet's weights.
+    """What a run starts from; if that is ImageNet's weights, both are None.
 
     Returns:
-        The run to go on with, or the weights of another to begin from: a checkpoint of ours, or torchvision's file.
+        The run to resume, or another one's weights to start from: a checkpoint of this project, or torchvision's file.
 
     Raises:
-        ValueError: the folder holds a run that this one would write over, or there is none to go on with.
+        ValueError: the folder holds a run that this one would overwrite, or none to resume.
     """
     folder, path = settings.output, settings.from_
     if settings.resume:
         stopped = checkpoints.load(folder / "last.pt")
         if path is not None and not stopped.training.get("start", "").startswith(f"{short_name(path)}: "):
             raise ValueError(
-                f"--resume goes on with the run in {folder}, which did not begin --from {path}: leave that out"
+                f"--resume continues the run in {folder}, which did not begin --from {path}: leave --from out"
             )
         return stopped, None
     if (folder / "last.pt").exists():
@@ -52,7 +52,7 @@ def short_name(path: Path) -> str:
 
 
 def read_data(settings: Settings, console: Console) -> tuple[Annotations, Document]:
-    """Annotations of train, and the document of val, checked.
+    """Train's annotations and val's document, checked.
 
     Raises:
         ValueError: there is something wrong with them, and `--bad-data skip` was not given.
@@ -74,7 +74,7 @@ def read_data(settings: Settings, console: Console) -> tuple[Annotations, Docume
 def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
     wrong = [problems.describe(problems.errors) for problems in sets if problems.errors]
     if wrong and not skip:
-        raise ValueError("\n".join([*wrong, "or let --bad-data skip leave all of it out"]))
+        raise ValueError("\n".join([*wrong, "or pass --bad-data skip to leave them out"]))
     for text in wrong:
         console.print(f"left out: {text}")
     for problems in sets:
@@ -84,19 +84,19 @@ def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
 
 def require_same_options(began: dict[str, Any], settings: Settings) -> None:
     """Raises: ValueError: options differ from those that the run began with."""
-    # An option that was not there yet has what does as was done without it: its default, but for epoch_iterations.
+    # An option that did not exist then gets the value that acts like its absence: the default, except epoch_iterations.
     before: dict[str, Any] = dict.fromkeys(PATHS, Path()) | {"epoch_iterations": 0}
     then, now = _flat(Settings(**before).of_the_result()) | _flat(began), _flat(settings.of_the_result())
     differ = [f"--{key} was {then[key]}, is {now[key]}" for key in now if then[key] != now[key]]
     if differ:
         raise ValueError(
-            f"--resume goes on with the options that the run began with, but {'; '.join(differ)}: "
+            f"--resume keeps the options that the run began with, but {'; '.join(differ)}: "
             "give them as they were, or start another run --from this one's best.pt"
         )
 
 
 def _flat(options: dict[str, Any]) -> dict[str, Any]:
-    """Options by the names of the command line, as a checkpoint has them, to which a tuple is a list."""
+    """Options by their names on the command line, as a checkpoint has them, in which a tuple is a list."""
     flat: dict[str, Any] = {}
     for key, value in json.loads(json.dumps(options)).items():
         flat |= {f"{key}.{part}": one for part, one in value.items()} if isinstance(value, dict) else {key: value}
@@ -104,10 +104,10 @@ def _flat(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_same_run(stopped: Checkpoint, settings: Settings, annotations: Annotations) -> None:
-    """Refuse to go on with other options or other data than the run began with.
+    """Refuse to resume with other options or other data than the run began with.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: they differ; the message names what does.
     """
     assert stopped.resume is not None
     require_same_options(stopped.resume["options"], settings)
@@ -119,7 +119,7 @@ def require_same_run(stopped: Checkpoint, settings: Settings, annotations: Annot
 
 
 def fingerprint(annotations: Annotations) -> str:
-    """Of everything that is learnt from, but for the pixels."""
+    """A hash of everything that is learnt from, except the pixels."""
     parts = (annotations.file_names, annotations.sizes, annotations.starts, annotations.boxes, annotations.labels)
     digest = hashlib.sha256("\0".join(annotations.classes).encode())
     for part in parts:

@@ -13,7 +13,7 @@ from model.distributed import Processes
 
 
 class Stop:
-    """Whether a signal asks to stop. All processes get the same answer, at the same iteration."""
+    """Whether a signal asked to stop. All processes get the same answer, at the same iteration."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

@@ -1,7 +1,7 @@
-"""torchvision's COCO FCOS (`fcos_resnet50_fpn`, 39.2 AP) as a checkpoint of ours.
+"""torchvision's COCO FCOS (`fcos_resnet50_fpn`, 39.2 AP) as a checkpoint of this project.
 
-Same network under other names, same point convention, resize rule and thresholds; 91 outputs become the 80 classes that
-COCO uses. Checked against `torchvision.models.detection.fcos_resnet50_fpn`, whose detections it gives.
+The same network under other names, with the same point convention, resize rule and thresholds; 91 outputs become the
+80 classes that COCO uses. Checked against `torchvision.models.detection.fcos_resnet50_fpn`: detections are the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def download() -> Path:
     """Download the weights (164 MB) into torch's cache, unless they are there.
 
     Raises:
-        ValueError: no network.
+        ValueError: there is no network.
     """
     url = FCOS_ResNet50_FPN_Weights.COCO_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
@@ -50,7 +50,7 @@ def download() -> Path:
         except Exception as error:
             raise ValueError(
                 f"torchvision's weights cannot be downloaded to {path.parent} ({type(error).__name__}): "
-                f"fetch {url} where there is a network and pass the file"
+                f"download {url} elsewhere and pass the file"
             ) from error
     return path
 
@@ -59,7 +59,7 @@ def load_torchvision(path: Path) -> Checkpoint:
     """Read the file of torchvision's COCO weights.
 
     Raises:
-        ValueError: no file, or tensors that do not fit, every one of them named.
+        ValueError: there is no file, or tensors do not fit; the message names each of them.
     """
     return from_state_dict(read_weights(path), path.name)
 
@@ -91,7 +91,7 @@ def from_state_dict(state: dict[str, Tensor], origin: str) -> Checkpoint:
     faults = [f"{key} is missing" for key in own if key not in theirs]
     faults += [f"{key} is unexpected" for key in theirs if key not in own]
     faults += [
-        f"{key} has shape {list(theirs[key].shape)} in place of {list(own[key].shape)}"
+        f"{key} has shape {list(theirs[key].shape)} instead of {list(own[key].shape)}"
         for key in own
         if key in theirs and theirs[key].shape != own[key].shape
     ]

@@ -1,20 +1,19 @@
 """Train the detector on your own pictures.
 
-    python model/train.py --train-annotations data/train.json --train-images data/train \
+    python model/train.py --train-annotations data/train.json --train-images data/train \\
         --val-annotations data/val.json --val-images data/val --output runs/first
     python model/train.py --preset everyday-cpu --data data --output runs/everyday   # for two cores and some hours
-    python model/train.py ... --output runs/first --resume        # go on where that run stopped, to the iteration
+    python model/train.py ... --output runs/first --resume        # resume exactly where that run stopped
     python model/train.py ... --output runs/mine --from runs/first/best.pt          # fine-tune; classes may differ
-    torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size stays that of all together
+    torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size is still the total
     python -m export runs/first/best.pt --output first.onnx       # then serve it: FCOS_MODEL=first.onnx python -m app
 
---data FOLDER stands for its train.json, train/, val.json and val/. --preset (everyday, everyday-cpu; model/presets.py)
-stands for a set of options, of which those given beside it win.
+--data and --preset stand for several of the other options, which win over them if given as well.
 
 Annotations are a COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt; they are checked before any work.
 
 The run's folder gets `config.json` (every option, the network), `last.pt` (resumable until the run is finished),
-`best.pt` (highest AP on val, averaged weights), `metrics.csv` (a line an epoch), `tensorboard/`, `batches.jpg` (what
+`best.pt` (highest AP on val, averaged weights), `metrics.csv` (a line per epoch), `tensorboard/`, `batches.jpg` (what
 the network sees) and, with every evaluation, `metrics.json` (COCO's 12 numbers, AP per class); at the end
 `precision_recall.png`, `confusion.png` and `predictions.jpg`. Ctrl-C or SIGTERM saves and stops; a second Ctrl-C stops
 at once.
@@ -28,7 +27,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script: the repository's packages lie one level up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import model  # noqa: F401  which says so where torch is not installed
+    import model  # noqa: F401  it says so if torch is not installed
 
 import torch
 from rich.console import Console
@@ -44,7 +43,7 @@ from model.start import find_start, require_same_options
 from model.stopping import stop_on_signals
 
 MENDABLE = (ValueError, OSError, torch.OutOfMemoryError)
-"""What ends a run where the user can do something about it."""
+"""What ends a run and the user can fix."""
 
 
 def train(settings: Settings, processes: Processes, console: Console) -> bool:
@@ -54,11 +53,11 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         Whether it came to its end; otherwise a signal stopped it.
 
     Raises:
-        ValueError: something the user can mend: a missing file, annotations that do not fit, a loss that is not finite.
+        ValueError: something the user can fix: a missing file, annotations that do not fit, a loss that is not finite.
     """
     torch.manual_seed(settings.seed)
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True  # a closed set of canvases
+    torch.backends.cudnn.benchmark = True  # a fixed set of canvases
 
     stopped, start = find_start(settings)
     if stopped is not None and stopped.resume is None:
@@ -80,9 +79,9 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """What a run says last that one of `MENDABLE` ends."""
+    """The last message of a run that one of `MENDABLE` ends."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "train: the device's memory is full: --accumulate 2, or more, takes a batch in parts"
+        return "train: the device's memory is full: --accumulate 2, or more, splits a batch into parts"
     return f"train: {error}"
 
 
@@ -94,13 +93,13 @@ def main() -> int:
         with started(settings.device) as processes:
             console.quiet = not processes.first
             if not train(settings, processes, console):
-                print("train: stopped and saved; --resume goes on from there", file=sys.stderr)
+                print("train: stopped and saved; --resume continues from there", file=sys.stderr)
                 return 130
     except MENDABLE as error:
         print(in_words(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train: stopped; --resume goes on from the last save, if there was one", file=sys.stderr)
+        print("train: stopped; --resume continues from the last save, if there was one", file=sys.stderr)
         return 130
     return 0
 

@@ -17,7 +17,7 @@ def paint(layout: Layout, picture_of: Callable[[int], Image.Image], filler: tupl
     """A layout's canvas, uint8 [H, W, 3].
 
     Args:
-        picture_of: the upright RGB picture of a layer's number.
+        picture_of: gives the upright RGB picture of a layer's number.
         filler: what the canvas holds where no picture lies.
     """
     image = np.empty((*layout.canvas, 3), dtype=np.uint8)

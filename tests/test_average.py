@@ -109,7 +109,7 @@ def test_a_small_one_has_half_of_the_precision_and_was_scored_so(data: Path, run
 def test_strangers_are_refused(runs: list[Path]) -> None:
     one = checkpoints.load(runs[0])
     other: Checkpoint = dataclasses.replace(one, config=dataclasses.replace(one.config, classes=("a", "b", "c")))
-    with pytest.raises(ValueError, match="not of one network"):
+    with pytest.raises(ValueError, match="networks differ"):
         mean_weights([one, other])
 
 

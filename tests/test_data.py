@@ -169,7 +169,7 @@ def test_yolos_class_names_keep_their_order(tmp_path: Path, names: str, found: s
 
 @pytest.mark.parametrize(
     ("names", "says"),
-    [("names: {1: a, 2: b}", "keys 0, 1, 2"), ("names: cat", "no list"), ("nc: 3", "no readable list `names`")],
+    [("names: {1: a, 2: b}", "keys 0, 1, 2"), ("names: cat", "not a list"), ("nc: 3", "no readable list `names`")],
 )
 def test_class_names_without_a_sure_order_are_refused(tmp_path: Path, names: str, says: str) -> None:
     write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
@@ -250,7 +250,7 @@ def test_difficult_objects_of_voc_are_neither_learnt_nor_errors(tmp_path: Path) 
     [
         (lambda path: None, "no annotations at"),
         (lambda path: path.write_text("{"), "not readable json"),
-        (lambda path: path.write_text('{"images": []}'), "no COCO detection json"),
+        (lambda path: path.write_text('{"images": []}'), "not a COCO detection json"),
         (lambda path: path.write_text("[" * 100_000), "not readable json"),
         (lambda path: path.mkdir(), "neither VOC xml nor YOLO txt"),
         (lambda path: (path.mkdir(), (path / "a.xml").write_text("<a>")), "not readable xml"),

@@ -172,7 +172,7 @@ def test_resnet_weights_of_torchvision_are_loaded_from_their_file(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet999"}, "timm knows no model 'resnet999'"),
+        ({"backbone": "resnet999"}, "timm does not know the model 'resnet999'"),
         ({"backbone": "vit_tiny_patch16_224"}, "no features at strides 8, 16 and 32"),
         ({"backbone": "swin_tiny_patch4_window7_224"}, "'swin_tiny_patch4_window7_224'"),
         ({"channels": 80, "norm_groups": 32}, "multiple of norm_groups"),

@@ -154,7 +154,7 @@ def test_the_final_run_has_as_many_epochs_as_fit_into_its_time(
 ) -> None:
     ran: list[Settings] = []
 
-    def fake(settings: Settings, until: float) -> dict[str, Any]:  # an epoch takes 1 s, but the first 5; all else 6 s
+    def fake(settings: Settings, until: float) -> dict[str, Any]:  # an epoch takes 1 s, but the first 5; the rest 6 s
         ran.append(settings)
         pictures = float(repeat_factors(read_annotations(folder / "train.json", folder / "train"), 0.05).sum())
         settings.output.mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_the_final_run_has_as_many_epochs_as_fit_into_its_time(
         assert recipes.finish(final(folder, tmp_path / str(fitting)), time.monotonic() + given_s, QUIET)
         assert [settings.epochs for settings in ran] == [recipes.REHEARSAL_EPOCHS, fitting]
         assert ran[1].plain_epochs == round(fitting * recipes.PLAIN_SHARE)
-    with pytest.raises(ValueError, match="an epoch takes 1 s, all else 6 s: give more --minutes"):
+    with pytest.raises(ValueError, match="an epoch takes 1 s, the rest 6 s: give more --minutes"):
         recipes.finish(final(folder, tmp_path / "none"), time.monotonic() + 6.5, QUIET)
 
 

@@ -107,7 +107,7 @@ def test_every_tensor_that_does_not_fit_is_named(theirs: torch.nn.Module) -> Non
         from_state_dict(state, "mine.pth")
     message = str(caught.value)
     assert "fpn.lateral.1.bias is missing" in message
-    assert "head.distances.weight has shape [8, 256, 3, 3] in place of [4, 256, 3, 3]" in message
+    assert "head.distances.weight has shape [8, 256, 3, 3] instead of [4, 256, 3, 3]" in message
     assert "head.segmentation is unexpected" in message
     assert message.count(";") == 2
 
@@ -146,7 +146,7 @@ def test_a_file_of_anything_but_weights_is_one_sentence(
 
 
 def test_a_scalar_in_place_of_a_tensor_is_named() -> None:
-    with pytest.raises(ValueError, match=r"head\.class_logits\.bias has shape \[\] in place of \[80\]"):
+    with pytest.raises(ValueError, match=r"head\.class_logits\.bias has shape \[\] instead of \[80\]"):
         from_state_dict({"head.classification_head.cls_logits.bias": torch.tensor(1.0)}, "odd.pth")
 
 

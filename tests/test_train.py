@@ -831,7 +831,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
         (["--head-kernel", "-1"], "head_kernel must be odd and at least 1"),
         (["--augmentation.flip", "7"], "augmentation.flip must be a probability"),
         (["--augmentation.scale", "0.6", "inf"], "augmentation.scale must be a range of"),
-        (["--backbone", "resnet5O"], "timm knows no model 'resnet5O'"),
+        (["--backbone", "resnet5O"], "timm does not know the model 'resnet5O'"),
         (["--train-annotations", "gone.json"], "no annotations at gone.json"),
         (["--from", "gone.pt"], "no checkpoint at gone.pt"),
         (["--from", "gone.pth"], "no weights file at gone.pth"),  # torchvision's

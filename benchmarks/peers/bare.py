@@ -1,6 +1,6 @@
 """No server: threads that take a picture through the pipeline, again and again.
 
-For each line of its input, a number of seconds, it prints the pictures per second that it did in them.
+For each line of its input, a number of seconds, it prints the pictures per second that it processed in that time.
 """
 
 import sys

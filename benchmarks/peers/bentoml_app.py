@@ -1,4 +1,4 @@
-"""BentoML: a worker process per core. It takes files as forms."""
+"""BentoML: a worker process per core. It takes files in forms."""
 
 import os
 import sys

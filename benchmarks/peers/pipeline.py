@@ -38,12 +38,12 @@ class Pipeline:
 
 
 def options(description: str | None) -> argparse.Namespace:
-    """Returns: What every peer is told."""
+    """Returns: The options of every peer."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=core_count(), help="pictures at a time")
-    parser.add_argument("--session-threads", type=int, default=1, help="of one picture in the model")
+    parser.add_argument("--session-threads", type=int, default=1, help="for one picture in the model")
     parser.add_argument("--picture", type=Path, help="for bare.py")
     return parser.parse_args()

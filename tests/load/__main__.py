@@ -1,6 +1,6 @@
 """make loadtest: locust against a service that this starts. Arguments go to locust: --steps 1,8,32 --step-s 30.
 
-FCOS_MODEL and the other settings are the service's, as ever. The report is in results/.
+FCOS_MODEL and the other settings are the service's, as always. The report is in results/.
 """
 
 import os

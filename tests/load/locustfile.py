@@ -2,10 +2,10 @@
 
 locust -f tests/load/locustfile.py --headless --host http://127.0.0.1:8000 --csv results/load --html results/load.html
 
-Users go up by --steps, each for --step-s seconds, and ask again as soon as they are answered. At the end a table says
-what each step gave; beside locust's own files it goes into STEPS.csv. A refusal because the service is full, or has no
-time left, is counted apart from an answer that is wrong: the first is what a service under load should say, the second
-ends the run with 1. `make loadtest` runs this against a service that it starts.
+Users go up by --steps, each for --step-s seconds, and ask again as soon as they are answered. At the end a table shows
+what each step gave; it also goes into results/load_steps.csv, beside locust's own files. A refusal because the service
+is full, or has no time left, is counted apart from a wrong answer: the first is what a service under load should say,
+the second makes the run exit with 1. `make loadtest` runs this against a service that it starts.
 """
 
 import csv
@@ -81,7 +81,7 @@ class Client(FastHttpUser):
             else:
                 try:
                     check(response.content)
-                except Exception as error:  # whatever an answer that is none of the service's makes of it
+                except Exception as error:  # whatever a malformed answer causes
                     response.failure(f"wrong answer: {error!r}")
                 else:
                     response.success()
@@ -152,7 +152,7 @@ class Client(FastHttpUser):
 def _steps(text: str) -> list[int]:
     steps = text.split(",")
     if not all(users.isdecimal() and int(users) for users in steps):
-        raise ArgumentTypeError(f"{text!r} is no list of users, such as 1,4,16")
+        raise ArgumentTypeError(f"{text!r} is not a list of users, such as 1,4,16")
     return [int(users) for users in steps]
 
 
@@ -162,7 +162,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
 
 
@@ -173,7 +173,7 @@ def _arguments(parser: LocustArgumentParser) -> None:
 
 
 class Steps(LoadTestShape):
-    """Users by steps. Requests are put down to the step in which they ended."""
+    """Users by steps. Requests count for the step in which they ended."""
 
     rows: ClassVar[list[dict[str, Any]]] = []
 
@@ -226,6 +226,6 @@ def _report(environment: Environment, **_: object) -> None:
             writer = csv.DictWriter(file, table[0])
             writer.writeheader()
             writer.writerows(table)
-    # Being full is no failure of the service; a wrong answer is, and so is none at all.
+    # Being full is not a failure of the service; a wrong answer is, and so is none at all.
     answered = sum(len(row["times_ms"]) for row in Steps.rows)
     environment.process_exit_code = 1 if answered == 0 or any(line["wrong"] for line in table) else 0
