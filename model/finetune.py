@@ -50,6 +50,8 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
     values: dict[str, Tensor] = {}
     for key, value in own.items():
         other = checkpoint.weights.get(key)
+        if ".norms." in key and model.config.norm != checkpoint.config.norm:
+            other = None  # GroupNorm's one pair of weights would become that of the first level's BatchNorm
         if other is not None and key in PER_CLASS and other.shape[1:] == value.shape[1:] and common:
             value = value.clone()
             value[[row for row, _ in common]] = other[[row for _, row in common]].to(value)

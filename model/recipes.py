@@ -241,6 +241,8 @@ def main() -> int:
     parser.add_argument("--more", type=json.loads, default={}, help="options for all, as JSON: '{\"batch_size\": 128}'")
     options = parser.parse_args()
     console = plain_console()
+    if options.minutes * 60 <= SAVING_S:
+        parser.error(f"--minutes must be more than the {SAVING_S / 60:.2f} that saving may take")
     until = time.monotonic() + options.minutes * 60 - SAVING_S
     try:
         fine = (finish if options.final else compare)(options, until, console)

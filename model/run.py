@@ -169,6 +169,8 @@ class Run:
             f"learning rate {settings.base_lr:g} for a batch of {settings.batch_size}; {settings.epochs} epochs of "
             f"{self.length} iterations",
         ]
+        if settings.plain_epochs >= settings.epochs:
+            lines.append("every epoch is plain: no augmentation but the flip, and no --zooms (--plain-epochs)")
         if self._times > 1:
             lines.append(f"few pictures: an epoch goes through them {self._times:.1f} times (--epoch-iterations)")
         if self.iteration:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import timm
 import tyro
 
 from app.artifact import LONGEST_CANVAS
@@ -230,13 +232,21 @@ class Settings:
 
 
 def _input(size: int, backbone: str) -> InputConfig:
-    """Canvases for a longest side: 4:3 both ways, and square. Normalisation as EfficientNet-Lite's, else ImageNet's."""
+    """Canvases for a longest side: 4:3 both ways, and square. Normalisation as the backbone's own weights have it."""
     short = math.ceil(size * 3 / 4 / 32) * 32
     canvases = tuple(dict.fromkeys(((short, size), (size, short), (size, size))))  # for a small size they are one
     config = InputConfig(short=size, long=size, canvases=canvases)
-    if "efficientnet_lite" in backbone:
+    if backbone.startswith("tf_efficientnet_lite"):  # 127 and 128, where timm rounds to 127.5
         return config
-    return dataclasses.replace(config, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    known = timm.get_pretrained_cfg(backbone)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if known is None else (_bytes(known.mean), _bytes(known.std))
+    return dataclasses.replace(config, mean=mean, std=std)
+
+
+def _bytes(shares: Sequence[float]) -> tuple[float, float, float]:
+    """RGB shares of 255, without the digits that floats add to it."""
+    red, green, blue = (round(255 * share, 3) for share in shares)
+    return red, green, blue
 
 
 def _option(key: str) -> str:

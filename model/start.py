@@ -68,6 +68,10 @@ def read_data(settings: Settings, console: Console) -> tuple[Annotations, Docume
         raise ValueError(f"{settings.val_annotations} has no pictures to evaluate on")
     if all(annotation["iscrowd"] for annotation in val_document["annotations"]):
         raise ValueError(f"{settings.val_annotations} has no boxes to evaluate on")
+    if settings.train_images.resolve() == settings.val_images.resolve():
+        shared = set(annotations.file_names.tolist()) & {image["file_name"] for image in val_document["images"]}
+        if shared:
+            console.print(f"note: {len(shared)} pictures of val are trained on: AP will look better than it is")
     return annotations, val_document
 
 

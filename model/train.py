@@ -98,6 +98,15 @@ def main() -> int:
     except MENDABLE as error:
         print(in_words(error), file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        print(
+            "train: the system ended a process that prepares pictures, probably for want of memory (in a container, of "
+            "/dev/shm): choose fewer --workers; --resume continues from the last save, if there was one",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("train: stopped; --resume continues from the last save, if there was one", file=sys.stderr)
         return 130

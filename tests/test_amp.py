@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +90,33 @@ def test_grouped_convolutions_that_do_not_learn_are_as_fast_as_the_others() -> N
         expected = conv(x)
     assert dtypes == [torch.bfloat16] * 3
     assert frozen.equal(expected) and unasked.equal(expected)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_pointwise_convolution_at_a_stride_is_the_same_on_the_pixels_it_takes(precision: Any) -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 48, 1, stride=2), torch.randn(8, 3, 97, 128)
+    with torch.autocast("cpu", precision, enabled=precision is not None):
+        expected = conv(x)
+    found = gradients(conv, x.contiguous(memory_format=torch.channels_last), precision)
+    assert torch.allclose(found[0].float(), expected.float(), atol=1e-2 if precision else 1e-6)
+    _, of_input, _ = gradients(nn.Conv2d(3, 48, 1, stride=2).requires_grad_(), x, precision)
+    assert of_input[..., 1::2, :].eq(0).all() and of_input[..., 1::2].eq(0).all(), "pixels that are passed over"
+
+
+def test_a_pointwise_convolution_at_a_stride_leaves_the_memory_whole() -> None:
+    """In a process of its own: without its detour oneDNN's gradient ends it (torch 2.15)."""
+    script = """
+import torch
+from model.amp import mixed_precision
+conv = torch.nn.Conv2d(3, 48, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+for _ in range(10):
+    x = torch.randn(8, 3, 96, 128).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with mixed_precision(torch.device("cpu"), None):
+        y = conv(x)
+    beside = [torch.randn(97 + j * 13) for j in range(50)]
+    y.square().sum().backward()
+    del beside
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

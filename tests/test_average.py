@@ -145,3 +145,33 @@ def test_a_missing_checkpoint_is_one_sentence(
 def test_a_folder_that_is_not_there_is_said_before_anything_is_done(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no folder"):
         average([tmp_path / "none.pt"], data, tmp_path / "nowhere" / "mean.pt", QUIET)
+
+
+def test_frozen_statistics_and_measured_ones_are_brought_together_first(
+    data: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    """A run with measured statistics, and the same function with frozen ones far from them: their mean is it, too."""
+    one = checkpoints.load(runs[0])
+    model = one.model()
+    with torch.no_grad():
+        for norm in (module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            assert norm.running_mean is not None and norm.running_var is not None
+            spread = (norm.running_var + norm.eps).sqrt()
+            norm.bias.add_(norm.weight * norm.running_var.sqrt() / spread)
+            norm.running_mean.add_(norm.running_var.sqrt())
+            norm.running_var.mul_(16)
+            norm.weight.mul_((norm.running_var + norm.eps).sqrt() / spread)
+    frozen = one.training | {"options": one.options | {"backbone-norm": "frozen"}}
+    checkpoints.save(tmp_path / "frozen.pt", dataclasses.replace(one, weights=model.state_dict(), training=frozen))
+    average([tmp_path / "frozen.pt", runs[0]], data, tmp_path / "mean.pt", QUIET)
+
+    x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, same, mean = (
+            network.fpn(network.backbone(network.normalize(x)))
+            for network in (one.model(), model, checkpoints.load(tmp_path / "mean.pt").model())
+        )
+    for of_one, of_same, of_mean in zip(expected, same, mean, strict=True):
+        size = float(of_one.abs().max())
+        assert torch.allclose(of_same, of_one, atol=1e-3 * size), "the test's own arithmetic"
+        assert torch.allclose(of_mean, of_one, atol=0.05 * size)

@@ -172,3 +172,8 @@ def test_statistics_are_those_of_the_pictures_and_the_detector_stays_as_it_is() 
 def test_where_nothing_can_be_written_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere/b\.pt could not be written"):
         checkpoints.save(tmp_path / "nowhere" / "b.pt", saved(tmp_path / "a.pt"))
+
+
+def test_group_norms_weights_are_not_taken_for_batch_norms(tmp_path: Path) -> None:
+    adopted = adopt(FCOS(config("red", norm="bn"), INPUT), saved(tmp_path / "a.pt"))
+    assert any(".norms." in key for key in adopted.new) and not any(".norms." in key for key in adopted.kept)

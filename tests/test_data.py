@@ -645,3 +645,15 @@ def test_ids_that_are_no_ids_are_unreadable(tmp_path: Path) -> None:
     images = [{"width": None}, {"id": 2**64, "file_name": "a.png", "width": 10, "height": 10}]
     _, problems = check({"images": images, "annotations": [], "categories": []}, "here", None)
     assert [kind for kind, _ in problems.errors] == ["unreadable entry"] * 2
+
+
+def test_class_names_that_yaml_takes_for_other_things_stay_text(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (32, 32)).save(images / "a.png")
+    (tmp_path / "labels" / "a.txt").touch()
+    for names in ("[yes, no, 007, 12:30, 1e3]", "{0: yes, 1: no, 2: 007, 3: 12:30, 4: 1e3}"):
+        (tmp_path / "data.yaml").write_text(f"names: {names}")
+        document = read_document(tmp_path / "labels", images)
+        assert [one["name"] for one in document["categories"]] == ["yes", "no", "007", "12:30", "1e3"]

@@ -258,3 +258,9 @@ def test_an_epoch_resumed_for_its_evaluation_alone_has_no_speed(
     paths = split(folder, tmp_path, QUIET)
     row = recipes.run(settings_of("base", 9, **paths, output=tmp_path / "run", **TINY), until=0.0)
     assert (row["epochs"], row["pictures_per_s"]) == (1, None)
+
+
+def test_a_time_that_leaves_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    command(
+        folder, tmp_path, "--minutes", "0.3", code=2, why="--minutes must be more than the 0.33 that saving may take"
+    )

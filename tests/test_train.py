@@ -37,6 +37,7 @@ from model.losses import Objective
 from model.optim import freeze, lr_factor, make_optimizer
 from model.run import Run, evaluate_on_val
 from model.settings import PATHS, Settings
+from model.start import read_data
 from model.stopping import Stop
 from model.train import train
 from tests.toy import ALONE, IDS, QUIET, read_annotations, settings, write_coco
@@ -249,7 +250,7 @@ def test_a_run_that_dies_in_an_evaluation_makes_up_for_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runs, "evaluate", die)
+        patch.setattr(runs, "evaluate_on_val", die)
         train(options, ALONE, QUIET)
     assert (tmp_path / "run" / "last.pt").exists()
     assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
@@ -337,13 +338,13 @@ def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
 def test_the_best_epoch_is_kept_of_equal_ones_the_later(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aps: tuple[float, ...], epoch: int
 ) -> None:
-    found, values = runs.evaluate, iter(aps)
+    found, values = runs.evaluate_on_val, iter(aps)
 
     def evaluated(*arguments: Any) -> Any:
         evaluation, detections = found(*arguments)
         return dataclasses.replace(evaluation, metrics=evaluation.metrics | {"AP": next(values)}), detections
 
-    monkeypatch.setattr(runs, "evaluate", evaluated)
+    monkeypatch.setattr(runs, "evaluate_on_val", evaluated)
     assert train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
     best = checkpoints.load(tmp_path / "best.pt")
     assert (best.metrics["AP"], best.training["epochs"]) == (0.5, epoch)
@@ -923,3 +924,24 @@ def test_settings_name_their_options_as_the_command_line_does(data: Data, tmp_pa
     assert set(values["augmentation"]) >= {"flip", "mosaic"}
     assert set(settings(data, tmp_path).of_the_result()) < set(values)
     assert isinstance(Settings.__doc__, str)
+
+
+def test_a_worker_that_the_system_ends_is_one_sentence(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(script, "train", killed)
+    monkeypatch.setattr(sys, "argv", ["train.py", *(f"--{name.replace('_', '-')}=x" for name in PATHS)])
+    assert script.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fewer --workers" in line
+
+
+def test_pictures_that_are_trained_on_are_said_to_flatter_val(data: tuple[Path, Path], tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    json_file, images = data
+    same = settings(data, tmp_path / "run", val_annotations=json_file, val_images=images)
+    read_data(same, console)
+    assert "pictures of val are trained on" in console.file.getvalue()
