@@ -45,6 +45,8 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         ValueError: the file or folder is missing, or is none of these.
     """
     if path.is_file():
+        if path.suffix.lower() in (".yaml", ".yml"):
+            raise ValueError(f"{path} only names YOLO's classes: give the folder of its txt files, which leads to it")
         return _read_json(path, images)
     if not path.is_dir():
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")

@@ -657,3 +657,9 @@ def test_class_names_that_yaml_takes_for_other_things_stay_text(tmp_path: Path) 
         (tmp_path / "data.yaml").write_text(f"names: {names}")
         document = read_document(tmp_path / "labels", images)
         assert [one["name"] for one in document["categories"]] == ["yes", "no", "007", "12:30", "1e3"]
+
+
+def test_yolos_file_of_class_names_is_told_from_annotations(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    with pytest.raises(ValueError, match=r"data\.yaml only names YOLO's classes: give the folder of its txt files"):
+        read_document(tmp_path / "data.yaml", tmp_path)
