@@ -19,7 +19,7 @@ RUN case "$VARIANT" in \
     && python3 -m venv --without-pip /venv \
     && python3 -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check -r chosen.txt \
     && find /venv -type d -name tests -path '*/numpy/*' -prune -exec rm -r {} +
-# The extra `otel`: what traces where OTEL_EXPORTER_OTLP_ENDPOINT says so. After the rest: dev.txt changes most often.
+# The extra `otel` traces if OTEL_EXPORTER_OTLP_ENDPOINT is set. After the rest: dev.txt changes most often.
 COPY requirements/dev.txt ./
 RUN python3 -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
     --constraint dev.txt opentelemetry-sdk opentelemetry-exporter-otlp-proto-http

@@ -52,7 +52,7 @@ up:
 	@deploy/up
 
 down:
-	@docker info >/dev/null 2>&1 || { echo "error: Docker does not answer, so that nothing of it runs here."; exit 2; }
+	@docker info >/dev/null 2>&1 || { echo "error: Docker does not answer, so there is nothing to stop."; exit 2; }
 	@if docker compose version >/dev/null 2>&1; then docker compose --profile '*' down; \
 	else COMPOSE_PROFILES='*' docker-compose down; fi
 

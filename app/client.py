@@ -374,7 +374,7 @@ class AsyncClient:
 def _headers(api_key: str | None) -> dict[str, str]:
     key = (api_key or "").strip()  # as read from a file, with the line's end, or from a variable that is not set
     if not key.isascii() or not key.isprintable():
-        raise ValueError("api_key holds characters that no header can: a key is letters, digits and signs of ASCII")
+        raise ValueError("api_key holds characters that a header cannot: a key is ASCII letters, digits and symbols")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

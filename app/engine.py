@@ -323,6 +323,6 @@ class Engine:
 
 
 def _all_finite(heads: PictureHeads) -> bool:
-    """Whether all values are finite, told by their sums, which one other value spoils: faster than checking each."""
+    """Whether all values are finite, told by sums, which a single other value makes infinite or NaN: it is faster."""
     with np.errstate(invalid="ignore"):
         return all(math.isfinite(head.sum()) for head in heads)

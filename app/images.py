@@ -118,7 +118,7 @@ def decode(
             file.allow_decoding(picture)
             tile, tiles = _tile_pixels(picture)
             if max(tile, tile * tiles // MOST_TILED) > max_pixels:
-                raise _too_large(f"in its tiles {tile * tiles}", max_pixels)
+                raise _too_large(f"tiles of {tile * tiles}", max_pixels)
             size, scale = Size(picture.height, picture.width), 1
             if resized is not None and picture.format in JPEGS:
                 # The size as stored, perhaps lying on its side: both sides shrink alike.

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-_GZIP = re.compile(r"gzip(?!\s*;\s*q=0(\.0*)?\s*(,|$))")  # accepted, of an Accept-Encoding
+_GZIP = re.compile(r"gzip(?!\s*;\s*q=0(\.0*)?\s*(,|$))")  # in an Accept-Encoding that allows it
 STATIC = Path(__file__).with_name("static")
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",

@@ -100,7 +100,7 @@ def _make_arena() -> None:
 def why_no_cuda() -> str | None:
     """Loads CUDA's libraries. Returns: Why the CUDA provider is not available; None if nothing is missing.
 
-    ONNX Runtime only logs which library is missing; the dynamic loader's error says it. On other systems than Linux,
+    ONNX Runtime only logs which library is missing; the dynamic loader's error says it. On systems other than Linux,
     only opening the session shows it.
     """
     if CUDA not in ort.get_available_providers():

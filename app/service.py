@@ -136,7 +136,8 @@ class Service:
             pass  # too busy to find out
         except Exception as error:
             raise Refusal(
-                "not_ready", f"The model fails on every picture ({type(error).__name__}); the log says how. Restart it."
+                "not_ready",
+                f"The model fails on every picture ({type(error).__name__}); the log says how. Restart the service.",
             ) from None
 
     @property

@@ -103,7 +103,7 @@ class OnnxRunner:
                 f"{path} is not an ONNX model that can be read ({reason}): write one with `python -m export`."
             ) from error
         if session.get_providers()[0] != provider:
-            raise ProviderError(f"ONNX Runtime took {session.get_providers()[0]} in place of {provider}")
+            raise ProviderError(f"ONNX Runtime took {session.get_providers()[0]} instead of {provider}")
 
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))

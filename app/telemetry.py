@@ -104,7 +104,7 @@ class Failures:
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
-    """Returns: Headers by name. Of one that came several times the last, or where it is a list, all (RFC 9110, 5.3)."""
+    """Returns: Headers by name. Of a repeated one the last, or, if its value is a list, all (RFC 9110, 5.3)."""
     found = dict(headers)
     if len(found) < len(headers):
         for name in LISTS & found.keys():

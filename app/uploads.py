@@ -130,7 +130,7 @@ class _InMemory(MultiPartParser):
 
 async def _files(request: Request, field: str, most: int) -> list[bytes]:
     _, options = parse_options_header(header(request.scope, b"content-type"))
-    # Of any other name Python would remember for ever that it is not a charset.
+    # Python would remember for ever that any other name is not a charset.
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise HTTPException(400, "The form's charset cannot be read: leave it out")
     # Of several Content-Type headers the one that was looked at.

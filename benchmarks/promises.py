@@ -165,7 +165,7 @@ async def busy(service: Service) -> Seen:
     late = sum(status not in (200, 503) for _, _, _, status in load.rows)
     return Seen(
         share >= BUSY_SHARE and late <= len(answered) / 20,
-        f"{able:.1f} answers per second before, {share:.0%} of that then; {late} late, {len(answered)} answered",
+        f"{able:.1f} answers per second before, {share:.0%} of that under load; {late} late, {len(answered)} answered",
     )
 
 

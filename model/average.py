@@ -1,4 +1,4 @@
-"""One network from several runs: the mean of their weights, better than any one (model soups, arXiv:2203.05482).
+"""One network from several runs: the mean of their weights, better than each of them (model soups, arXiv:2203.05482).
 
     python -m model.average runs/first/best.pt runs/second/best.pt --data data --output runs/average.pt
 

@@ -46,7 +46,7 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
     """
     if path.is_file():
         if path.suffix.lower() in (".yaml", ".yml"):
-            raise ValueError(f"{path} only names YOLO's classes: give the folder of its txt files, which leads to it")
+            raise ValueError(f"{path} only names YOLO's classes: give the folder of its txt files instead")
         return _read_json(path, images)
     if not path.is_dir():
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")

@@ -16,7 +16,7 @@ import tyro
 from model.layout import Augmentation
 from model.settings import PATHS, Settings
 
-# The shipped model. Trained on nine tenths of train and scored on the other, after 6 epochs at half the size: AP 0.114
+# The shipped model. Trained on nine tenths of train and scored on the last tenth, after 6 epochs at half size: AP 0.114
 # with Lite2 and 0.090 with Lite0; with overlaps above 0.5, 0.55, 0.6, 0.65 suppressed, 0.116, 0.115, 0.114, 0.112 (AP50
 # 0.289, 0.281, 0.273, 0.261). After 14 more, up to the full size, with 0.45 to 0.65: 0.194, 0.193, 0.194, 0.194, 0.193
 # (AP50 0.368, 0.362, 0.360, 0.353, 0.345; F1 0.520, 0.516, 0.512, 0.506, 0.496). Lower thresholds avoid doubled boxes,

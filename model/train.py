@@ -43,7 +43,7 @@ from model.start import find_start, require_same_options
 from model.stopping import stop_on_signals
 
 MENDABLE = (ValueError, OSError, torch.OutOfMemoryError)
-"""What ends a run and the user can fix."""
+"""Errors that end a run and that the user can fix."""
 
 
 def train(settings: Settings, processes: Processes, console: Console) -> bool:
@@ -102,7 +102,7 @@ def main() -> int:
         if not str(error).startswith("DataLoader worker"):
             raise
         print(
-            "train: the system ended a process that prepares pictures, probably for want of memory (in a container, of "
+            "train: the system ended a process that prepares pictures, probably for lack of memory (in a container, of "
             "/dev/shm): choose fewer --workers; --resume continues from the last save, if there was one",
             file=sys.stderr,
         )

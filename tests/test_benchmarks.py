@@ -76,7 +76,8 @@ def test_a_busy_service_is_measured() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "promises.py"), "--promises", "busy"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     before, share, answered = re.fullmatch(
-        r"busy +(?:kept|BROKEN) +(\S+) answers per second before, (\d+)% of that then; \d+ late, (\d+) answered\n",
+        r"busy +(?:kept|BROKEN) +(\S+) answers per second before, (\d+)% of that under load; \d+ late, "
+        r"(\d+) answered\n",
         done.stdout,
     ).groups()  # type: ignore[union-attr]
     assert float(before) > 0 and int(share) > 0 and int(answered) > 0, done.stderr

@@ -4,7 +4,7 @@ import { Problem } from "./service.js";
 
 /**
  * Shows the camera in the page's dialog.
- * @returns {Promise<Blob | null>} The picture; null where the dialog was closed without one.
+ * @returns {Promise<Blob | null>} The picture; null if the dialog was closed without one.
  * @throws {Problem} There is no camera, or the browser does not give it to this page.
  */
 export async function takePicture() {

@@ -4,7 +4,7 @@ const KEY = "fcos-api-key"; // in sessionStorage: this tab only, forgotten with 
 const RETRIES = 3; // of an answer that says "come back later"
 const NOT_THE_SERVICE = "Something other than the service answered, perhaps a proxy: look at its log.";
 
-/** A refusal of the service, or its silence. `status` is 0 where there was no answer. */
+/** A refusal of the service, or its silence. `status` is 0 if there was no answer. */
 export class Problem extends Error {
   constructor(status, title, detail) {
     super(detail);
@@ -13,7 +13,7 @@ export class Problem extends Error {
   }
 }
 
-let heldKey = ""; // where the browser stores nothing, the key lasts as long as the page
+let heldKey = ""; // if the browser stores nothing, the key lasts as long as the page
 
 export const apiKey = {
   get() {
@@ -43,7 +43,7 @@ export const model = async () => answerWith("classes", await send("model"));
  * POST /detect.
  * @param {Blob} picture
  * @param {Record<string, string> | URLSearchParams} query
- * @param {(seconds: number) => void} onWait told of the time until the next attempt, where the service is busy
+ * @param {(seconds: number) => void} onWait told of the time until the next attempt, if the service is busy
  * @param {AbortSignal} signal ends the request, and the wait for the next, with its reason
  */
 export const detect = async (picture, query, options) => answerWith("detections", await post(picture, query, options));

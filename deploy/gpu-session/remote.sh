@@ -17,7 +17,7 @@ unpack() { # SET
   [ -e "$store/$1/.whole" ] && return
   [ -e "$store/parts/$1.sha256" ] || { echo "no part of the set '$1' has arrived" >&2; exit 2; }
   if ! cat "$store/parts/$1".part* | sha256sum --check --status "$store/parts/$1.sha256"; then
-    echo "the set '$1' is not whole: $(cd "$store/parts" && echo "$1".part*) have arrived" >&2
+    echo "the set '$1' is incomplete; so far there are $(cd "$store/parts" && echo "$1".part*)" >&2
     exit 2
   fi
   mkdir -p "$store/$1" "$store/site"

@@ -13,7 +13,7 @@ train() { python model/train.py --preset everyday-cpu --data "$data" "$@"; }
 # Head and pyramid first, at half the size, where an epoch takes two minutes.
 train --output "$runs/1" --size 416 --epochs 6 --plain-epochs 0 --zooms 0.5
 
-# Strong augmentation at a constant learning rate: 4,950 pictures are soon overfitted.
+# Strong augmentation at a constant learning rate: a network soon overfits 4,950 pictures.
 strong="--augmentation.scale 0.6 2.2 --augmentation.mixup 0.25 --augmentation.color 0.4 --augmentation.hue 0.03"
 # shellcheck disable=SC2086
 train --output "$runs/2" --from "$runs/1/best.pt" --size 416 --epochs 15 --plain-epochs 0 --lr 1e-3 \
