@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shutil
 import time
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,11 +185,23 @@ class Run:
             return None
         folder = self.settings.output
         make_folder(folder)
+        self._require_disk(folder)
         network = {"network": self.config.to_dict(), "input": self.input_config.to_dict()}
         write_json(folder / "config.json", self.settings.to_dict() | network | {"learning-rate": self.settings.base_lr})
         log = report.Report(folder, self.console, self.iteration)
         self.console.print(self.describe())
         return log
+
+    def _require_disk(self, folder: Path) -> None:
+        """Raises: ValueError: there is no room for the checkpoints, which the first epoch's end would find otherwise."""
+        # last.pt holds weights, averaged weights and AdamW's two moments, and is written beside the old one; best.pt.
+        needed = 9 * 4 * sum(parameter.numel() for parameter in self.learner.model.parameters())
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise ValueError(
+                f"the checkpoints take about {needed / 1e6:.0f} MB, but {folder} has {free / 1e6:.0f} MB free: make room "
+                "or choose another --output"
+            )
 
     def train_epoch(self, stop: Stop, log: report.Report | None) -> bool:
         """Train to the end of the epoch, and evaluate if that is due. Returns: Whether no signal asked to stop."""

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -945,3 +946,12 @@ def test_pictures_that_are_trained_on_are_said_to_flatter_val(data: tuple[Path, 
     same = settings(data, tmp_path / "run", val_annotations=json_file, val_images=images)
     read_data(same, console)
     assert "pictures of val are trained on" in console.file.getvalue()
+
+
+def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_epoch(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 10**5, 10**5)
+    monkeypatch.setattr("model.run.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"take about \d+ MB, but .* has 0 MB free"):
+        train(settings(data, tmp_path / "run"), ALONE, QUIET)
