@@ -193,14 +193,14 @@ class Run:
         return log
 
     def _require_disk(self, folder: Path) -> None:
-        """Raises: ValueError: there is no room for the checkpoints, which the first epoch's end would find otherwise."""
-        # last.pt holds weights, averaged weights and AdamW's two moments, and is written beside the old one; best.pt.
+        """Raises: ValueError: there is no room for the checkpoints; better now than at the end of the first epoch."""
+        # Of best.pt the weights; of last.pt these, averaged ones and AdamW's two moments, twice while it is replaced.
         needed = 9 * 4 * sum(parameter.numel() for parameter in self.learner.model.parameters())
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise ValueError(
-                f"the checkpoints take about {needed / 1e6:.0f} MB, but {folder} has {free / 1e6:.0f} MB free: make room "
-                "or choose another --output"
+                f"the checkpoints take about {needed / 1e6:.0f} MB, but {folder} has {free / 1e6:.0f} MB free: "
+                "make room, or choose another --output"
             )
 
     def train_epoch(self, stop: Stop, log: report.Report | None) -> bool:
