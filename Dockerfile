@@ -52,5 +52,5 @@ EXPOSE 8000
 # /readyz turns 200 once the model is warm, and 503 while the service ends.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", \
     "import os, urllib.request as r; \
-    r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.getenv('FCOS_PORT', '8000')}/readyz\", timeout=2)"]
+    r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.getenv('FCOS_PORT') or '8000'}/readyz\", timeout=2)"]
 CMD ["python", "-m", "app"]

@@ -1,6 +1,7 @@
 """`make` sets up what is needed, once, and `make up` deploys the model that was named; tried without pip and Docker."""
 
 import os
+import re
 import shutil
 import socket
 import stat
@@ -49,6 +50,7 @@ def config():
         address, published, target = service["ports"][0].split(":")
         port = {"mode": "ingress", "host_ip": address, "target": int(target), "published": published, "protocol": "tcp"}
         service["ports"] = [f"{address}:{published}:{target}/tcp" if standalone else port]
+        service["environment"] |= dict(line.split("=", 1) for line in Path(service["env_file"]).read_text().split())
     return services
 
 if words[0] == "info":
@@ -58,12 +60,18 @@ elif words[0] == "config":
     print(yaml.safe_dump({"services": config()}, sort_keys=standalone, width=width, default_flow_style=False))
 elif words[0] == "ps" and running.exists():
     print("the-container")
+elif words[0] == "run":
+    service = config()["detector-cpu"]
+    sys.exit("broken" in service["environment"]["FCOS_MODEL"])
 elif words[0] == "up":
     service = config()["detector-cpu"]
-    running.write_text(service["volumes"][0]["source"] + "\\n" + service["environment"]["FCOS_MODEL"])
+    environment = [f"{name}={value}" for name, value in service["environment"].items()]
+    port = service["ports"][0].split(":")[1] if standalone else service["ports"][0]["published"]
+    running.write_text("\\n".join([service["volumes"][0]["source"], port, *environment]))
 elif words[0] == "inspect":
-    source, model = running.read_text().split("\\n")
-    asked = {"Mounts": source, "Config.Env": "FCOS_MODEL=" + model, "RestartCount": "running 0 healthy"}
+    source, port, *environment = running.read_text().split("\\n")
+    asked = {"Mounts": source, "Ports": port, "RestartCount": "running 0 healthy"}
+    asked["Config.Env"] = "\\n".join(environment)
     print(next((value for key, value in asked.items() if key in words[2]), "healthy"))
 """
 
@@ -164,6 +172,7 @@ def up(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[st
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "deploy/up", tmp_path / "deploy")
     shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    (tmp_path / "deploy/detector.env").touch()
     for model in ("model/weights/fcos-everyday.onnx", "a folder of mine, whose name is as long as it is/mine.onnx"):
         (tmp_path / model).parent.mkdir(parents=True)
         (tmp_path / model).touch()
@@ -176,9 +185,8 @@ def up(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[st
         environment = {"PATH": f"{docker.parent}:{os.environ['PATH']}", **variables}
         done = subprocess.run(["deploy/up"], cwd=tmp_path, env=environment, capture_output=True, text=True)
         running = tmp_path / "running"
-        return Path(
-            *running.read_text().split("\n/models/")
-        ).name if running.exists() else "", done.stdout + done.stderr
+        found = re.search("FCOS_MODEL=/models/(.+)", running.read_text()) if running.exists() else None
+        return found[1] if found else "", done.stdout + done.stderr
 
     return run
 
@@ -220,3 +228,31 @@ def test_up_says_what_is_wrong_before_it_builds(up: Callable[..., tuple[str, str
         model, said = up(PORT=str(port))
     assert f"error: Port {port} is in use" in said
     assert model == ""
+
+
+def test_a_running_service_outlasts_a_successor_that_could_not_start(
+    up: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    port = free_port()
+    assert up(PORT=port)[0] == "fcos-everyday.onnx"
+    (tmp_path / "model/weights/broken.onnx").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for variables, says in (
+            ({"PORT": str(taken.getsockname()[1])}, "is in use"),
+            ({"PORT": "99999"}, "PORT is '99999', but must be a number from 1 to 65535"),
+            ({"PORT": "8000-8001"}, "must be a number from 1 to 65535"),
+            ({"PORT": port, "MODEL": "broken.onnx"}, "the running one stays"),
+        ):
+            model, said = up(**variables)
+            assert says in said
+            assert "Ready" not in said and model == "fcos-everyday.onnx"
+            assert (tmp_path / "running").read_text().split("\n")[1] == port
+
+
+def test_keys_are_not_dropped_without_a_word(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "keys.env").write_text("FCOS_API_KEYS=correct-horse\n")
+    assert "Ready" in up(PORT=port, SETTINGS="keys.env")[1]
+    assert "error: The running service has FCOS_API_KEYS, and the new one would not" in up(PORT=port)[1]
+    assert "FCOS_API_KEYS=correct-horse" in (tmp_path / "running").read_text()
+    assert "Ready" in up(PORT=port, SETTINGS="keys.env")[1]
