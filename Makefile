@@ -53,8 +53,8 @@ up:
 
 down:
 	@docker info >/dev/null 2>&1 || { echo "error: Docker does not answer, so there is nothing to stop."; exit 2; }
-	@if docker compose version >/dev/null 2>&1; then SETTINGS=/dev/null docker compose --profile '*' down; \
-	else SETTINGS=/dev/null COMPOSE_PROFILES='*' docker-compose down; fi
+	@if docker compose version >/dev/null 2>&1; then SETTINGS=deploy/detector.env docker compose --profile '*' down; \
+	else SETTINGS=deploy/detector.env COMPOSE_PROFILES='*' docker-compose down; fi
 
 loadtest: $(VENV)/.serve $(VENV)/.load
 	$(BIN)/python -m tests.load
