@@ -47,16 +47,27 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
     if path.is_file():
         if path.suffix.lower() in (".yaml", ".yml"):
             raise ValueError(f"{path} only names YOLO's classes: give the folder of its txt files instead")
+        if path.suffix.lower() in (".txt", ".xml"):
+            raise ValueError(
+                f"{path} is one file of a set: give the folder of its {path.suffix[1:].lower()} files instead"
+            )
         return _read_json(path, images)
     if not path.is_dir():
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
     if not images.is_dir():
         raise ValueError(f"no folder of pictures at {images}")
-    if any(path.glob("*.xml")):
+    voc, yolo = any(path.glob("*.xml")), any(file.name != "classes.txt" for file in path.glob("*.txt"))
+    below = [file.parent for kind in ("xml", "txt") for file in path.glob(f"*/**/*.{kind}")]
+    # Hidden folders are programs' own.
+    below = [folder for folder in below if not any(part[0] == "." for part in folder.relative_to(path).parts)]
+    if below and (voc or yolo):
+        raise ValueError(f"{below[0]} holds annotations, too, but only those right in {path} would be read: move them")
+    if voc:
         return _read_voc(path, images, classes)
-    if any(file.name != "classes.txt" for file in path.glob("*.txt")):
+    if yolo:
         return _read_yolo(path, images)
-    raise ValueError(f"the folder {path} holds neither VOC xml nor YOLO txt files")
+    hint = f": give the folder that does, such as {below[0]}" if below else ""
+    raise ValueError(f"the folder {path} holds neither VOC xml nor YOLO txt files{hint}")
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -128,9 +139,8 @@ def _read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two if badly encoded
             raise ValueError(f"{file} is not readable xml: {error}. If it is complete, save it as UTF-8") from None
-        name = (root.findtext("filename") or "").strip()
-        if not name or not (images / name).is_file():  # LabelImg and others often keep an old name there
-            name = by_stem.get(file.stem, name or f"{file.stem}.jpg")
+        # LabelImg and others often keep an old name in it, perhaps that of another picture.
+        name = by_stem.get(file.stem) or (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
         width, height = (_number(root.findtext(f"size/{key}")) for key in ("width", "height"))
         if not (width and height):
             width, height = _size_or_none(images / name)
@@ -169,7 +179,8 @@ def _read_yolo(path: Path, images: Path) -> Document:
     annotations: list[dict[str, Any]] = []
     files = _pictures(images)
     labels = {file.stem for file in path.glob("*.txt")} - {"classes"}
-    missing = [f"{stem}.jpg" for stem in labels - {Path(name).stem for name in files}]
+    without = labels - {Path(name).stem for name in files}
+    missing = [f"{stem}.jpg" for stem in without if not _is_prose(path / f"{stem}.txt")]
     for number, name in enumerate(sorted([*files, *missing]), 1):
         width, height = _size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
@@ -182,20 +193,35 @@ def _read_yolo(path: Path, images: Path) -> Document:
 
 def _yolo_box(words: list[str], width: float, height: float) -> dict[str, Any]:
     try:
-        label, cx, cy, w, h = int(words[0]), *(float(word) for word in words[1:5])
-    except ValueError:
+        number, cx, cy, w, h = (float(word) for word in words[:5])
+        label = int(number)
+    except (ValueError, OverflowError):
         return {"category_id": words[0], "bbox": None}
-    if len(words) > 5:  # as YOLO's segmentation files have
+    if label != number:
+        return {"category_id": words[0], "bbox": None}
+    if len(words) > 6:  # as YOLO's segmentation files have; a sixth number is a prediction's confidence
         return {"category_id": label, "bbox": POLYGON}
     return {"category_id": label, "bbox": [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]}
+
+
+def _is_prose(file: Path) -> bool:
+    """Whether a txt file among YOLO's is something else: a list of pictures, a readme."""
+    words = _text(file).split(maxsplit=1)
+    return bool(words) and _number(words[0]) is None
 
 
 def _yolo_names(path: Path) -> list[str]:
     whole = path.absolute()
     for folder in (whole, *whole.parents[:2]):
-        if (plain := folder / "classes.txt").is_file():
-            return [line.strip() for line in _text(plain).splitlines() if line.strip()]
-        for file in (folder / "data.yaml", folder / "dataset.yaml"):
+        for plain in (folder / "classes.txt", folder / "obj.names"):  # the latter darknet's
+            if plain.is_file():
+                return [line.strip() for line in _text(plain).splitlines() if line.strip()]
+        others = [
+            file
+            for file in sorted(folder.glob("*.y*ml"))
+            if file.is_file() and "names:" in file.read_text("utf-8", "replace")
+        ]
+        for file in (folder / "data.yaml", folder / "dataset.yaml", *(others if len(others) == 1 else ())):
             if file.is_file():
                 import yaml  # type: ignore[import-untyped]
 

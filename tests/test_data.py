@@ -663,3 +663,61 @@ def test_yolos_file_of_class_names_is_told_from_annotations(tmp_path: Path) -> N
     (tmp_path / "data.yaml").write_text("names: [cat]")
     with pytest.raises(ValueError, match=r"data\.yaml only names YOLO's classes: give the folder of its txt files"):
         read_document(tmp_path / "data.yaml", tmp_path)
+
+
+def yolo(folder: Path, *stems: str, names: str = "data.yaml") -> tuple[Path, Path]:
+    """Returns: A folder of labels, and one of pictures."""
+    labels, images = folder / "set" / "labels", folder / "set" / "images"
+    for stem in stems:
+        for place in (labels, images):
+            (place / stem).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 50)).save(images / f"{stem}.png")
+        (labels / f"{stem}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (folder / "set" / names).write_text("cat\n" if names == "obj.names" else "names: [cat]\n")
+    return labels, images
+
+
+@pytest.mark.parametrize("names", ["obj.names", "coco128.yaml", "dataset.yaml"])
+def test_yolos_class_names_are_found_under_their_usual_names(tmp_path: Path, names: str) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "compose.yaml").write_text("services: {}")
+    document = read_document(*yolo(tmp_path, "a", names=names))
+    assert [one["name"] for one in document["categories"]] == ["cat"]
+
+
+def test_yolos_numbers_may_be_written_otherwise_and_lists_lie_beside_them(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a", "b")
+    (labels / "a.txt").write_text("0.0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2 0.93\n")
+    (labels / "b.txt").write_text("0.5 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    (labels / "train.txt").write_text("images/a.png\nimages/b.png\n")
+    (labels / "gone.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    document, problems = check(read_document(labels, images), "labels", images)
+    assert [one["bbox"] for one in document["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
+    kinds = sorted(kind for kind, _ in problems.errors + problems.warnings)
+    assert kinds == ["duplicate box", "missing picture", "polygon", "unreadable entry"], "a list is no annotation"
+
+
+def test_annotations_in_subfolders_are_not_passed_over(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a", "more/b")
+    (labels / ".hidden").mkdir()
+    (labels / ".hidden" / "a.txt").touch()
+    with pytest.raises(ValueError, match=r"labels/more holds annotations, too"):
+        read_document(labels, images)
+    (labels / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"neither VOC xml nor YOLO txt files: .* such as .*/labels/more$"):
+        read_document(labels, images)
+
+
+@pytest.mark.parametrize("kind", ["txt", "xml"])
+def test_one_file_of_a_set_is_told_from_all(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"train.{kind}").touch()
+    with pytest.raises(ValueError, match=f"is one file of a set: give the folder of its {kind} files"):
+        read_document(tmp_path / f"train.{kind}", tmp_path)
+
+
+def test_a_voc_files_own_picture_wins_over_the_name_in_it(tmp_path: Path) -> None:
+    for stem, other, size in (("a", "b", (40, 30)), ("b", "a", (60, 20))):
+        Image.new("RGB", size).save(tmp_path / f"{stem}.png")
+        (tmp_path / f"{stem}.xml").write_text(f"<annotation><filename>{other}.png</filename></annotation>")
+    document = read_document(tmp_path, tmp_path)
+    assert [(one["file_name"], one["width"]) for one in document["images"]] == [("a.png", 40), ("b.png", 60)]
