@@ -5,7 +5,6 @@ Nothing comes from elsewhere, so the pages work offline, and their content secur
 
 import gzip
 import hashlib
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-_GZIP = re.compile(r"gzip(?!\s*;\s*q=0(\.0*)?\s*(,|$))")  # in an Accept-Encoding that allows it
+from app.negotiation import preference
+
 STATIC = Path(__file__).with_name("static")
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -58,7 +58,8 @@ class Asset(NamedTuple):
         headers = {**HEADERS, "ETag": self.etag}
         if self.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        if self.compressed is not None and _GZIP.search(request.headers.get("accept-encoding", "")):
+        accepted = request.headers.get("accept-encoding", "")
+        if self.compressed is not None and accepted and preference("gzip", accepted) > 0:
             headers["Content-Encoding"] = "gzip"
             return Response(self.compressed, headers=headers, media_type=self.media_type)
         return Response(self.content, headers=headers, media_type=self.media_type)

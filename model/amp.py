@@ -26,7 +26,7 @@ def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Iter
         if device.type != "cpu":
             yield
             return
-        with _SafeConvolutions(in_float32=precision is None):
+        with _SafeConvolutions():
             yield
 
 
@@ -45,10 +45,6 @@ class _SafeConvolutions(TorchFunctionMode):
     memory held before as its gradient, up to NaN (3 x 3 at stride 2 on a map 1 wide, such as P7 of a canvas of 64).
     """
 
-    def __init__(self, in_float32: bool) -> None:
-        super().__init__()
-        self._in_float32 = in_float32
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not torch.conv2d or not torch.is_grad_enabled():
@@ -59,7 +55,7 @@ class _SafeConvolutions(TorchFunctionMode):
         grouped = weight.shape[1] < x.shape[1]
         small = x.shape[2] < weight.shape[2] or x.shape[3] < weight.shape[3]
         learns = x.requires_grad or weight.requires_grad
-        if self._in_float32 or not (grouped or small) or not learns:
+        if not torch.is_autocast_enabled("cpu") or not (grouped or small) or not learns:
             return func(x, weight, bias, stride, padding, *rest, **kwargs)
         precision = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):

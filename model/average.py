@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,28 +40,41 @@ STATISTICS_BATCHES = 40
 """To measure BatchNorm's statistics on: even P7's, with the fewest points, then come from some thousand points."""
 
 
-def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
-    """The mean of every tensor; counters are the first part's.
-
-    Raises:
-        ValueError: the parts are not the same network for the same classes.
-    """
+def require_one_network(parts: Sequence[Checkpoint]) -> None:
+    """Raises: ValueError: the parts are not the same network for the same classes."""
     first = parts[0]
     for part in parts[1:]:
         if (part.config, part.input_config) != (first.config, first.input_config):
             raise ValueError("the checkpoints' networks differ: classes, backbone, channels and input must agree")
+
+
+def mean_weights(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
+    """The mean of every tensor; counters are the first part's.
+
+    Raises:
+        ValueError: as `require_one_network`.
+    """
+    require_one_network(parts)
     return {
         key: torch.stack([part.weights[key].float() for part in parts]).mean(0) if value.is_floating_point() else value
-        for key, value in first.weights.items()
+        for key, value in parts[0].weights.items()
+    }
+
+
+def differing_norms(parts: Sequence[Checkpoint]) -> set[str]:
+    """The names of the BatchNorms in whose statistics the parts differ."""
+    end, first = ".running_mean", parts[0].weights
+    return {
+        key.removesuffix(end)
+        for key in first
+        if key.endswith(end) and any(not part.weights[key].equal(first[key]) for part in parts)
     }
 
 
 def mixed(parts: Sequence[Checkpoint]) -> bool:
     """Whether some of the parts learnt with frozen statistics of the backbone, and others' statistics differ."""
-    keys = [key for key in parts[0].weights if key.startswith("backbone.") and key.endswith(".running_mean")]
     frozen = any(part.options.get("backbone-norm") == "frozen" for part in parts)
-    differ = any(not part.weights[key].equal(parts[0].weights[key]) for part in parts[1:] for key in keys)
-    return frozen and differ
+    return frozen and any(name.startswith("backbone.") for name in differing_norms(parts))
 
 
 def restated(part: Checkpoint, annotations: Annotations, images: Path) -> Checkpoint:
@@ -70,11 +83,15 @@ def restated(part: Checkpoint, annotations: Annotations, images: Path) -> Checkp
     Weights that learnt with frozen statistics, ImageNet's perhaps, mean something else than others do: their mean with
     weights that learnt with measured ones detects less than either.
     """
-    metadata = checkpoints.metadata_of(part.config, part.input_config)
     model = part.model()
-    batches = (batch.images for batch in plain_batches(annotations, images, metadata, BATCH))
-    restate_statistics(model, islice(batches, STATISTICS_BATCHES))
+    restate_statistics(model, _pictures(part, annotations, images))
     return dataclasses.replace(part, weights=model.state_dict())
+
+
+def _pictures(part: Checkpoint, annotations: Annotations, images: Path) -> Iterator[Tensor]:
+    """Canvases as they are served, a batch at a time, for statistics."""
+    metadata = checkpoints.metadata_of(part.config, part.input_config)
+    return (batch.images for batch in islice(plain_batches(annotations, images, metadata, BATCH), STATISTICS_BATCHES))
 
 
 def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
@@ -87,23 +104,19 @@ def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:
 
 def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: Annotations, images: Path) -> None:
     """Measure the BatchNorm statistics in which the parts differ, on pictures as they are served."""
-    first = parts[0].weights
+    names = differing_norms(parts)
     differing = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d)
-        and any(not part.weights[f"{name}.running_mean"].equal(first[f"{name}.running_mean"]) for part in parts)
+        module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d) and name in names
     ]
     if not differing:
         return
-    metadata = checkpoints.metadata_of(parts[0].config, parts[0].input_config)
     for module in differing:
         module.reset_running_stats()
         module.momentum = None  # the plain mean of all batches
         module.train()
     with torch.no_grad():
-        for batch in islice(plain_batches(annotations, images, metadata, BATCH), STATISTICS_BATCHES):
-            model(batch.images.to(model.mean.device, memory_format=torch.channels_last))
+        for canvases in _pictures(parts[0], annotations, images):
+            model(canvases.to(model.mean.device, memory_format=torch.channels_last))
     model.eval()
 
 
@@ -118,13 +131,14 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     """
     require_folder(output)
     parts = [checkpoints.load(file) for file in files]
+    require_one_network(parts)
     paths, classes = data_folder(data), parts[-1].config.classes
     document, val_document = (
         read_usable(paths[f"{part}_annotations"], paths[f"{part}_images"], classes, console.print)
         for part in ("train", "val")
     )
     annotations, images = Annotations.from_document(document), paths["train_images"]
-    if len({(part.config, part.input_config) for part in parts}) == 1 and mixed(parts):
+    if mixed(parts):
         parts = [restated(part, annotations, images) for part in parts]
     checkpoint = dataclasses.replace(parts[-1], weights=mean_weights(parts), training=training_of(parts), resume=None)
 

@@ -216,24 +216,28 @@ def _yolo_names(path: Path) -> list[str]:
         for plain in (folder / "classes.txt", folder / "obj.names"):  # the latter darknet's
             if plain.is_file():
                 return [line.strip() for line in _text(plain).splitlines() if line.strip()]
-        others = [
-            file
-            for file in sorted(folder.glob("*.y*ml"))
-            if file.is_file() and "names:" in file.read_text("utf-8", "replace")
-        ]
-        for file in (folder / "data.yaml", folder / "dataset.yaml", *(others if len(others) == 1 else ())):
-            if file.is_file():
-                import yaml  # type: ignore[import-untyped]
+        if (file := _yaml_of_names(folder)) is not None:
+            import yaml  # type: ignore[import-untyped]
 
-                try:
-                    # BaseLoader: a class called no, 007 or 12:30 is text, too.
-                    return _names_in_order(yaml.load(_text(file), Loader=yaml.BaseLoader)["names"])  # noqa: S506
-                except (yaml.YAMLError, KeyError, TypeError) as error:
-                    raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
+            try:
+                # BaseLoader: a class called no, 007 or 12:30 is text, too.
+                return _names_in_order(yaml.load(_text(file), Loader=yaml.BaseLoader)["names"])  # noqa: S506
+            except (yaml.YAMLError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
     raise ValueError(
         f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with a name per line, in it or "
         "in one of the two folders above"
     )
+
+
+def _yaml_of_names(folder: Path) -> Path | None:
+    """YOLO's file of class names in a folder: by its usual names, else the only one that has `names`."""
+    for usual in (folder / "data.yaml", folder / "dataset.yaml"):
+        if usual.is_file():
+            return usual
+    others = [file for file in folder.glob("*.y*ml") if file.is_file()]
+    named = [file for file in others if "names:" in file.read_text("utf-8", "replace")]
+    return named[0] if len(named) == 1 else None
 
 
 def _names_in_order(names: Any) -> list[str]:

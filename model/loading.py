@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -67,6 +68,21 @@ def end_workers(loader: Iterable[Batch]) -> None:
     workers = getattr(loader.packs if isinstance(loader, ResidentBatches) else loader, "_iterator", None)
     if workers is not None:
         workers._shutdown_workers()
+
+
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Raises: ValueError: in place of the RuntimeError that torch raises, wherever the process then is, when the system
+    has ended a worker."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            "the system ended a process that prepares pictures, probably for lack of memory (in a container, of "
+            "/dev/shm): choose fewer --workers; --resume continues from the last save, if there was one"
+        ) from None
 
 
 class Feed:

@@ -32,12 +32,13 @@ from rich.console import Console
 
 from model import checkpoint as checkpoints
 from model.console import plain_console
-from model.data import Annotations, read_usable, repeat_factors
+from model.data import Annotations, read_usable
 from model.distributed import started
 from model.files import write_json
 from model.formats import with_images
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
+from model.run import epoch_draws
 from model.settings import Settings
 from model.train import MENDABLE, in_words, train
 
@@ -181,9 +182,10 @@ def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
         ValueError: there is no time for it, or its rehearsal failed.
     """
     folder = options.output / f"final-{options.final}"
-    more = data_folder(options.data) | {"output": folder, "resume": _begun(folder)} | options.more
+    begun = _begun(folder)
+    more = data_folder(options.data) | {"output": folder, "resume": begun} | options.more
     epochs = options.epochs
-    if epochs is None and _begun(folder):
+    if epochs is None and begun:
         epochs = int(checkpoints.load(folder / "last.pt").options["epochs"])
     elif epochs is None:
         epochs = _epochs_in_time(settings_of(options.final, **more), until, console)
@@ -218,9 +220,9 @@ def _epochs_in_time(settings: Settings, until: float, console: Console) -> int:
         why = row.get("why", "give more --minutes")
         raise ValueError(f"rehearsal {row['state']} after {row['seconds']} s: {why}")
     document = read_usable(settings.train_annotations, settings.train_images, (), lambda _: None)
-    pictures = float(repeat_factors(Annotations.from_document(document), settings.repeat_thin).sum())
+    repeats, times = epoch_draws(Annotations.from_document(document), settings)
     speed = float(_lines(rehearsal.output / "metrics.csv")[-1]["pictures_per_s"])  # the first epoch's is not typical
-    epoch_s = max(pictures, settings.epoch_iterations * settings.batch_size) / speed
+    epoch_s = times * float(repeats.sum()) / speed
     rest_s = row["seconds"] - REHEARSAL_EPOCHS * epoch_s  # start, pictures into memory, evaluation: as in the run
     epochs = min(settings.epochs, int((until - time.monotonic() - rest_s) / (SPARE * epoch_s)))
     if epochs < 1:

@@ -93,9 +93,7 @@ class Run:
                 "choose --norm gn, a larger --batch-size or a smaller --accumulate"
             )
         self.metadata = checkpoints.metadata_of(self.config, self.input_config, iou_threshold=settings.iou_threshold)
-        repeats = data.repeat_factors(self.annotations, settings.repeat_thin)
-        # How often an epoch goes through a small set.
-        self._times = max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
+        repeats, self._times = epoch_draws(self.annotations, settings)
         self.batches = self._batches(repeats * self._times)
         self.loader = make_loader(settings, self.annotations, self.metadata, self.batches, processes.device)
         self.length = len(self.batches) // settings.accumulate
@@ -278,6 +276,13 @@ class Run:
         )
         checkpoints.save(self.settings.output / name, checkpoint)
         self._saved_at = time.monotonic()
+
+
+def epoch_draws(annotations: Annotations, settings: Settings) -> tuple[NDArray[np.float64], float]:
+    """How often each picture is drawn when an epoch goes through them once [N], and how often it does: a small set more
+    than once."""
+    repeats = data.repeat_factors(annotations, settings.repeat_thin)
+    return repeats, max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
 
 
 def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Annotations) -> dict[str, float]:

@@ -34,7 +34,7 @@ from rich.console import Console
 
 from model.console import plain_console
 from model.distributed import Processes, started
-from model.loading import end_workers
+from model.loading import end_workers, naming_dead_workers
 from model.optim import keep_tensors_memory
 from model.presets import read_options
 from model.run import Run
@@ -67,6 +67,7 @@ def train(settings: Settings, processes: Processes, console: Console) -> bool:
         return True
     run = Run(settings, processes, console, stopped, start)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_dead_workers())
         stack.callback(end_workers, run.loader)
         stop = stack.enter_context(stop_on_signals(processes))
         log = run.open_folder()
@@ -97,15 +98,6 @@ def main() -> int:
                 return 130
     except MENDABLE as error:
         print(in_words(error), file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        print(
-            "train: the system ended a process that prepares pictures, probably for lack of memory (in a container, of "
-            "/dev/shm): choose fewer --workers; --resume continues from the last save, if there was one",
-            file=sys.stderr,
-        )
         return 2
     except KeyboardInterrupt:
         print("train: stopped; --resume continues from the last save, if there was one", file=sys.stderr)

@@ -928,13 +928,13 @@ def test_settings_name_their_options_as_the_command_line_does(data: Data, tmp_pa
 
 
 def test_a_worker_that_the_system_ends_is_one_sentence(
-    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def killed(*_: Any) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    monkeypatch.setattr(script, "train", killed)
-    monkeypatch.setattr(sys, "argv", ["train.py", *(f"--{name.replace('_', '-')}=x" for name in PATHS)])
+    monkeypatch.setattr(runs, "step", killed)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words(settings(data, tmp_path / "run"))])
     assert script.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "fewer --workers" in line
