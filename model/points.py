@@ -5,32 +5,30 @@ N pictures, P points, G ground-truth boxes, C classes.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from app.artifact import Size, grids
+from app.artifact import Points, Size, grids
+from app.postprocess import point_centres
 from model.config import STRIDES, FCOSConfig
 
 
+@lru_cache(maxsize=128)
 def canvas_points(
     canvas: tuple[int, int], config: FCOSConfig, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Points of a canvas, level after level, row by row.
+    """Points of a canvas, level after level, row by row: those of the service. Kept, so not to be changed.
 
     Returns:
         Points [P, 2] as (x, y) in canvas pixels, and the stride of each [P].
     """
-    points, strides = [], []
-    for stride, (rows, columns) in zip(STRIDES, grids(STRIDES, Size(*canvas)), strict=True):
-        step_y, step_x = (
-            (stride, stride) if config.point_step == "stride" else (canvas[0] // rows, canvas[1] // columns)
-        )
-        y = (torch.arange(rows, dtype=torch.float32, device=device) + config.point_offset) * step_y
-        x = (torch.arange(columns, dtype=torch.float32, device=device) + config.point_offset) * step_x
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        points.append(torch.stack((grid_x.flatten(), grid_y.flatten()), 1))
-        strides.append(torch.full((rows * columns,), float(stride), device=device))
-    return torch.cat(points), torch.cat(strides)
+    size = Size(*canvas)
+    centres = point_centres(STRIDES, Points(offset=config.point_offset, step=config.point_step), size)
+    strides = np.repeat(np.array(STRIDES, np.float32), [grid.area for grid in grids(STRIDES, size)])
+    return torch.tensor(centres, device=device), torch.tensor(strides, device=device)
 
 
 def encode(points: Tensor, boxes: Tensor) -> Tensor:
