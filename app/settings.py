@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError, first_fault
 from app.images import MOST_PIXELS
-from app.providers import CudaOptions, ProviderChoice
+from app.providers import ConvSearch, CudaOptions, ProviderChoice
 
 PREFIX = "FCOS_"
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "model" / "weights" / "fcos-everyday.onnx"
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     """Which GPU."""
     gpu_memory_limit_bytes: Annotated[int, Field(ge=0)] = 0
     """Limit of ONNX Runtime's arena. 0: none."""
-    conv_search: Literal["heuristic", "exhaustive", "default"] = "heuristic"
+    conv_search: ConvSearch = "heuristic"
     """How cuDNN's convolutions are chosen. exhaustive: a longer start, sometimes a faster model."""
     tf32: bool = True
     """Tensor cores for fp32 models: faster, with 10 bits of mantissa in products."""
