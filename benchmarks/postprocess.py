@@ -19,37 +19,16 @@ from torchvision.models.detection import fcos_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from app.artifact import Metadata, Size, grids
+from app.artifact import Size, grids
 from app.canvas import Placement
 from app.postprocess import Parameters, PictureHeads, postprocess
 from benchmarks.command import as_command
+from model.checkpoint import metadata_of
+from model.config import STRIDES, FCOSConfig, InputConfig
 
 CLASSES = 91
 CANVAS = Size(800, 1344)
-STRIDES = (8, 16, 32, 64, 128)
 PARAMETERS = Parameters(score_threshold=0.2, iou_threshold=0.6, max_detections=100)
-
-
-def torchvision_like_metadata() -> Metadata:
-    return Metadata.model_validate(
-        {
-            "format_version": 1,
-            "name": "benchmark",
-            "classes": [f"class {index}" for index in range(CLASSES)],
-            "strides": STRIDES,
-            "points": {"offset": 0, "step": "canvas"},
-            "resize": {"short": 800, "long": 1333},
-            "canvases": [(800, 1344), (1344, 800)],
-            "mean_pixel": [0, 0, 0],
-            "defaults": {"score_threshold": 0.2, "iou_threshold": 0.6, "max_detections": 100},
-            "top_k": 1000,
-            "precision": "fp32",
-            "variant": "raw",
-            "training": {},
-            "metrics": {},
-            "checkpoint_sha256": "0" * 64,
-        }
-    )
 
 
 def clustered_heads(rng: np.random.Generator, objects: int = 52) -> PictureHeads:
@@ -82,7 +61,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
 
-    metadata = torchvision_like_metadata()
+    config = FCOSConfig.torchvision(tuple(f"class {index}" for index in range(CLASSES)))
+    input_config = InputConfig(short=800, long=1333, canvases=((800, 1344), (1344, 800)))
+    metadata = metadata_of(config, input_config)
     resized = Size(800, 1333)
     placement = Placement(picture=resized, resized=resized, canvas=CANVAS)
     reference = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
