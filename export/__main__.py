@@ -29,7 +29,7 @@ from export.verify import Difference, compare
 from model import checkpoint as checkpoints
 from model.config import require_name
 from model.fcos import FCOS
-from model.files import replaced, require_folder
+from model.files import require_folder, write_bytes
 from model.torchvision_weights import download, load_torchvision
 
 DOWNLOAD = Path()
@@ -49,7 +49,7 @@ def export(model: FCOS, metadata: Metadata, output: Path) -> Difference:
     proto = to_onnx(model)
     add_metadata(proto, metadata)
     difference = compare(proto, model, metadata)
-    write(proto, output)
+    write_bytes(output, proto.SerializeToString())
     return difference
 
 
@@ -78,7 +78,7 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
     add_metadata(proto, metadata)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / output.name
-        write(proto, converted)
+        write_bytes(converted, proto.SerializeToString())
         try:
             share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, bounds)
         except StartError as error:
@@ -94,7 +94,7 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
             f"{bounds.share:.0%} are needed, with an IoU of {bounds.iou} and scores at most {bounds.score} apart: "
             "nothing was written. A model trained longer is more certain, and more pictures judge it better"
         )
-    write(proto, output)
+    write_bytes(output, proto.SerializeToString())
     return share, count
 
 
@@ -109,16 +109,6 @@ def read(checkpoint: Path | None, torchvision_coco: Path | None) -> tuple[checkp
     if torchvision_coco is None or torchvision_coco == DOWNLOAD:
         torchvision_coco = download()
     return load_torchvision(torchvision_coco), checkpoints.sha256(torchvision_coco)
-
-
-def write(proto: onnx.ModelProto, output: Path) -> None:
-    """Write the file whole or not at all: a service may be watching it.
-
-    Raises:
-        OSError: the folder is missing or not writable.
-    """
-    with replaced(output) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from app.artifact import Defaults, Metadata, Points, Resize, Size
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
-from model.files import replaced
+from model.files import write_bytes
 
 FORMAT_VERSION = 1
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.6
@@ -130,8 +130,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     whole = io.BytesIO()  # on a full disk, torch itself would report an unexpected position
     torch.save(document, whole)
-    with replaced(path) as temporary:
-        temporary.write_bytes(whole.getbuffer())
+    write_bytes(path, whole.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:

@@ -59,7 +59,12 @@ def _saying(what: str) -> Iterator[None]:
         raise OSError(f"{what} ({error.strerror or error})") from None
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Raises: OSError: as `replaced`."""
     with replaced(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Raises: OSError: as `replaced`."""
+    write_bytes(path, f"{json.dumps(document, indent=2)}\n".encode())
