@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# A plugin that is not imported is never tried: `formats` below does not load any.
+# Pillow loads all of its forty plugins to find a format of `formats` that it has not loaded yet.
 from PIL import BmpImagePlugin as _bmp  # noqa: F401
 from PIL import GifImagePlugin as _gif  # noqa: F401
 from PIL import Image, UnidentifiedImageError
