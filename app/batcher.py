@@ -1,4 +1,4 @@
-"""Requests → batches: a queue for each canvas, and no waiting except for the session itself.
+"""Requests → batches: one queue, of which a batch takes one canvas, and no waiting except for the session itself.
 
 A thread whose session is free takes what is queued at that moment, up to the largest batch. The item that has waited
 longest is always in the next batch, so no canvas is starved by a busier one; within a canvas, items leave in the order
@@ -9,7 +9,6 @@ late.
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -19,7 +18,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Ticket(Generic[Item]):
-    """An item's place in the queue of its key."""
+    """An item's place in the queue."""
 
     number: int  # rises from ticket to ticket
     key: Hashable
@@ -50,13 +49,12 @@ class Batcher(Generic[Item]):
         self.largest = largest
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
-        self._queues: dict[Hashable, OrderedDict[int, Ticket[Item]]] = {}  # none of them is empty
+        self._queued: dict[int, Ticket[Item]] = {}  # by number, so the oldest first
         self._next_number = 0
-        self._waiting = 0
         self._closed = False
 
     def __len__(self) -> int:
-        return self._waiting
+        return len(self._queued)
 
     def put(self, key: Hashable, item: Item, deadline_s: float = math.inf) -> Ticket[Item]:
         """Queues an item.
@@ -76,8 +74,7 @@ class Batcher(Generic[Item]):
                 raise RuntimeError("the batcher is closed")
             ticket = Ticket(self._next_number, key, item, deadline_s)
             self._next_number += 1
-            self._queues.setdefault(key, OrderedDict())[ticket.number] = ticket
-            self._waiting += 1
+            self._queued[ticket.number] = ticket
             self._changed.notify()
             return ticket
 
@@ -94,56 +91,30 @@ class Batcher(Generic[Item]):
             is queued and `wait` is False.
         """
         with self._changed:
-            while not self._queues:
+            while not self._queued:
                 if self._closed or not wait:
                     return None
                 self._changed.wait()
             now_s = self._clock()
             latest_s = now_s + needed_s()
-            items: list[Ticket[Item]] = []
-            late: list[Ticket[Item]] = []
-            # First remove late items at the heads: the oldest item still worth running decides whose turn it is.
-            for key in list(self._queues):
-                self._fill(items, late, key, latest_s, most=0)
-            if self._queues:
-                key = min(self._queues, key=lambda one: next(iter(self._queues[one])))
-                self._fill(items, late, key, latest_s, most=self.largest)
-            if not self._queues and not items:
-                last = max(late, key=lambda ticket: ticket.deadline_s)
-                if last.deadline_s >= now_s:
-                    late.remove(last)
-                    items.append(last)
+            late = [ticket for ticket in self._queued.values() if ticket.deadline_s < latest_s]
+            in_time = [ticket for ticket in self._queued.values() if ticket.deadline_s >= latest_s]
+            items = [ticket for ticket in in_time if ticket.key == in_time[0].key][: self.largest]
+            last = max(late, key=lambda ticket: ticket.deadline_s, default=None)
+            if not items and last is not None and last.deadline_s >= now_s:
+                late.remove(last)
+                items = [last]
+            for ticket in (*items, *late):
+                del self._queued[ticket.number]
             return Batch([ticket.item for ticket in items], [ticket.item for ticket in late])
 
     def cancel(self, ticket: Ticket[Item]) -> bool:
         """Takes an item back. Returns: Whether it was still queued; if not, it has been handed out."""
         with self._changed:
-            queue = self._queues.get(ticket.key)
-            if queue is None or queue.pop(ticket.number, None) is None:
-                return False
-            self._waiting -= 1
-            if not queue:
-                del self._queues[ticket.key]
-            return True
+            return self._queued.pop(ticket.number, None) is not None
 
     def close(self) -> None:
         """Accepts no more items. What is queued can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-    def _fill(
-        self, items: list[Ticket[Item]], late: list[Ticket[Item]], key: Hashable, latest_s: float, most: int
-    ) -> None:
-        """Moves one queue's oldest items out: late ones, and others up to `most` in all."""
-        queue = self._queues[key]
-        while queue:
-            ticket = next(iter(queue.values()))
-            is_late = ticket.deadline_s < latest_s
-            if not is_late and len(items) >= most:
-                break
-            del queue[ticket.number]
-            self._waiting -= 1
-            (late if is_late else items).append(ticket)
-        if not queue:
-            del self._queues[key]
