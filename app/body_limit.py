@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.budget import Budget, Share
 from app.errors import Refusal
 from app.problems import counted_response
-from app.record import header
+from app.record import content_length
 
 
 class BodyLimit:
@@ -30,10 +30,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = header(scope, b"content-length")
         share = Share(self._held)
         try:
-            self._take(share, 0, int(declared) if declared.isdecimal() else 0)
+            self._take(share, 0, content_length(scope) or 0)
         except Refusal as refusal:
             await counted_response(scope, refusal)(scope, receive, send)
             return

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.addresses import KEYED, PICTURES, RELOAD
 from app.errors import Refusal
 from app.problems import counted_response, nothing_at
-from app.record import header, record_of
+from app.record import content_length, header, record_of
 from app.service import Service
 from app.settings import Settings
 
@@ -130,7 +130,5 @@ def _deadline_s(scope: Scope, longest_s: float) -> float:
 
 def _is_large(scope: Scope) -> bool:
     """Whether the request's body is large, or may be: a chunked one does not say."""
-    declared = header(scope, b"content-length")
-    if not declared:
-        return bool(header(scope, b"transfer-encoding"))
-    return not declared.isdecimal() or int(declared) > LARGE_BODY_BYTES
+    declared = content_length(scope)
+    return bool(header(scope, b"transfer-encoding")) if declared is None else declared > LARGE_BODY_BYTES

@@ -46,3 +46,10 @@ def record_of(scope: Scope) -> Record:
 def header(scope: Scope, name: bytes) -> str:
     """Returns: A request's header; empty if it has none of that name."""
     return record_of(scope).headers.get(name, b"").decode("latin-1").strip(" \t")
+
+
+def content_length(scope: Scope) -> int | None:
+    """Returns: How long a request's body is said to be; None if it is not said."""
+    text = header(scope, b"content-length")
+    # Any number of zeros may stand before it, but Python reads no number of more than 4,300 digits.
+    return int(text.lstrip("0")[:20] or "0") if text.isdecimal() else None

@@ -315,6 +315,14 @@ def test_a_refused_client_keeps_its_connection_unless_it_is_sending_much(model_f
         assert client.post("/detect", content=iter([PICTURE])).headers["connection"] == "close"
 
 
+def test_a_length_may_begin_with_any_number_of_zeros(model_file: Path) -> None:
+    headers = {"Content-Length": str(len(PICTURE)).zfill(5000)}
+    with client_of(model_file) as client:
+        assert client.post("/detect", content=PICTURE, headers=headers).status_code == 200
+    with client_of(model_file, api_keys=KEY) as client:
+        assert client.post("/detect", content=PICTURE, headers=headers).status_code == 401
+
+
 def test_every_response_has_an_id_and_its_time(model_file: Path) -> None:
     with client_of(model_file) as client:
         responses: list[httpx.Response] = [
