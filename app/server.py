@@ -31,6 +31,7 @@ log = logging.getLogger("app")
 
 FINISH_S = 30  # accepted requests may take this long, or their deadline if that is longer
 LAST_S = 5  # and then work that nobody waits for
+BACKLOG = 2048  # connections that have not been accepted yet: as many as uvicorn lets wait
 _SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
@@ -125,15 +126,18 @@ def _leave() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Returns: A bound socket; binding before the model is loaded shows at once if the port is taken."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise StartError(
-            f"Cannot listen on {host} port {port} ({error.strerror}): set FCOS_HOST and FCOS_PORT to an address "
-            "of this machine and a free port."
-        ) from None
-    return listener
+    """Returns: A socket that listens before the model is loaded, which shows at once if the port is taken. Two may be
+    bound to one port, but only one can listen; that the other cannot, uvloop does not say."""
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(BACKLOG)
+        except (OSError, TypeError) as error:  # the latter if the host cannot be a name
+            raise StartError(
+                f"Cannot listen on {host} port {port} ({getattr(error, 'strerror', error)}): set FCOS_HOST and "
+                "FCOS_PORT to an address of this machine and a free port."
+            ) from None
+        stack.pop_all()
+        return listener

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from app.server import _listen
 from tests.support import rectangle_picture, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +77,16 @@ def test_a_port_in_use(model_file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_PORT=port), f"port {port}")
+
+
+def test_of_two_started_at_once_one_says_that_the_port_is_in_use(model_file: Path) -> None:
+    with contextlib.closing(_listen("127.0.0.1", 0)) as first:  # as the other one does before it loads its model
+        port = first.getsockname()[1]
+        assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_PORT=port), f"port {port}")
+
+
+def test_a_host_that_is_no_name(model_file: Path) -> None:
+    assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_HOST="ü..x"), "Cannot listen on")
 
 
 def test_detect_answers_every_picture_and_fails_where_one_does(model_file: Path, tmp_path: Path) -> None:
