@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
@@ -46,20 +47,32 @@ class _SafeConvolutions(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func is not torch.conv2d or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        x, weight, bias, stride, padding, *rest = args  # as torch.nn.Conv2d calls it: all by position
-        if weight.shape[2:] == (1, 1) and stride != (1, 1) and padding in (0, (0, 0)):
-            x, stride = x[..., :: stride[0], :: stride[1]], (1, 1)
-        grouped = weight.shape[1] < x.shape[1]
-        small = x.shape[2] < weight.shape[2] or x.shape[3] < weight.shape[3]
-        learns = x.requires_grad or weight.requires_grad
-        if not torch.is_autocast_enabled("cpu") or not (grouped or small) or not learns:
-            return func(x, weight, bias, stride, padding, *rest, **kwargs)
-        precision = torch.get_autocast_dtype("cpu")
-        with torch.autocast("cpu", enabled=False):
-            return func(x.float(), weight.float(), bias, stride, padding, *rest, **kwargs).to(precision)
+            return func(*args, **(kwargs or {}))
+        return _safe_conv2d(*args, **(kwargs or {}))
+
+
+def _safe_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.conv2d`, with its parameters: timm's layers give them by position or by name."""
+    step_y, step_x = (stride, stride) if isinstance(stride, int) else stride
+    if weight.shape[2:] == (1, 1) and (step_y, step_x) != (1, 1) and padding in (0, (0, 0)):
+        input, stride = input[..., ::step_y, ::step_x], 1
+    grouped = weight.shape[1] < input.shape[1]
+    small = input.shape[2] < weight.shape[2] or input.shape[3] < weight.shape[3]
+    learns = input.requires_grad or weight.requires_grad
+    if not torch.is_autocast_enabled("cpu") or not (grouped or small) or not learns:
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    precision = torch.get_autocast_dtype("cpu")
+    with torch.autocast("cpu", enabled=False):
+        return torch.conv2d(input.float(), weight.float(), bias, stride, padding, dilation, groups).to(precision)
 
 
 def _has_bf16(device: torch.device) -> bool:

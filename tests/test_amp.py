@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 from model.amp import Amp, mixed_precision, precision_of
@@ -102,6 +103,14 @@ def test_a_pointwise_convolution_at_a_stride_is_the_same_on_the_pixels_it_takes(
     assert torch.allclose(found[0].float(), expected.float(), atol=1e-2 if precision else 1e-6)
     _, of_input, _ = gradients(nn.Conv2d(3, 48, 1, stride=2).requires_grad_(), x, precision)
     assert of_input[..., 1::2, :].eq(0).all() and of_input[..., 1::2].eq(0).all(), "pixels that are passed over"
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_layers_that_give_parameters_by_name_are_computed_too(precision: Any) -> None:
+    pool, x = BlurPool2d(8), torch.randn(2, 8, 16, 16, requires_grad=True)
+    with mixed_precision(CPU, precision):
+        found = pool(x)
+    assert torch.allclose(found.float(), pool(x), atol=2e-2 if precision else 1e-6)
 
 
 def test_a_pointwise_convolution_at_a_stride_leaves_the_memory_whole() -> None:
