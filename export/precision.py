@@ -169,8 +169,10 @@ def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path]
         for way in (0, 1):
             found[way] += _matched(sure[way], likely[1 - way], bounds)
             wanted[way] += len(sure[way])
-    shares = found / np.maximum(wanted, 1)
-    return float(shares.min()), int(wanted[shares.argmin()]) if wanted[0] else 0
+    if not wanted[0]:
+        return 0.0, 0
+    ways = [way for way in (0, 1) if wanted[way]]  # what is not sure of anything contradicts nothing
+    return min((float(found[way] / wanted[way]), int(wanted[way])) for way in ways)
 
 
 def _matched(expected: Detections, got: Detections, bounds: Bounds) -> int:

@@ -25,6 +25,7 @@ from export.precision import LOWER, agreement, choose_pictures, read_bytes_as_qu
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
+from model.data import open_picture
 from model.evaluate import torch_runner
 from model.fcos import FCOS
 from tests.support import rectangle_picture
@@ -311,6 +312,13 @@ def test_what_falls_just_below_the_threshold_is_no_disagreement(
     share, _ = agreement(reference, dimmer, chosen, LOWER["fp16"])
     assert lost > 0
     assert share == 1.0
+    # Nor is it if that was all.
+    threshold = max(
+        float(Detector(reference.metadata, reference).detect(open_picture(one)).scores[0]) for one in chosen
+    )
+    threshold -= 0.005
+    share, count = agreement(reference, dimmer, chosen, LOWER["fp16"])
+    assert (share, count > 0) == (1.0, True)
 
 
 def test_detections_that_fp32_does_not_have_are_disagreement_too(
