@@ -115,7 +115,7 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
     if lines:
         row["epochs"] = int(lines[-1]["epoch"])
         # An epoch that was resumed only for its evaluation has no speed.
-        speeds = [float(line["pictures_per_s"]) for line in lines if line["pictures_per_s"]]
+        speeds = [float(line["pictures_per_s"]) for line in lines if line.get("pictures_per_s")]
         row["pictures_per_s"] = round(float(np.median(speeds)), 1) if speeds else None
     if state == "finished":
         row |= {key: round(float(lines[-1][key]), 4) for key in ("AP", "AP50")}

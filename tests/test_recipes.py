@@ -249,12 +249,13 @@ def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: 
     assert row["state"] == "cut off" and "AP" not in row
 
 
+@pytest.mark.parametrize("table", ["epoch,pictures_per_s,AP,AP50\n1,,0.1,0.2\n", "epoch,AP,AP50\n1,0.1,0.2\n"])
 def test_an_epoch_resumed_for_its_evaluation_alone_has_no_speed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipes, "SAVING_S", 0.1)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.csv").write_text("epoch,pictures_per_s,AP,AP50\n1,,0.1,0.2\n")
+    (tmp_path / "run" / "metrics.csv").write_text(table)
     paths = split(folder, tmp_path, QUIET)
     row = recipes.run(settings_of("base", 9, **paths, output=tmp_path / "run", **TINY), until=0.0)
     assert (row["epochs"], row["pictures_per_s"]) == (1, None)
