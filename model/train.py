@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if not __package__:  # run as a script: the repository's packages lie one level up
@@ -46,6 +47,18 @@ MENDABLE = (ValueError, OSError, torch.OutOfMemoryError)
 """Errors that end a run and that the user can fix."""
 
 
+@contextlib.contextmanager
+def full_memory_as_one_error() -> Iterator[None]:
+    """Raises: torch.OutOfMemoryError: for a CPU's full memory, too, which torch reports as a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DefaultCPUAllocator: can't allocate memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from None
+
+
+@full_memory_as_one_error()
 def train(settings: Settings, processes: Processes, console: Console) -> bool:
     """One run, from the settings to the pictures of its results.
 

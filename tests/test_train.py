@@ -955,3 +955,9 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_epoch(
     monkeypatch.setattr("model.run.shutil.disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"take about \d+ MB, but .* has 0 MB free"):
         train(settings(data, tmp_path / "run"), ALONE, QUIET)
+
+
+def test_a_cpus_full_memory_is_the_error_that_a_gpus_is(tmp_path: Path) -> None:
+    huge = settings(write_coco(tmp_path), tmp_path / "run", channels=2**20, norm="bn", head_conv="full")
+    with pytest.raises(torch.OutOfMemoryError):
+        train(huge, ALONE, QUIET)
