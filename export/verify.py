@@ -61,7 +61,7 @@ def compare(proto: onnx.ModelProto, model: FCOS, metadata: Metadata) -> Differen
     largest = dict.fromkeys(Heads._fields, 0.0)
     runs = [(batch, canvas) for canvas in _canvases(metadata) for batch in BATCHES]
     for batch, canvas in runs:
-        images = test_pictures(batch, canvas)
+        images = sample_pictures(batch, canvas)
         try:
             ours = session.run(list(Heads._fields), {INPUT: images})
         except Exception as error:
@@ -81,7 +81,7 @@ def compare(proto: onnx.ModelProto, model: FCOS, metadata: Metadata) -> Differen
     return Difference(largest, runs)
 
 
-def test_pictures(batch: int, canvas: Size) -> NDArray[np.uint8]:
+def sample_pictures(batch: int, canvas: Size) -> NDArray[np.uint8]:
     """Pictures with large shapes, edges and noise, so that every part of the network has something to respond to."""
     rng = np.random.default_rng(canvas.height * 10_000 + canvas.width + batch)
     coarse = rng.integers(0, 256, size=(batch, canvas.height // 32, canvas.width // 32, 3))

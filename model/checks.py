@@ -20,8 +20,8 @@ OVERHANG_PX = 2.0
 
 ADVICE = {
     "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
-    "characters), every annotation image_id, category_id and bbox [x, y, width, height] (VOC: size and bndbox; YOLO: "
-    "class cx cy w h)",
+    "characters), every annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none "
+    "(VOC: size and bndbox; YOLO: class cx cy w h)",
     "polygon": "only boxes are learnt: write `class cx cy w h`",
     "duplicate id": "give each image and each category its own id and its own name",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
@@ -198,7 +198,7 @@ def _sound(
         where = f"annotation at position {position}"
         if isinstance(entry, dict):
             where = f"annotation {entry.get('id', f'at position {position}')} of {_picture(entry, pictures)}"
-        if box is None or "image_id" not in entry or "category_id" not in entry:
+        if box is None or not {"image_id", "category_id"} <= set(entry) or not _in(entry.get("iscrowd"), (None, 0, 1)):
             polygon = isinstance(entry, dict) and entry.get("bbox") == POLYGON
             problems.add("polygon" if polygon else "unreadable entry", where)
             continue
@@ -224,7 +224,7 @@ def _sound(
         if right - left <= 0 or bottom - top <= 0:
             problems.add("degenerate box", f"{where}: {box}, on the picture's edge")
             continue
-        crowd = int(bool(entry.get("iscrowd", 0)))
+        crowd = int(bool(entry.get("iscrowd")))
         key = (entry["image_id"], entry["category_id"], *box, crowd)
         if key in seen:
             problems.add("duplicate box", f"{where}: {box}")

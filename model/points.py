@@ -5,8 +5,6 @@ N pictures, P points, G ground-truth boxes, C classes.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,11 +14,10 @@ from app.postprocess import point_centres
 from model.config import STRIDES, FCOSConfig
 
 
-@lru_cache(maxsize=128)
 def canvas_points(
     canvas: tuple[int, int], config: FCOSConfig, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Points of a canvas, level after level, row by row: those of the service. Kept, so not to be changed.
+    """Points of a canvas, level after level, row by row: those of the service.
 
     Returns:
         Points [P, 2] as (x, y) in canvas pixels, and the stride of each [P].

@@ -170,6 +170,8 @@ class Settings:
             raise ValueError(f"--iou-threshold must be between 0 and 1, but got {self.iou_threshold}")
         if not self.zooms or not all(0.25 <= zoom <= 4 for zoom in self.zooms):
             raise ValueError(f"--zooms must be factors between 0.25 and 4, such as 0.75 1 1.25, but got {self.zooms}")
+        if not all(0 < step < 1 for step in self.lr_steps):
+            raise ValueError(f"--lr-steps must be between 0 and 1, such as 0.67 0.89, but got {self.lr_steps}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be divided into --accumulate {self.accumulate} parts"

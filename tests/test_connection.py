@@ -54,11 +54,18 @@ def client() -> Iterator[socket.socket]:
     thread.join(20)
 
 
+def more_from(client: socket.socket) -> bytes:
+    """Raises: AssertionError: The connection has ended."""
+    received = client.recv(65536)
+    assert received, "the connection has ended"
+    return received
+
+
 def test_requests_pass_on_one_connection_pipelined_or_not(client: socket.socket) -> None:
     client.sendall(REQUEST * 2)
     received = b""
     while received.count(b"200000") < 2:
-        received += client.recv(65536)
+        received += more_from(client)
     client.sendall(REQUEST)
     assert b"200000" in client.recv(65536)
 
@@ -102,7 +109,7 @@ def test_an_offer_of_another_protocol_is_passed_over_and_the_body_read(
         time.sleep(0.05)
     received = b""
     while received.count(b"200000") < 3:
-        received += client.recv(65536)
+        received += more_from(client)
     assert received.count(b"HTTP/1.1 200") == 3
 
 
@@ -125,7 +132,7 @@ def test_many_such_offers_at_once_are_no_matter(client: socket.socket) -> None:
     client.sendall(b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * MOST_PIPELINED)
     received = b""
     while received.count(b"HTTP/1.1 200") < MOST_PIPELINED:
-        received += client.recv(65536)
+        received += more_from(client)
 
 
 def test_countless_requests_before_their_turn_end_the_connection(client: socket.socket) -> None:

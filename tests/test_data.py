@@ -309,6 +309,7 @@ SPOILT = [
     ("box outside", "annotation 3 of image 10", set_of("annotations", 2, bbox=[-20, 5, 30, 30])),
     ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, bbox=[1, 2, 3])),
     ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, bbox=[10**400, 5, 9, 9])),
+    ("unreadable entry", "annotation 3 of image 10", set_of("annotations", 2, iscrowd="0")),
     ("unreadable entry", "image at position 1", set_of("images", 1, width=math.inf)),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("width"))),
     ("unreadable entry", "image at position 1", spoil(lambda document: document["images"][1].pop("file_name"))),

@@ -828,6 +828,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
         (["--backbone-lr-factor", "-1"], "--backbone-lr-factor must be finite"),
         (["--final-lr-factor", "nan"], "--final-lr-factor must be finite"),
         (["--seed", "-1"], "--seed must be between 0 and 2147483647"),
+        (["--lr-steps", "5", "8"], "--lr-steps must be between 0 and 1"),
         (["--name", " "], "--name must have 1 to 200 characters"),
         (["--name", "x" * 201], "--name must have 1 to 200 characters"),
         (["--head-kernel", "-1"], "head_kernel must be odd and at least 1"),
