@@ -94,9 +94,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_send_timer()
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+        self._give_up()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -109,13 +107,15 @@ class Connection(HttpToolsProtocol):
             self._parsed, self._anew = waiting.pop(0), ()
             super().data_received(self._parsed)  # type: ignore[arg-type]
             waiting = [*self._anew, *waiting]
+        if self.transport.is_closing():
+            return  # perhaps lingering: nothing may be written any more
         idle = self.cycle is None or self.cycle.response_complete
         self._unused_bytes = 0 if self._came_further else self._unused_bytes + len(data)
         if self._unused_bytes > HEAD_BYTES:
             if idle and self._in_head:
                 self.transport.write(_TOO_LARGE)
             self._line.end()
-        elif idle and not self.transport.is_closing():
+        elif idle:
             self._wait_for_more(kept)
 
     def _wait_for_more(self, kept: asyncio.TimerHandle | None = None) -> None:
@@ -131,6 +131,17 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if not self.pipeline and not self.transport.is_closing():
             self._wait_for_more()
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Lets go of the requests that are being answered, or read: nothing can be sent to their client any more."""
+        for cycle in (self._answering, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MOST_PIPELINED:  # they wait in memory

@@ -278,3 +278,34 @@ def test_that_a_client_has_left_is_known_also_where_it_had_sent_a_further_reques
     assert not HAS_LEFT.is_set()
     client.close()
     assert HAS_LEFT.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (CHUNKED + b"zz\r\n", b""),
+        (b"GET /late HTTP/1.1\r\n\r\n" * 2 + CHUNKED + b"zz\r\n", b""),
+        (b"GET / HTTP/1.1\r\nx: ", b"a" * (HEAD_BYTES + 2000) + b"\0"),
+    ],
+    ids=["answered", "waiting", "in a head that is too large as well"],
+)
+def test_what_cannot_be_read_amid_a_request_is_refused_once(
+    client: socket.socket, caplog: pytest.LogCaptureFixture, first: bytes, then: bytes
+) -> None:
+    client.sendall(first)
+    if then:
+        time.sleep(0.1)
+        client.sendall(then)
+    received = b""
+    while piece := client.recv(65536):
+        received += piece
+    time.sleep(1.5)  # what was asked before would be answered by now
+    assert received.count(b"HTTP/1.1 4") == received.count(b"HTTP/1.1 ") == 1
+    assert not [line for line in caplog.records if line.exc_info]
+
+
+def test_who_sends_what_cannot_be_read_has_left(client: socket.socket) -> None:
+    HAS_LEFT.clear()
+    client.sendall(CHUNKED.replace(b"/early", b"/never") + b"zz\r\n")
+    assert b" 400 " in client.recv(65536)
+    assert HAS_LEFT.wait(5)
