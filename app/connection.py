@@ -15,6 +15,9 @@ REST_S = 60.0
 SEND_S = 60.0
 LINGER_S = 30.0
 MOST_PIPELINED = 64
+# Of a body, in one read: each costs a call, so 256 KiB of chunks of a byte would keep everybody waiting for 0.1 s.
+MOST_PIECES = 256
+BYTES_PER_PIECE = 64  # one more for each of these
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -62,7 +65,8 @@ class Connection(HttpToolsProtocol):
     longer than `REST_S` after its request was answered. It ends, too, if the client has not taken most of an answer
     after `SEND_S`: the rest lies in memory. The service counts none of this: it is not a request.
 
-    More than `MOST_PIPELINED` requests sent before their turn end it, too.
+    More than `MOST_PIPELINED` requests sent before their turn end it, too, and so do bodies in tiny chunks: see
+    `MOST_PIECES`.
 
     A client that is refused while it sends gets its answer first; see `_Lingering`.
 
@@ -74,6 +78,7 @@ class Connection(HttpToolsProtocol):
     _in_body = False  # or among the trailers
     _unused_bytes = 0  # since a request began or ended, or a piece of a body came
     _came_further = False  # in what is being read
+    _pieces_left = 0  # that it may have
     _answering: RequestResponseCycle | None = None  # of several that came at once, uvicorn knows only the last
     _offers_upgrade = False
     _parsed: bytes | memoryview = b""  # at the moment
@@ -101,6 +106,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._came_further = False
+        self._pieces_left = MOST_PIECES + len(data) // BYTES_PER_PIECE
         kept = self.timeout_keep_alive_task
         waiting: list[bytes | memoryview] = [data]
         while waiting and not self.transport.is_closing():
@@ -162,6 +168,9 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._came_further = True
+        self._pieces_left -= 1
+        if self._pieces_left < 0:
+            raise ConnectionError  # as above
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -1,7 +1,7 @@
 """The pictures of a request: its body, or files of a form."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -19,6 +19,8 @@ MOST_PICTURES = 32  # of one POST /detect/batch
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))  # of a form's names
+_MOST_BOUNDARIES = 2 * MOST_PICTURES  # a form has one for each part, and one at its end
+_LONGEST_PADDING = 128  # spaces and tabs behind a boundary
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
 
@@ -128,6 +130,25 @@ class _InMemory(MultiPartParser):
             file.close()
 
 
+async def _with_few_boundaries(stream: AsyncIterator[bytes], boundary: bytes) -> AsyncGenerator[bytes]:
+    """Passes a form on, unless it has more boundaries than any form, or spaces without end behind one: Starlette's
+    parser goes through these byte by byte, and nobody else is answered meanwhile.
+
+    Raises: MultiPartException.
+    """
+    delimiter = b"\r\n--" + boundary
+    count, known = 0, b"\r\n"  # the first boundary has no line before it
+    async for piece in stream:
+        data, place = known + piece, -1
+        while (place := data.find(delimiter, place + 1)) >= 0:
+            after = data[place + len(delimiter) :][:_LONGEST_PADDING]
+            count += place + len(delimiter) > len(known)  # the others have been counted
+            if count > _MOST_BOUNDARIES or (len(after) == _LONGEST_PADDING and not after.strip(b" \t")):
+                raise MultiPartException("There are too many boundaries in the form.")
+        known = data[-len(delimiter) - _LONGEST_PADDING :]
+        yield piece
+
+
 async def _files(request: Request, field: str, most: int) -> list[bytes]:
     _, options = parse_options_header(header(request.scope, b"content-type"))
     # Python would remember for ever that any other name is not a charset.
@@ -135,7 +156,8 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
         raise HTTPException(400, "The form's charset cannot be read: leave it out")
     # Of several Content-Type headers the one that was looked at.
     headers = Headers({"content-type": header(request.scope, b"content-type")})
-    parser = _InMemory(headers, request.stream(), max_files=most, max_fields=1)
+    stream = _with_few_boundaries(request.stream(), options.get(b"boundary", b""))
+    parser = _InMemory(headers, stream, max_files=most, max_fields=1)
     try:
         files = await _files_of(await parser.parse(), field)
         if not parser.ended:

@@ -1,8 +1,9 @@
+import asyncio
 import encodings
 import gzip
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.formparsers import MultiPartException
 
 from app.api import create_app
 from app.artifact import file_version
@@ -17,6 +19,7 @@ from app.detect import _read_query_once
 from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
+from app.uploads import _with_few_boundaries
 from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
 
 PICTURE = encoded(rectangle_picture())
@@ -252,6 +255,44 @@ def test_a_form_that_ends_before_its_end_is_a_problem(client: TestClient) -> Non
     headers = {"Content-Type": form.headers["content-type"]}
     detail = problem(client.post("/detect", content=form.read()[:-80], headers=headers), 400, "malformed_request")
     assert "no complete field `image`" in detail
+
+
+@pytest.mark.parametrize("junk", [b"\r\n--bx" * 20_000, b"\r\n--b" + b" " * 100_000], ids=["boundaries", "padding"])
+@pytest.mark.parametrize("size", [1000, 65_536])
+def test_a_form_that_is_read_byte_by_byte_is_refused(client: TestClient, junk: bytes, size: int) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + junk + b"\r\n--b--\r\n"
+    pieces = [form[place : place + size] for place in range(0, len(form), size)]
+
+    async def stream() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def read() -> int:
+        return len([piece async for piece in _with_few_boundaries(stream(), b"b")])
+
+    with pytest.raises(MultiPartException):
+        asyncio.run(read())
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert "too many boundaries" in problem(
+        client.post("/detect", content=form, headers=headers), 400, "malformed_request"
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 10_000])
+def test_what_looks_like_boundaries_passes_in_pieces_of_any_size(size: int) -> None:
+    form = b"--b" + b"\r\n--b \t\r\n--\r\n" * 63 + b" " * 1000
+    pieces = [form[place : place + size] for place in range(0, len(form), size)]
+
+    async def stream() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def read(boundary: bytes) -> list[bytes]:
+        return [piece async for piece in _with_few_boundaries(stream(), boundary)]
+
+    assert asyncio.run(read(b"b")) == pieces
+    with pytest.raises(MultiPartException):
+        asyncio.run(read(b""))  # of these, there are twice as many
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,19 @@ def test_an_answer_that_is_not_taken_ends_the_connection(
 CHUNKED = b"POST /early HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
+def test_a_body_in_countless_pieces_is_cut_off(client: socket.socket) -> None:
+    client.sendall(CHUNKED.replace(b"/early", b"/") + b"1\r\na\r\n" * 40_000)
+    assert b" 400 " in client.recv(65536)
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_body_may_come_in_small_pieces(client: socket.socket, size: int) -> None:
+    client.sendall(CHUNKED.replace(b"/early", b"/"))
+    count = 100_000 // size if size > 1 else 250  # all in one read
+    client.sendall((b"%x\r\n" % size + bytes(size) + b"\r\n") * count + b"0\r\n\r\n")
+    assert b"\r\n\r\n%d, " % (size * count) in client.recv(65536)
+
+
 def test_trailers_are_no_headers(client: socket.socket) -> None:
     client.sendall(CHUNKED.replace(b"/early", b"/") + b"1\r\na\r\n0\r\nx-api-key: mine\r\n\r\n")
     assert b"1, 2 headers" in client.recv(65536)
