@@ -451,7 +451,7 @@ def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) ->
     """Raises: ServiceProblem: It is not the service's answer, but for example a login page."""
     try:
         return reading(response.json())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise _not_the_services(response) from None
 
 
@@ -470,7 +470,7 @@ def _busy_s(response: httpx.Response) -> float | None:
     try:
         # The service gives seconds; a proxy in front of it may give a date.
         asked_s = float(asked) if asked[:1].isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, asked_s) if asked_s < math.inf else None
 
@@ -506,7 +506,11 @@ def _problem(document: dict[str, Any], response: httpx.Response) -> ServiceProbl
 
 
 def _not_the_services(response: httpx.Response) -> ServiceProblem:
-    detail = f"The answer is not the service's: {response.text[:200]!r}. Check for a proxy in between."
+    try:
+        text = response.text
+    except UnicodeError:  # a charset that its bytes are not of
+        text = response.content.decode("latin-1")
+    detail = f"The answer is not the service's: {text[:200]!r}. Check for a proxy in between."
     if response.has_redirect_location:
         detail = f"The answer says that the service is at {response.headers['Location']}: use that address."
     return _problem({"code": "unknown", "status": response.status_code, "detail": detail}, response)

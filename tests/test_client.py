@@ -457,6 +457,18 @@ def test_a_page_in_the_place_of_an_answer_is_a_problem(text: str) -> None:
     [
         (lambda client: client.draw(b"picture"), httpx.Response(200, text="<html>log in</html>")),
         (lambda client: client.detect_batch([b"one"]), httpx.Response(200, json={"results": [{"problem": "no"}]})),
+        (
+            lambda client: client.detect_batch([b"one"]),
+            httpx.Response(200, text='{"results": [{"problem": {"status": Infinity}}]}'),
+        ),
+        (
+            lambda client: client.detect(b"one"),
+            httpx.Response(502, content=b"<html>", headers={"Content-Type": "text/html; charset=utf-16"}),
+        ),
+        (
+            lambda client: client.model(),
+            httpx.Response(503, headers={"Retry-After": "Sun, 99999999999999999999 Nov 2026 10:00:00 GMT"}),
+        ),
     ],
 )
 def test_what_is_no_picture_or_no_answer_is_a_problem(asked: Callable[[Client], Any], answer: httpx.Response) -> None:
