@@ -198,7 +198,7 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         super().shutdown()
-        if self.cycle is None or self.cycle.response_complete:
+        if self._line.lingers or self.cycle is None or self.cycle.response_complete:
             self._line.end()
 
     def pause_writing(self) -> None:

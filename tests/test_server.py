@@ -134,6 +134,17 @@ app.server.serve(Settings(model={str(model_file)!r}, port={port}, provider="cpu"
     assert "Something hangs" in log
 
 
+def test_sigterm_does_not_wait_for_who_was_cut_off(model_file: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        with served(model=model_file, drain_s=0) as service:
+            host, _, port = urlsplit(service.address).netloc.partition(":")
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            client.sendall(b"POST /detect HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+            assert b" 400 " in client.recv(65536)
+            begun_s = time.monotonic()
+        assert time.monotonic() < begun_s + 10
+
+
 def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
     picture = encoded(Image.fromarray(noise), "JPEG")
