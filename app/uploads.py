@@ -19,7 +19,7 @@ MOST_PICTURES = 32  # of one POST /detect/batch
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))  # of a form's names
-_MOST_BOUNDARIES = 2 * MOST_PICTURES  # a form has one for each part, and one at its end
+_MOST_BOUNDARIES = 1000  # far more than a form of too many pictures has, which is told so
 _LONGEST_PADDING = 128  # spaces and tabs behind a boundary
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
