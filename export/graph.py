@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from app.artifact import METADATA_KEY, Metadata
+from app.artifact import CANVAS_MULTIPLE, LONGEST_CANVAS, METADATA_KEY, Metadata
 from app.errors import first_line
 from app.postprocess import Heads
 from app.session import INPUT
@@ -43,7 +43,9 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
     # The exporter takes a size of 1 for a constant, hence two pictures, and sides that give even P7 several rows and
     # columns.
     example = torch.zeros(2, 320, 416, 3, dtype=torch.uint8)
-    dimensions = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    # Sides are multiples: about others the exporter cannot answer what some layers ask, such as pools that round up.
+    height, width = (CANVAS_MULTIPLE * Dim(name, max=LONGEST_CANVAS // CANVAS_MULTIPLE) for name in ("rows", "columns"))
+    dimensions = {0: Dim.DYNAMIC, 1: height, 2: width}
     try:
         with quietly("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
             program = torch.onnx.export(
@@ -57,7 +59,7 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:
-        raise ValueError(f"the network cannot be translated to ONNX: {first_line(error)}") from error
+        raise ValueError(f"the network cannot be translated to ONNX: {first_line(error.__cause__ or error)}") from error
     assert program is not None
     proto = program.model_proto
     _name_dimensions(proto)

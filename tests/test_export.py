@@ -13,11 +13,13 @@ import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from app.artifact import Metadata
 from app.canvas import Placement
 from app.detector import Detector
-from app.postprocess import Detections, Parameters, PictureHeads
+from app.postprocess import Detections, Heads, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.graph import ServedGraph, to_onnx
@@ -120,6 +122,42 @@ def test_no_padding_and_no_batch_norm_is_left_to_run(exported: Path, tmp_path: P
     ort.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
     kinds = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
     assert not kinds & {"Pad", "BatchNormalization"}
+
+
+class Pools(nn.Module):
+    """Layers between which the exporter must know that sides are multiples, as in resnet50d or resnetaa50."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Heads:
+        x = F.avg_pool2d(self.conv(images.float()), 2)
+        x = F.avg_pool2d(x, 2) + F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        rows = x.flatten(2).transpose(1, 2)
+        return Heads(rows, rows, rows[..., 0])
+
+
+def test_pools_that_round_up_are_translated() -> None:
+    model = Pools().eval()
+    session = ort.InferenceSession(to_onnx(model).SerializeToString(), providers=["CPUExecutionProvider"])  # type: ignore[arg-type]
+    for shape in ((1, 32, 64), (3, 160, 96)):
+        images = pictures(*shape)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+        for found, wanted in zip(session.run(list(Heads._fields), {"images": images}), expected, strict=True):
+            np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-3)
+
+
+def test_what_cannot_be_translated_has_its_reason() -> None:
+    class Asking(Pools):
+        def forward(self, images: Tensor) -> Heads:
+            if images.sum() > 0:
+                return super().forward(images)
+            raise RuntimeError
+
+    with pytest.raises(ValueError, match=r"cannot be translated to ONNX: .*data-dependent"):
+        to_onnx(Asking().eval())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan")])
