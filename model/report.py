@@ -41,7 +41,11 @@ class Report:
             self.board.add_scalar(f"iteration/{key}", value, step)
 
     def epoch(self, epoch: int, step: int, row: dict[str, float], per_class: dict[str, dict[str, float]]) -> None:
-        """One line of the CSV, and the scalars. Epochs without an evaluation leave its columns empty."""
+        """One line of the CSV, and the scalars. Epochs without an evaluation leave its columns empty.
+
+        Args:
+            step: the epoch's last iteration: as the next one's first, it would be dropped by a run resumed there.
+        """
         append_csv(self.csv, {"epoch": epoch, **row})
         for key, value in row.items():
             self.board.add_scalar(f"epoch/{key}", value, step)

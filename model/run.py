@@ -246,7 +246,7 @@ class Run:
             if log is not None:
                 write_json(folder / "metrics.json", evaluation.to_dict())
         if log is not None:
-            log.epoch(number, number * self.length, row, evaluation.per_class if evaluation else {})
+            log.epoch(number, self.iteration - 1, row, evaluation.per_class if evaluation else {})
         position.epoch, position.done, position.sums = number, 0, {}
         stopping = not last and stop.requested()
         if evaluation is not None or stopping or time.monotonic() - self._saved_at > SAVE_AFTER_S:

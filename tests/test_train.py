@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from app.artifact import Metadata
@@ -161,6 +162,24 @@ def test_a_run_stopped_at_an_epochs_end_is_saved_and_resumed(
     stopped = checkpoints.load(tmp_path / "run" / "last.pt")
     assert stopped.resume is not None and (stopped.resume["epoch"], stopped.resume["done"]) == (1, 0)
     assert_resumed_as(options, uninterrupted)
+
+
+def test_tensorboard_keeps_the_epochs_before_a_resumed_one(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(data, tmp_path / "run", epochs=2)
+    answers = iter([False, False, True])  # after each of the two iterations, and after the epoch's evaluation
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", lambda _: next(answers))
+        assert not train(options, ALONE, QUIET)
+    assert train(dataclasses.replace(options, resume=True), ALONE, QUIET)
+    events = EventAccumulator(str(options.output / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("epoch/class_loss")] == [
+        (step, pytest.approx(float(row["class_loss"]))) for step, row in zip((1, 3), rows(options.output), strict=True)
+    ]
+    assert [event.step for event in events.Scalars("epoch/AP")] == [1, 3]
+    assert [event.step for event in events.Scalars("iteration/lr")] == [0]
 
 
 def test_a_fine_tuned_run_is_resumed_by_its_own_command(
