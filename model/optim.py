@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from app.memory import keep_freed_memory
+from model.amp import mixed_precision
 from model.fcos import FCOS
 from model.settings import Settings
 
@@ -36,6 +37,25 @@ def freeze(model: FCOS, settings: Settings) -> None:
             )
     for _, parameter in parameters[:count]:
         parameter.requires_grad_(False)
+    for parameter in _without_effect(model):
+        parameter.requires_grad_(False)
+
+
+def _without_effect(model: FCOS) -> list[nn.Parameter]:
+    """The backbone's parameters that its features do not depend on, as HRNet has some: several processes would wait for
+    their gradients."""
+    backbone, device = model.backbone, model.mean.device
+    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    was_training = backbone.training
+    backbone.eval()
+    with mixed_precision(device, None):
+        features = [feature.sum() for feature in backbone(torch.zeros(1, 3, 64, 96, device=device))]
+    backbone.train(was_training)
+    dependent = [feature for feature in features if feature.requires_grad]
+    if not dependent:
+        return []
+    gradients = torch.autograd.grad(dependent, learning, allow_unused=True)
+    return [parameter for parameter, gradient in zip(learning, gradients, strict=True) if gradient is None]
 
 
 def train_mode(model: FCOS, settings: Settings) -> None:

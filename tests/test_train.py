@@ -811,6 +811,19 @@ def test_c2_is_all_up_to_stride_4(data: Data, tmp_path: Path, backbone: str, las
     assert list(learning.values()) == sorted(learning.values())  # no learning layer below a frozen one
 
 
+@pytest.mark.parametrize("level", ["none", "c3", "all"])
+def test_all_that_learns_has_a_gradient(data: Data, tmp_path: Path, level: Any) -> None:
+    """Several processes wait for each of them; HRNet has features, and their parameters, that are not asked for."""
+    options = settings(data, tmp_path, freeze=level, backbone="hrnet_w18_small", amp="off")
+    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    learner.backward([Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])])
+    lacking = [key for key, p in learner.model.named_parameters() if p.requires_grad and p.grad is None]
+    learning = [p.requires_grad for p in learner.model.backbone.parameters()]
+    assert not lacking
+    assert any(learning) == (level != "all")
+
+
 def test_statistics_of_frozen_layers_do_not_move_and_all_others_do(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, freeze="c3", backbone_norm="trained")
     learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
