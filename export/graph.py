@@ -5,6 +5,8 @@ N pictures, H, W canvas, P points, C classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 import torch
 from torch import Tensor, nn
@@ -43,29 +45,36 @@ def to_onnx(model: FCOS) -> onnx.ModelProto:
     # The exporter takes a size of 1 for a constant, hence two pictures, and sides that give even P7 several rows and
     # columns.
     example = torch.zeros(2, 320, 416, 3, dtype=torch.uint8)
-    # Sides are multiples: about others the exporter cannot answer what some layers ask, such as pools that round up.
-    height, width = (CANVAS_MULTIPLE * Dim(name, max=LONGEST_CANVAS // CANVAS_MULTIPLE) for name in ("rows", "columns"))
-    dimensions = {0: Dim.DYNAMIC, 1: height, 2: width}
+    # About multiples the exporter can answer what some layers ask, such as pools that round up.
+    multiples = {side: CANVAS_MULTIPLE * Dim(f"side{side}", max=LONGEST_CANVAS // CANVAS_MULTIPLE) for side in (1, 2)}
     try:
-        with quietly("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(Heads._fields),
-                dynamic_shapes=(dimensions,),
-                verbose=False,
-            )
+        try:
+            program = _translate(graph, example, {1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
+        except Exception:
+            program = _translate(graph, example, multiples)
     except Exception as error:
         raise ValueError(f"the network cannot be translated to ONNX: {first_line(error.__cause__ or error)}") from error
-    assert program is not None
     proto = program.model_proto
     _name_dimensions(proto)
     _forget_the_exporter(proto)
     onnx.checker.check_model(proto)
     return proto
+
+
+def _translate(graph: nn.Module, example: Tensor, sides: dict[int, Any]) -> torch.onnx.ONNXProgram:
+    with quietly("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(Heads._fields),
+            dynamic_shapes=({0: Dim.DYNAMIC, **sides},),
+            verbose=False,
+        )
+    assert program is not None
+    return program
 
 
 def add_metadata(proto: onnx.ModelProto, metadata: Metadata) -> None:

@@ -71,7 +71,15 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
         converted: onnx.ModelProto = convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=block, node_block_list=keep
         )
+    _drop_repeated_nodes(converted)
     return converted
+
+
+def _drop_repeated_nodes(proto: onnx.ModelProto) -> None:
+    """If several nodes that stay in float32 read one tensor, the converter writes its cast several times."""
+    different = {node.SerializeToString(): node for node in proto.graph.node}  # in their order
+    del proto.graph.node[:]
+    proto.graph.node.extend(different.values())
 
 
 def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata) -> onnx.ModelProto:

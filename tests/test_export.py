@@ -263,6 +263,25 @@ def test_half_precision_keeps_variances_that_it_cannot_hold() -> None:
     assert np.allclose(half, exact, rtol=0.01)
 
 
+def test_half_precision_of_a_tensor_that_several_read_in_full_precision() -> None:
+    """The converter would write its cast once for each, and ONNX Runtime refuses that."""
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "weight"], ["y"], "conv"),
+            onnx.helper.make_node("Relu", ["y"], ["one"], "relu"),
+            onnx.helper.make_node("Neg", ["y"], ["other"], "neg"),
+        ],
+        "two",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 4, 4])],
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2, 4, 4]) for name in ("one", "other")],
+        [onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), 0.5, np.float32), "weight")],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    session = ort.InferenceSession(to_fp16(proto).SerializeToString(), providers=["CPUExecutionProvider"])
+    one, other = session.run(None, {"x": np.ones((1, 2, 4, 4), np.float32)})
+    assert (one == 1).all() and (other == -1).all()
+
+
 def quantized_input(mean: Sequence[float], deviation: Sequence[float]) -> onnx.ModelProto:
     """Bytes, normalised, quantised as calibration would do it for (x - 127) / 128, and a convolution."""
     constants = {
