@@ -69,6 +69,8 @@ SAVING_S = 20.0
 """How long a run that is told to stop may take to save itself."""
 REFUSED = 2
 """Exit code of a run that has said why it failed."""
+STOPPED = 130
+"""Exit code of a run that somebody else's signal stopped."""
 
 
 def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
@@ -103,7 +105,7 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings,))
     process.start()
     process.join(max(until - time.monotonic(), 0.0))
-    state = {None: "cut off", 0: "finished"}.get(process.exitcode, "failed")
+    state = {None: "cut off", STOPPED: "cut off", 0: "finished"}.get(process.exitcode, "failed")
     if process.is_alive():
         process.terminate()  # SIGTERM: it saves what it has
         process.join(SAVING_S)
@@ -128,7 +130,8 @@ def _train(settings: Settings) -> None:
         console = plain_console(log)
         try:
             with started(settings.device) as processes:
-                train(settings, processes, console)
+                if not train(settings, processes, console):
+                    sys.exit(STOPPED)
         except MENDABLE as error:
             console.print(in_words(error))
             sys.exit(REFUSED)

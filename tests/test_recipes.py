@@ -242,6 +242,22 @@ def test_a_run_that_dies_without_a_word_has_its_exit_code(
     assert (row["state"], row["why"]) == ("failed", "exit code 1")
 
 
+def stop(_: Settings) -> None:
+    sys.exit(recipes.STOPPED)
+
+
+def test_a_run_that_a_signal_stops_has_not_finished(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
+    monkeypatch.setattr(recipes, "train", lambda *_: False)
+    with pytest.raises(SystemExit) as exit_of:
+        recipes._train(options)
+    assert exit_of.value.code == recipes.STOPPED
+    monkeypatch.setattr(recipes, "_train", stop)
+    assert recipes.run(options, until=time.monotonic() + 60)["state"] == "cut off"
+
+
 def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "SAVING_S", 0.1)
     paths = split(folder, tmp_path, QUIET)
