@@ -21,6 +21,17 @@ _RECORDING_RUNS = (
 _ONE_AT_A_TIME = threading.Lock()
 
 
+def unrecorded() -> ort.RunOptions:
+    """Returns: Options of a run that is not recorded.
+
+    Without them, ONNX Runtime records the first run of a session with `enable_cuda_graph`, whatever it is, as graph 0,
+    with the copies from and to the caller's memory in it.
+    """
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
+
+
 class CudaGraphs:
     """Runs a session of the CUDA provider whose option `enable_cuda_graph` is set.
 
@@ -62,10 +73,8 @@ class _Recording:
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         # One run without recording tells the outputs' shapes.
-        plain = ort.RunOptions()
-        plain.add_run_config_entry("gpu_graph_id", "-1")
         (name,) = (one.name for one in session.get_inputs())
-        shapes = [output.shape for output in session.run(list(names), {name: images}, plain)]
+        shapes = [output.shape for output in session.run(list(names), {name: images}, unrecorded())]
 
         self._input: Any = ort.OrtValue.ortvalue_from_numpy(images, "cuda", device_id)
         self._outputs: list[Any] = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app import artifact
 from app.artifact import Metadata, Size, grids
-from app.cuda_graphs import CudaGraphs
+from app.cuda_graphs import CudaGraphs, unrecorded
 from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
 from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, reason_of, why_no_cuda
@@ -34,6 +34,7 @@ class OnnxRunner:
         provider: The execution provider that does the work.
         fallback: Why `auto` did not get CUDA; None if it did, or was not asked to.
         wider: On the CPU, sessions with more threads than `session` has, by number of threads, ascending.
+        run_options: Of a run that is not one of `graphs`.
     """
 
     session: ort.InferenceSession
@@ -43,6 +44,7 @@ class OnnxRunner:
     fallback: str | None
     graphs: CudaGraphs | None = None
     wider: Mapping[int, ort.InferenceSession] = field(default_factory=dict)
+    run_options: ort.RunOptions | None = None
 
     @classmethod
     def load(
@@ -108,7 +110,11 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        runner = cls(session, metadata, artifact.file_version(file), provider, fallback, wider=wider)
+        recorded = provider == CUDA and cuda.graphs
+        runner = cls(
+            session, metadata, artifact.file_version(file), provider, fallback, wider=wider,
+            run_options=unrecorded() if recorded else None,
+        )  # fmt: skip
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.area))
@@ -118,7 +124,7 @@ class OnnxRunner:
             if provider == CUDA:
                 raise ProviderError(reason_of(error)) from None
             raise ArtifactError(f"{path} does not run ({reason_of(error)}): export the model again.") from error
-        if provider == CUDA and cuda.graphs:  # recorded from here on: by the thread that will run them, not this one
+        if recorded:  # from here on: by the thread that will run them, not this one
             return replace(runner, graphs=CudaGraphs(session, Heads._fields, cuda.device_id))
         return runner
 
@@ -130,7 +136,7 @@ class OnnxRunner:
         for threads, wider in self.wider.items():
             if threads <= cores:
                 session = wider
-        return Heads(*session.run(Heads._fields, {INPUT: canvases}))
+        return Heads(*session.run(Heads._fields, {INPUT: canvases}, self.run_options))
 
     def run_batch(self, canvases: Sequence[NDArray[np.uint8]], cores: int = 1) -> Heads:
         """Runs the graph on canvases of one size, each uint8 [H, W, 3].

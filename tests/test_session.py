@@ -164,7 +164,20 @@ def test_a_gpu_without_room_is_not_the_files_fault(
 def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = []
+    recorded, graph_ids = [], []
+
+    class Session:
+        """Notes the graph id of each run: without one, ONNX Runtime records it as graph 0."""
+
+        def __init__(self, session: ort.InferenceSession) -> None:
+            self.session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def run(self, names: Any, feed: Any, options: ort.RunOptions | None = None) -> Any:
+            graph_ids.append(options and options.get_run_config_entry("gpu_graph_id"))
+            return self.session.run(names, feed, options)
 
     class Graphs:
         def __init__(self, session: ort.InferenceSession, *rest: Any) -> None:
@@ -176,8 +189,10 @@ def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
 
     monkeypatch.setattr("app.session.CudaGraphs", Graphs)
     monkeypatch.setattr("app.session.CUDA", CPU)
+    monkeypatch.setattr("app.session.open_session", lambda *arguments: Session(open_session(*arguments)))
     runner = OnnxRunner.load(model_file, cuda=CudaOptions(graphs=True))
     assert not recorded
+    assert graph_ids == ["-1"]
     canvas = runner.metadata.canvases[0]
     runner.check(canvas)
     assert recorded == [(1, *canvas, 3)]
