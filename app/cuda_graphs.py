@@ -1,9 +1,16 @@
 """CUDA graphs: each shape of input is recorded once and then replayed, without launching its kernels one by one.
 
+Launching them is the lesser part of what that saves. ONNX Runtime's convolutions keep cuDNN's plan for the last shape
+only, and whenever a batch has another one, every convolution makes its plan anew: 126 plans with the shipped model,
+about a millisecond each, where the model itself takes a few (microsoft/onnxruntime#23006, still so in 1.31). Hardly any
+two batches in a row have the same shape.
+
 A recording reads and writes fixed addresses, so each shape keeps its own buffers on the GPU, and its own graph id
 (microsoft/onnxruntime#19636). Recordings belong to the thread that made them: warm-up and requests must share one.
 """
 
+import itertools
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +18,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from app.providers import reason_of
+
+log = logging.getLogger(__name__)
 
 _RECORDING_RUNS = (
     3  # ONNX Runtime allocates in the first, may still choose in the second, and has recorded by the third
@@ -35,27 +46,50 @@ def unrecorded() -> ort.RunOptions:
 class CudaGraphs:
     """Runs a session of the CUDA provider whose option `enable_cuda_graph` is set.
 
+    A shape that cannot be recorded is run without that, as slowly as described above.
+
     Args:
         outputs: Names, in the order in which they are wanted.
         device_id: The GPU of the session.
+        record: False for a session without that option: no shape is recorded, but others' recordings are not disturbed.
     """
 
-    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str], device_id: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, outputs: Sequence[str], device_id: int, *, record: bool = True
+    ) -> None:
         self._session = session
+        self._records = record
         self._outputs = outputs
         self._device_id = device_id
-        self._recorded: dict[tuple[int, ...], _Recording] = {}
+        self._recorded: dict[tuple[int, ...], _Recording | None] = {}
+        # A number is never used again: if a recording fails, its graph, with addresses freed since, may exist already.
+        self._numbers = itertools.count(1)
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Returns: The outputs for uint8 [N, H, W, 3], as copies."""
         with _ONE_AT_A_TIME:
+            if self._records and images.shape not in self._recorded:
+                self._recorded[images.shape] = self._record(images)
             recording = self._recorded.get(images.shape)
-            if recording is None:
-                recording = _Recording(self._session, self._outputs, self._device_id, images, len(self._recorded) + 1)
-                for _ in range(_RECORDING_RUNS):
-                    recording.run(images)
-                self._recorded[images.shape] = recording
-            return recording.run(images)
+            return _run_unrecorded(self._session, self._outputs, images) if recording is None else recording.run(images)
+
+    def _record(self, images: NDArray[np.uint8]) -> "_Recording | None":
+        try:
+            recording = _Recording(self._session, self._outputs, self._device_id, images, next(self._numbers))
+            for _ in range(_RECORDING_RUNS):
+                recording.run(images)
+        except Exception as error:  # ONNX Runtime's own share no base class
+            log.warning("Batches of %s are not recorded as a CUDA graph: %s", list(images.shape), reason_of(error))
+            return None
+        return recording
+
+
+def _run_unrecorded(
+    session: ort.InferenceSession, names: Sequence[str], images: NDArray[np.uint8]
+) -> list[NDArray[np.float32]]:
+    (name,) = (one.name for one in session.get_inputs())
+    outputs: list[NDArray[np.float32]] = session.run(list(names), {name: images}, unrecorded())
+    return outputs
 
 
 class _Recording:
@@ -73,8 +107,8 @@ class _Recording:
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         # One run without recording tells the outputs' shapes.
+        shapes = [output.shape for output in _run_unrecorded(session, names, images)]
         (name,) = (one.name for one in session.get_inputs())
-        shapes = [output.shape for output in session.run(list(names), {name: images}, unrecorded())]
 
         self._input: Any = ort.OrtValue.ortvalue_from_numpy(images, "cuda", device_id)
         self._outputs: list[Any] = [

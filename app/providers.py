@@ -30,11 +30,13 @@ class CudaOptions:
 
     Attributes:
         device_id: Which GPU.
-        memory_limit_bytes: Of ONNX Runtime's arena; cuDNN's own workspaces come on top. 0 for no limit.
-        conv_search: How cuDNN's convolutions are chosen. `exhaustive` tries all, at every new shape: the warm-up
-            takes longer. `default` is cuDNN's slow fallback in ONNX Runtime from 1.20 on (microsoft/onnxruntime#22705).
+        memory_limit_bytes: Of ONNX Runtime's arena; what graphs read and write comes on top. 0 for no limit.
+        conv_search: How cuDNN's convolutions are chosen: by its quick heuristics, or by its slow ones (`exhaustive`,
+            which tries nothing out from ONNX Runtime 1.20 on). `default` is cuDNN's slow fallback in these versions
+            (microsoft/onnxruntime#22705).
         tf32: Let float32 convolutions multiply with 10 bits of mantissa, on GPUs that can.
-        graphs: Record each (canvas, batch size) once and replay it, which saves launching its kernels.
+        graphs: Record each (canvas, batch size) once and replay it: see `cuda_graphs`. Then the runner belongs to the
+            thread that warms it up.
     """
 
     device_id: int = 0

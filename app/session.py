@@ -3,6 +3,7 @@
 N: pictures. H, W: the canvas's height and width. P: points. C: classes.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from app.cuda_graphs import CudaGraphs, unrecorded
 from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
 from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, reason_of, why_no_cuda
+
+log = logging.getLogger(__name__)
 
 INPUT = "images"
 BATCH_SIZES = (1, 2, 4, 8, 16)
@@ -94,8 +97,16 @@ class OnnxRunner:
         fallback: str | None,
         widest: int,
     ) -> Self:
+        recorded = provider == CUDA and cuda.graphs
         try:
-            session = open_session(file, provider, threads, cuda)
+            try:
+                session = open_session(file, provider, threads, cuda)
+            except Exception as error:
+                if not recorded or isinstance(error, BAD_MODEL):
+                    raise
+                # ONNX Runtime records only a model that runs on the GPU as a whole. An int8 one does not.
+                session, recorded = open_session(file, provider, threads, replace(cuda, graphs=False)), False
+                log.warning("%s runs without CUDA graphs, and slowly: %s", path, reason_of(error))
             wider = {count: open_session(file, provider, count, cuda) for count in widths(widest)}
         except Exception as error:
             reason = reason_of(error)
@@ -110,7 +121,6 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        recorded = provider == CUDA and cuda.graphs
         runner = cls(
             session, metadata, artifact.file_version(file), provider, fallback, wider=wider,
             run_options=unrecorded() if recorded else None,
@@ -124,8 +134,8 @@ class OnnxRunner:
             if provider == CUDA:
                 raise ProviderError(reason_of(error)) from None
             raise ArtifactError(f"{path} does not run ({reason_of(error)}): export the model again.") from error
-        if recorded:  # from here on: by the thread that will run them, not this one
-            return replace(runner, graphs=CudaGraphs(session, Heads._fields, cuda.device_id))
+        if provider == CUDA and cuda.graphs:  # recorded from here on: by the thread that will run them, not this one
+            return replace(runner, graphs=CudaGraphs(session, Heads._fields, cuda.device_id, record=recorded))
         return runner
 
     def __call__(self, canvases: NDArray[np.uint8], cores: int = 1) -> Heads:

@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     """How cuDNN's convolutions are chosen. exhaustive: a longer start, sometimes a faster model."""
     tf32: bool = True
     """Tensor cores for fp32 models: faster, with 10 bits of mantissa in products."""
-    cuda_graphs: bool = False
-    """Record each shape's kernels once and replay them: less work for the CPU, more GPU memory."""
+    cuda_graphs: bool = True
+    """Record each shape's kernels and replay them. false: less GPU memory, but slow whenever batches change shape."""
 
     drain_s: Annotated[float, Field(ge=0, le=600)] = 1
     """Seconds from SIGTERM (/readyz turns 503) until the port closes, so that load balancers notice."""

@@ -180,8 +180,9 @@ def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
             return self.session.run(names, feed, options)
 
     class Graphs:
-        def __init__(self, session: ort.InferenceSession, *rest: Any) -> None:
+        def __init__(self, session: ort.InferenceSession, *rest: Any, record: bool) -> None:
             self.session = session
+            assert record
 
         def run(self, images: np.ndarray) -> Any:
             recorded.append(images.shape)
@@ -196,6 +197,24 @@ def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
     canvas = runner.metadata.canvases[0]
     runner.check(canvas)
     assert recorded == [(1, *canvas, 3)]
+
+
+def test_a_model_that_cannot_be_recorded_runs_without_cuda_graphs(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "This session cannot use the graph capture feature as requested by the user"
+
+    def open_session_(file: bytes, provider: str, threads: int, cuda: CudaOptions) -> ort.InferenceSession:
+        if cuda.graphs:
+            raise RuntimeException(words)
+        return open_session(file, provider, threads, cuda)
+
+    monkeypatch.setattr("app.session.CUDA", CPU)
+    monkeypatch.setattr("app.session.open_session", open_session_)
+    runner = OnnxRunner.load(model_file, cuda=CudaOptions(graphs=True))
+    assert f"runs without CUDA graphs, and slowly: {words}" in caplog.text
+    runner.warm_up()
+    assert len(caplog.records) == 1, "nothing else was tried"
 
 
 def test_of_a_failure_of_cuda_the_reason_is_told_and_nothing_of_the_host(
