@@ -5,7 +5,8 @@
 
 Prints a line per promise, with what was counted. Exits with 1 if one was broken.
 
-alone      pictures of mixed sizes, sent many at a time, get the same answers as one by one
+alone      pictures of mixed sizes, sent many at a time, get the same answers as one by one; on a GPU, which computes
+           batches of another size another way, nearly the same
 corrupt    seven good pictures and a corrupt one at a time: seven answers and one refusal
 left       200 clients that leave the queue cost at most the batches that had begun
 busy       five times as many requests as it can answer, each with a deadline of 2 s: it answers as before, and in time
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
 import uvloop
 from PIL import Image
 from skimage import data
@@ -51,6 +53,9 @@ BUSY_S = 6.0  # three deadlines
 BUSY_DEADLINE_MS = 2000
 BUSY_SHARE = 0.7  # at least; the client takes its part of the machine
 LOW_SCORE = 0.1  # so that there are more objects to differ in
+# On a GPU: which of two boxes is kept, and whether an object reaches the least score, may hang on a last digit.
+NEARLY_ALL = 0.9  # of two answers' objects
+NEAR_PX, NEAR_SHARE, NEAR_SCORE = 2.0, 0.05, 0.03  # a side of the box, as pixels or of the box's size; the score
 INFERRED, IN_FLIGHT = "fcos_pictures_inferred_total", "fcos_in_flight_pictures"
 
 
@@ -71,7 +76,8 @@ class Service:
     def __init__(self, running: Running, settings: Settings, options: argparse.Namespace) -> None:
         self.port, self.process = running
         self.model = settings.model
-        self._sessions = session_count(settings, CUDA if settings.provider == "cuda" else CPU)
+        self.on_gpu = settings.provider == "cuda"
+        self._sessions = session_count(settings, CUDA if self.on_gpu else CPU)
         self.options = options
         self.http = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, limits=httpx.Limits(max_connections=None)
@@ -79,6 +85,14 @@ class Service:
 
     async def detect(self, picture: bytes, **query: float) -> httpx.Response:
         return await self.http.post("/detect", content=picture, params=query)
+
+    def slow_picture(self) -> bytes:
+        """One of which some hundred keep it busy while the last of them is read."""
+        if not self.on_gpu:
+            return photograph()
+        out = io.BytesIO()  # some ten kilobytes that take a core as many milliseconds, however fast the model is
+        Image.new("RGB", (2000, 1500), "grey").save(out, "PNG")
+        return out.getvalue()
 
     async def most_begun(self) -> int:
         """How many pictures its sessions may have begun at a time."""
@@ -107,9 +121,32 @@ async def alone(service: Service) -> Seen:
             return await objects_in(picture)
 
     answers = await asyncio.gather(*(among_others(picture) for picture in pictures))
-    others = sum(answer != before for answer, before in zip(answers, expected, strict=True))
-    objects = sum(map(len, expected))
-    return Seen(not others, f"{others} of {len(pictures)} differ; {objects} objects, {AT_ONCE} at a time")
+    shares = [
+        agreement(answer, before) if service.on_gpu else float(answer == before)
+        for answer, before in zip(answers, expected, strict=True)
+    ]
+    others = sum(share < (NEARLY_ALL if service.on_gpu else 1) for share in shares)
+    text = f"{others} of {len(pictures)} differ; {sum(map(len, expected))} objects, {AT_ONCE} at a time"
+    return Seen(not others, text + (f"; at least {min(shares):.0%} of a picture's agree" if service.on_gpu else ""))
+
+
+def agreement(one: list[Any], other: list[Any]) -> float:
+    """Returns: The share of two answers' objects that the other has nearly the same; 1 if there are none."""
+    if not one or not other:
+        return float(len(one) == len(other))
+    (classes, scores, boxes), (others_classes, others_scores, others_boxes) = map(_arrays, (one, other))
+    apart = np.abs(boxes[:, None] - others_boxes).max(2)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
+    near = apart <= np.maximum(NEAR_PX, NEAR_SHARE * sizes)[:, None]
+    near &= np.abs(scores[:, None] - others_scores) <= NEAR_SCORE
+    near &= classes[:, None] == others_classes
+    return float(near.any(1).sum() + near.any(0).sum()) / (len(one) + len(other))
+
+
+def _arrays(objects: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    boxes = [[one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for one in objects]
+    classes, scores = ([one[key] for one in objects] for key in ("class_id", "score"))
+    return np.array(classes), np.array(scores), np.array(boxes)
 
 
 async def corrupt(service: Service) -> Seen:
@@ -130,7 +167,7 @@ async def corrupt(service: Service) -> Seen:
 
 async def left(service: Service) -> Seen:
     count = service.options.leaving
-    request = request_bytes(service.port, "/detect", photograph())
+    request = request_bytes(service.port, "/detect", service.slow_picture())
     writers = [(await asyncio.open_connection("127.0.0.1", service.port))[1] for _ in range(count)]
     earlier = await service.metric(INFERRED)
     for writer in writers:
@@ -208,7 +245,7 @@ async def version(service: Service) -> str:
 
 async def end(service: Service) -> Seen:
     count = service.options.waiting
-    picture = photograph()
+    picture = service.slow_picture()
     requests = [asyncio.create_task(service.detect(picture)) for _ in range(count)]
     answered = waiting = 0
     while answered + waiting < count:  # until the last of them has been read

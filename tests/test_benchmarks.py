@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
+from benchmarks.promises import agreement
 from tests.serving import ROOT
 from tests.support import write_model
 from tests.toy import write_folder
@@ -69,6 +72,27 @@ def test_the_service_keeps_its_promises() -> None:
     assert [line.split()[:2] for line in text.splitlines()] == [
         [name, "kept"] for name in ("alone", "corrupt", "left", "swap", "end")
     ]  # fmt: skip
+
+
+def test_on_a_gpu_answers_agree_that_differ_in_their_last_digits_and_anothers_do_not() -> None:
+    def objects(seed: int, shift: float = 0.0) -> list[dict[str, Any]]:
+        random = Random(seed)
+        corners = [(random.uniform(0, 500), random.uniform(0, 500)) for _ in range(20)]
+        return [
+            {
+                "class_id": number % 3,
+                "score": random.uniform(0.1, 1) + shift / 100,
+                "box": {"xmin": x, "ymin": y + shift, "xmax": x + 40 + shift, "ymax": y + 60},
+            }
+            for number, (x, y) in enumerate(corners)
+        ]
+
+    answer = objects(0)
+    assert agreement(answer, answer) == agreement([], []) == 1
+    assert agreement(answer, objects(0, shift=1.5)) == 1
+    assert 0.9 < agreement(answer, answer[:18]) < 1
+    assert agreement(answer, objects(1)) < 0.2
+    assert agreement(answer, []) == agreement([], answer) == 0
 
 
 def test_a_busy_service_is_measured() -> None:
