@@ -16,7 +16,6 @@ from PIL import Image
 
 from app.artifact import Metadata
 from app.budget import Budget
-from app.cores import core_count
 from app.engine import Engine
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
 from app.job import Job
@@ -28,7 +27,7 @@ from app.providers import CUDA, reason_of
 from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
-from app.sharing import most_threads, session_threads
+from app.sharing import drawer_count, most_threads, session_threads, worker_count
 from app.timers import Timers
 from app.workers import Workers
 
@@ -60,8 +59,8 @@ class Service:
         self._in_flight = 0
         self.timers = Timers()
         self._pixels = Budget(settings.max_queue_pixels)
-        self._workers = Workers(settings.decode_threads or max(core_count(), settings.sessions), "picture")
-        self._drawers = Workers(max(1, core_count() // 4), "drawing")
+        self._workers = Workers(worker_count(settings), "picture")
+        self._drawers = Workers(drawer_count(settings), "drawing")
         self._engine = self._new_engine(runner)
         self._reloading = asyncio.Lock()
         self._idle = asyncio.Event()

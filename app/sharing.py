@@ -29,6 +29,19 @@ def session_count(settings: Settings, provider: str) -> int:
     return 1 if provider == CUDA else settings.sessions or core_count()
 
 
+def worker_count(settings: Settings) -> int:
+    """Returns: How many threads take pictures through. Unless that is set, no more than there may be pictures.
+
+    A machine with GPUs may have hundreds of cores, and a container a limit of threads.
+    """
+    return settings.decode_threads or min(max(core_count(), settings.sessions), settings.max_queue)
+
+
+def drawer_count(settings: Settings) -> int:
+    """Returns: How many threads draw."""
+    return min(max(1, core_count() // 4), settings.max_queue)
+
+
 def most_threads(settings: Settings) -> int:
     """Returns: The most threads that a batch has on the CPU while others leave their cores to it."""
     return 1 if settings.threads or settings.sessions else min(core_count(), MOST_THREADS)

@@ -9,7 +9,7 @@ import pytest
 from app.providers import CPU, CUDA
 from app.session import OnnxRunner
 from app.settings import Settings
-from app.sharing import best_batch, most_threads, session_count, session_threads
+from app.sharing import best_batch, drawer_count, most_threads, session_count, session_threads, worker_count
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,25 @@ def test_the_settings_share_out_four_cores(
     assert session_count(given, CPU) == sessions
     assert session_count(given, CUDA) == 1
     assert (session_threads(given), most_threads(given)) == (threads, most)
+
+
+@pytest.mark.parametrize(
+    ("cores", "settings", "workers", "drawers"),
+    [
+        (4, {}, 4, 1),
+        (4, {"sessions": 8}, 8, 1),
+        (384, {}, 64, 64),
+        (384, {"max_queue": 200}, 200, 96),
+        (384, {"decode_threads": 100}, 100, 64),
+    ],
+)
+def test_there_are_no_more_threads_than_pictures(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, cores: int, settings: dict[str, Any], workers: int, drawers: int
+) -> None:
+    """A container's limit of 512 threads would not let a machine of 384 cores start."""
+    monkeypatch.setattr("app.sharing.core_count", lambda: cores)
+    given = Settings(model=model_file, **settings)
+    assert (worker_count(given), drawer_count(given)) == (workers, drawers)
 
 
 @pytest.mark.parametrize(
