@@ -174,10 +174,11 @@ class OnnxRunner:
         Raises:
             ArtifactError: The heads have the wrong shape, or are not finite.
         """
+        shapes = [(canvas, size) for canvas in self.metadata.canvases for size in BATCH_SIZES if size <= largest_batch]
+        # The largest first: what the others need then finds room in the memory that it has left, and not beside it.
+        for canvas, size in sorted(shapes, key=lambda shape: shape[0].area * shape[1], reverse=True):
+            self.check(canvas, size)
         for canvas in self.metadata.canvases:
-            for size in BATCH_SIZES:
-                if size <= largest_batch:
-                    self.check(canvas, size)
             for cores in self.wider:
                 self.check(canvas, cores=cores)
 

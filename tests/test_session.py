@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,18 @@ def test_a_pictures_heads_do_not_depend_on_its_batch_mates(model_file: Path) -> 
 
 def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = OnnxRunner.load(model_file, widest=2)
-    run, shapes = OnnxRunner.__call__, set()
+    run, shapes = OnnxRunner.__call__, []
 
     def watched(self: OnnxRunner, canvases: np.ndarray, cores: int) -> object:
-        shapes.add((cores, *canvases.shape))
+        shapes.append((cores, *canvases.shape))
         return run(self, canvases, cores)
 
     monkeypatch.setattr(OnnxRunner, "__call__", watched)
     runner.warm_up(8)
     canvases = runner.metadata.canvases
-    assert shapes == {(1, size, *canvas, 3) for size in (1, 2, 4, 8) for canvas in canvases} | {
+    sizes = [math.prod(shape) for cores, *shape in shapes if cores == 1]
+    assert sizes == sorted(sizes, reverse=True), "a GPU needs least memory if the largest comes first"
+    assert set(shapes) == {(1, size, *canvas, 3) for size in (1, 2, 4, 8) for canvas in canvases} | {
         (2, 1, *canvas, 3) for canvas in canvases
     }
 
