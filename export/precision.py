@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torchvision.ops import box_iou
 
 from app.artifact import Metadata
@@ -62,7 +63,12 @@ def choose_pictures(folder: Path) -> list[Path]:
 
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Half precision, except for what needs more: normalisation statistics and everything after the last convolutions,
-    where half precision has a spacing of 1 px at a distance of 1333 px."""
+    where half precision has a spacing of 1 px at a distance of 1333 px.
+
+    BatchNorm is folded into the convolutions first: no runtime does that later, with a cast in between, and each would
+    cost two casts and a pass in float32.
+    """
+    proto = _with_folded_norms(proto)
     keep = [node.name for node in _after_last_convolutions(proto)]
     # A variance may well exceed 65,504, where half precision ends.
     norms = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
@@ -72,6 +78,7 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto, keep_io_types=True, op_block_list=block, node_block_list=keep
         )
     _drop_repeated_nodes(converted)
+    _remove_round_trips(converted)
     return converted
 
 
@@ -80,6 +87,41 @@ def _drop_repeated_nodes(proto: onnx.ModelProto) -> None:
     different = {node.SerializeToString(): node for node in proto.graph.node}  # in their order
     del proto.graph.node[:]
     proto.graph.node.extend(different.values())
+
+
+def _with_folded_norms(proto: onnx.ModelProto) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder, quietly("root"):
+        source, prepared = Path(folder) / "source.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(proto, source)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        return onnx.load(prepared)
+
+
+def _remove_round_trips(proto: onnx.ModelProto) -> None:
+    """Let nodes that are kept in float32 hand on their results as they are. The converter casts each to half precision
+    and back, which costs time on a GPU, and the digits for which they are kept."""
+    OnnxModel(proto).topological_sort()  # the converter puts its casts at the end
+    graph = proto.graph
+    typed = onnx.shape_inference.infer_shapes(proto).graph.value_info
+    floats = {value.name for value in typed if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    halved = {node.output[0]: node.input[0] for node in graph.node if _casts_to(node, onnx.TensorProto.FLOAT16)}
+    same: dict[str, str] = {}  # what comes back from half precision → what it was before
+    for node in graph.node:
+        if _casts_to(node, onnx.TensorProto.FLOAT) and halved.get(node.input[0]) in floats:
+            same[node.output[0]] = halved[node.input[0]]
+    outputs = {output.name for output in graph.output}
+    new_names = {before: after for after, before in same.items() if after in outputs}
+    kept = [node for node in graph.node if node.output[0] not in same]
+    for node in kept:
+        for names in (node.input, node.output):
+            names[:] = [new_names.get(same.get(name, name), same.get(name, name)) for name in names]
+    read = {name for node in kept for name in node.input} | outputs
+    del graph.node[:]
+    graph.node.extend(node for node in kept if node.op_type != "Cast" or node.output[0] in read)
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(one.name == "to" and one.i == kind for one in node.attribute)
 
 
 def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata) -> onnx.ModelProto:
@@ -91,10 +133,9 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
         ValueError: one of the pictures cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder, quietly("root"):
-        source, prepared, target = (Path(folder) / name for name in ("fp32.onnx", "prepared.onnx", "int8.onnx"))
-        onnx.save(proto, source)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)  # folds BatchNorm into the convolutions
-        graph = onnx.load(prepared)
+        prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        graph = _with_folded_norms(proto)
+        onnx.save(graph, prepared)
         kept = [node.name for node in (*_last_convolutions(graph), *_after_last_convolutions(graph))]
         kept += [node.name for node in _before_first_convolution(graph)]
         quantize_static(

@@ -282,6 +282,18 @@ def test_half_precision_of_a_tensor_that_several_read_in_full_precision() -> Non
     assert (one == 1).all() and (other == -1).all()
 
 
+def test_half_precision_folds_batch_norm_and_never_casts_forth_and_back(exported: Path) -> None:
+    """Each would be a pass over memory for a GPU; and what is kept in float32 would lose its digits on the way."""
+    proto = to_fp16(onnx.load(exported))
+    onnx.checker.check_model(proto)
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    casts = [node for node in proto.graph.node if node.op_type == "Cast"]
+    assert casts and "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert not [node.name for node in casts if producer[node.input[0]].op_type == "Cast"]
+    read = {name for node in proto.graph.node for name in node.input} | {one.name for one in proto.graph.output}
+    assert {node.output[0] for node in casts} <= read
+
+
 def quantized_input(mean: Sequence[float], deviation: Sequence[float]) -> onnx.ModelProto:
     """Bytes, normalised, quantised as calibration would do it for (x - 127) / 128, and a convolution."""
     constants = {
