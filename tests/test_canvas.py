@@ -50,6 +50,11 @@ def test_the_smallest_canvas_is_taken(height: int, width: int) -> None:
             assert placement.canvas.height * placement.canvas.width <= other.height * other.width
 
 
+def test_a_canvas_is_smaller_by_its_area_not_by_its_height() -> None:
+    rule = metadata(canvases=[[128, 192], [96, 320], [160, 160]])
+    assert place(Size(96, 160), rule).canvas == Size(128, 192)
+
+
 def test_a_side_that_meets_its_limit_is_exact() -> None:
     assert math.floor(149 * (1333 / 149)) == 1332  # what floats make of it
     assert resized_size(Size(50, 149), Resize(short=800, long=1333)) == Size(447, 1333)

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from skimage import data
 
 from app.artifact import Resize, Size
-from app.bombs import MOST_SCANS, MOST_STRIPS, MOST_VALUES
+from app.bombs import MOST_COPIED, MOST_SCANS, MOST_STRIPS, MOST_VALUES
 from app.canvas import resized_size
 from app.errors import Refusal
 from app.images import DRAFT_GAP, decode
@@ -217,7 +217,7 @@ def test_any_damage_is_a_refusal_or_a_picture(noise: bytes, place: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("size", [(1600, 1200), (1201, 1603), (1500, 701), (700, 500)])
+@pytest.mark.parametrize("size", [(1600, 1200), (1201, 1603), (1500, 701), (700, 500), (500, 340)])
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(size: tuple[int, int], orientation: int) -> None:
     photograph = Image.fromarray(data.astronaut()).resize(size, Image.Resampling.BICUBIC)
     content = encoded(photograph, "JPEG", quality=90, exif=turned(orientation))
@@ -240,6 +240,14 @@ def test_a_large_jpeg_is_decoded_no_larger_than_needed(size: tuple[int, int], or
         return np.asarray(small).astype(int)
 
     assert np.abs(resized(whole) - resized(smaller.picture, smaller.box)).mean() < 1
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
+def test_a_jpeg_one_pixel_wide_is_not_decoded_to_none(size: tuple[int, int]) -> None:
+    content = encoded(Image.new("RGB", size), "JPEG")
+    decoded = decode(content, MAX_PIXELS, resized=lambda size: resized_size(size, Resize(short=160, long=160)))
+    assert decoded.picture.size == size
+    assert decoded.box == (0, 0, *size)
 
 
 def test_a_progressive_jpeg_holds_all_of_itself() -> None:
@@ -287,7 +295,7 @@ def test_strips_that_are_one_another_are_refused() -> None:
     assert refused(tiff(100, 100, size=1000)) == "corrupt_picture"
 
 
-@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3"])
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "tiff_raw_16"])
 def test_a_fax_is_refused(compression: str) -> None:
     assert refused(encoded(Image.new("1", (64, 64)), "TIFF", compression=compression)) == "not_a_picture"
 
@@ -321,8 +329,25 @@ def test_a_file_of_countless_pieces_is_refused(kind: str, place: int, piece: byt
     whole = grey(kind)
     few, many = (whole[:place] + piece * count + whole[place:] for count in (20, 300_000))
     assert opened(few, MAX_PIXELS).size == (8, 8)
-    with pytest.raises(Refusal, match=r"too many (pieces|markers)"):
+    with pytest.raises(Refusal, match=r"^The picture's file has too many (pieces|markers)"):
         opened(many, MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "piece"),
+    [
+        ("JPEG", 2, b"\xff\xe1\x00\x08Exif\0\0"),
+        ("PNG", 33, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100)))),
+    ],
+)
+def test_pieces_that_cost_more_the_more_there_are_have_a_bound_of_their_own(
+    kind: str, place: int, piece: bytes
+) -> None:
+    whole = grey(kind)
+    most, more = (whole[:place] + piece * count + whole[place:] for count in (MOST_COPIED, MOST_COPIED + 1))
+    assert opened(most, MAX_PIXELS).size == (8, 8)
+    with pytest.raises(Refusal, match="too many pieces"):
+        opened(more, MAX_PIXELS)
 
 
 def test_a_bmp_whose_lines_are_run_lengths_is_refused() -> None:
