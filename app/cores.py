@@ -24,6 +24,6 @@ def _quota(cgroup: Path) -> float:
             return math.inf
     try:
         cores = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max"
+    except ValueError:  # "max"
         return math.inf
     return cores if cores > 0 else math.inf  # version 1 says -1

@@ -30,3 +30,13 @@ def test_a_share_never_grows_by_being_shrunk() -> None:
     assert share is not None
     share.shrink(7)
     assert budget.used == 4
+
+
+def test_what_was_given_back_is_not_given_back_again() -> None:
+    budget = Budget(10)
+    share, other = budget.take(4), budget.take(6)
+    assert share is not None and other is not None
+    share.shrink(1)
+    share.shrink(1)
+    share.shrink(0)
+    assert budget.used == 6
