@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from app.providers import CPU, CUDA
-from app.session import OnnxRunner
+from app.session import BATCH_SIZES, OnnxRunner
 from app.settings import Settings
-from app.sharing import best_batch, drawer_count, most_threads, session_count, session_threads, worker_count
+from app.sharing import (
+    best_batch,
+    drawer_count,
+    largest_batch,
+    most_threads,
+    seconds_per_picture,
+    session_count,
+    session_threads,
+    worker_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +39,24 @@ def test_the_settings_share_out_four_cores(
     assert session_count(given, CPU) == sessions
     assert session_count(given, CUDA) == 1
     assert (session_threads(given), most_threads(given)) == (threads, most)
+
+
+def test_on_cuda_the_largest_batch_of_all_may_pay() -> None:
+    assert largest_batch(CUDA) == max(BATCH_SIZES)
+
+
+def test_a_pictures_time_is_that_of_the_run_that_was_disturbed_least(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = OnnxRunner.load(model_file)
+    clock, lasting = [0.0], iter([3.0, 1.0, 2.0])
+
+    def run(_: OnnxRunner, canvases: list[np.ndarray]) -> None:
+        clock[0] += next(lasting)
+
+    monkeypatch.setattr(OnnxRunner, "run_batch", run)
+    monkeypatch.setattr("app.sharing.perf_counter", lambda: clock[0])
+    assert seconds_per_picture(runner, size=2, times=3) == 0.5
 
 
 @pytest.mark.parametrize(
