@@ -306,6 +306,8 @@ def test_what_looks_like_boundaries_passes_in_pieces_of_any_size(size: int) -> N
         ("application/json;q=0.1, image/png", "image/png"),
         ("text/html, */*;q=0.8", "application/json"),
         ("image/png;q=0, image/*", "image/jpeg"),
+        ("image/jpeg;q=0.9, image/png;q=1.0", "image/png"),
+        ("image/jpeg;q=much, image/png;q=0.1", "image/png"),
     ],
 )
 def test_the_accept_header_chooses_the_answer(client: TestClient, accept: str, media_type: str) -> None:

@@ -32,6 +32,7 @@ def test_what_is_written_is_read_back() -> None:
         ({"variant": "fused"}, "variant"),
         ({"precision": "fp8"}, "precision"),
         ({"defaults": {**METADATA["defaults"], "score_threshold": 2}}, "defaults.score_threshold"),
+        ({"defaults": {**METADATA["defaults"], "iou_threshold": -0.1}}, "defaults.iou_threshold"),
         ({"checkpoint_sha256": "abc"}, "checkpoint_sha256"),
         ({"colour": "red"}, "`colour` is not known"),
     ],
