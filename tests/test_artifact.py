@@ -24,6 +24,7 @@ def test_what_is_written_is_read_back() -> None:
         ({"classes": [" "]}, "classes"),
         ({"strides": [8, 8]}, "strides must rise"),
         ({"canvases": [[160, 150]]}, "multiple of 32"),
+        ({"canvases": [[150, 160]]}, "multiple of 32"),
         ({"canvases": [[160, 160], [32, 32_000]]}, "a side of more than 4096"),
         ({"canvases": [[128, 160], [160, 128]]}, "no canvas holds a picture of 160 x 160"),
         ({"mean_pixel": [0, 0, 256]}, "mean_pixel"),
