@@ -305,6 +305,10 @@ def test_a_box_counts_as_found_from_an_iou_of_one_half(tmp_path: Path, iou: floa
     found.boxes[:, 2] = found.boxes[:, 0] + iou * (found.boxes[:, 2] - found.boxes[:, 0])
     evaluation = score(found, document, CLASSES)
     assert evaluation.f1 == evaluation.confusion.trace() == right
+    name = CLASSES[int(found.class_ids[0])]
+    assert evaluation.metrics["AP50"] == evaluation.per_class[name]["AP50"] == pytest.approx(right)
+    assert evaluation.curves[name].max() == pytest.approx(right)
+    assert evaluation.metrics["AP75"] == 0
 
 
 def test_what_is_found_in_a_crowd_is_no_error(tmp_path: Path) -> None:
