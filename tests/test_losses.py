@@ -47,6 +47,12 @@ def test_perfect_heads_have_no_class_loss_and_no_box_loss() -> None:
     assert found["box"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_losses_are_taken_in_float32_whatever_the_heads_are_in() -> None:
+    heads = [(head / 10).bfloat16() for head in perfect()]
+    found, exact = losses(*heads), losses(*(head.float() for head in heads))
+    assert all(found[name].dtype == torch.float32 and found[name].equal(exact[name]) for name in exact)
+
+
 def test_the_centerness_loss_is_lowest_at_its_target() -> None:
     class_logits, distances, centerness = perfect()
     at_target = losses(class_logits, distances, centerness)["centerness"]
