@@ -12,6 +12,7 @@ import pytest
 from faster_coco_eval import COCO
 
 from app.detector import Detector
+from app.engine import Engine
 from app.errors import StartError
 from app.files import Outputs, Progress, _drawings, detect_files, pictures_in
 from app.postprocess import Detections
@@ -270,3 +271,21 @@ def test_names_beyond_the_terminals_letters_are_escaped(model_file: Path, folder
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert r"\u732b.png: red" in done.stdout and "0009.png: blue" in done.stdout
+
+
+def test_annotations_that_are_not_there_are_named(folder: Path, model_file: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.json"
+    with pytest.raises(StartError, match=r"gone\.json cannot be read: No such file"):
+        run(model_file, folder, coco=tmp_path / "coco.json", coco_annotations=gone)
+
+
+def test_a_model_that_fails_on_its_first_pictures_is_one_sentence_not_one_for_each_file(
+    folder: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(engine: Engine) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(Engine, "warm_up", fail)
+    with pytest.raises(StartError, match="failed on its first pictures"):
+        run(model_file, folder, json=tmp_path / "a.json")
+    assert not (tmp_path / "a.json").exists()
