@@ -331,7 +331,7 @@ class CanvasBatches(Sampler[list[Draw]]):
             )
 
     def __len__(self) -> int:
-        return int(self.count)
+        return self.count
 
     def start(self, epoch: int, skip: int = 0) -> None:
         """Draw this epoch next, without its first `skip` batches."""

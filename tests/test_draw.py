@@ -50,6 +50,7 @@ def test_labels_outside_ascii_are_written_where_a_font_knows_them(monkeypatch: p
     monkeypatch.setattr("app.draw.FONTS", ("none.ttf", str(dejavu)))
     _installed.cache_clear()
     assert len({drawn(label) for label in ("кот", "ток", "été", "étè")}) == 4
+    assert drawn("кот 猫") != drawn("тек 猫"), "what it does know is written, though no font knows all"
     monkeypatch.setattr("app.draw.FONTS", ())
     _installed.cache_clear()
     assert drawn("кот") == drawn("тек"), "boxes, but no failure"

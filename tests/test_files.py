@@ -214,9 +214,10 @@ def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_named(model_file: Path, folder: Path) -> None:
+@pytest.mark.parametrize("output", ["json", "json_lines", "coco"])
+def test_a_full_disk_is_named(model_file: Path, folder: Path, output: str) -> None:
     with pytest.raises(StartError, match="/dev/full cannot be written: No space"):
-        run(model_file, folder, json_lines=Path("/dev/full"))
+        run(model_file, folder, **{output: Path("/dev/full")})
 
 
 def test_names_that_are_no_text_are_shown_as_far_as_they_are(
