@@ -109,6 +109,22 @@ def test_a_refusal_names_the_request(client: Client) -> None:
     assert str(pickle.loads(pickle.dumps(problem))) == str(problem), "a pool of processes hands it on"
 
 
+def test_a_clients_connections_end_with_its_block() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+
+    async def asked() -> None:
+        async with AsyncClient(transport=transport) as client:
+            assert await client.model() == {}
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.model()
+
+    with Client(transport=transport) as client:
+        assert client.model() == {}
+    with pytest.raises(RuntimeError, match="closed"):
+        client.model()
+    asyncio.run(asked())
+
+
 def test_an_id_that_would_bury_the_sentence_is_left_out_of_it() -> None:
     headers = {"X-Request-Id": "x" * 1000}
     transport = httpx.MockTransport(lambda _: httpx.Response(502, headers=headers, json={"detail": "no upstream"}))
