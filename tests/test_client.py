@@ -206,6 +206,14 @@ def test_a_date_to_come_back_at_is_understood() -> None:
     assert len(waits) == 1 and 8 <= waits[0] <= 15
 
 
+def test_a_date_that_has_passed_is_not_waited_for() -> None:
+    waits: list[float] = []
+    at = format_datetime(datetime.now(UTC) - timedelta(seconds=10), usegmt=True)
+    with Client(transport=busy(1, {"Retry-After": at}), sleep=waits.append) as client:
+        client.model()
+    assert waits == [0]
+
+
 def test_a_service_that_says_nothing_is_not_waited_for_beyond_the_deadline() -> None:
     def asked(**how: Any) -> dict[str, float]:
         seen: list[dict[str, float]] = []
