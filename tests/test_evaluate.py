@@ -321,6 +321,16 @@ def test_what_is_found_in_a_crowd_is_no_error(tmp_path: Path) -> None:
     assert evaluation.confusion.sum() == 2
 
 
+def test_a_box_that_a_crowd_surrounds_is_found_all_the_same(tmp_path: Path) -> None:
+    document = document_of(tmp_path, 1, boxes=1)
+    found = truth_as_found(document)
+    (picture,), (annotation,) = document["images"], document["annotations"]
+    whole = [0.0, 0.0, picture["width"], picture["height"]]
+    document["annotations"].append(annotation | {"id": 2, "bbox": whole, "iscrowd": 1})
+    evaluation = score(found, document, CLASSES)
+    assert evaluation.f1 == evaluation.confusion.trace() == evaluation.confusion.sum() == 1
+
+
 def test_a_box_of_the_right_class_comes_before_a_better_fitting_one_of_another(tmp_path: Path) -> None:
     document = document_of(tmp_path, 1, boxes=1)
     found = truth_as_found(document)
@@ -337,11 +347,12 @@ def test_a_box_of_the_right_class_comes_before_a_better_fitting_one_of_another(t
     assert confusion[label, label] == 1 and confusion[label].sum() == 1
 
 
-def test_a_wrong_label_shows_in_the_confusion_matrix(tmp_path: Path) -> None:
+def test_a_wrong_label_is_wrong_and_shows_in_the_confusion_matrix(tmp_path: Path) -> None:
     document = document_of(tmp_path, 1, boxes=1)
     found = truth_as_found(document)
     label = int(found.class_ids[0])
     wrong = (label + 1) % 3
     as_other = Found(found.pictures, found.boxes, found.scores, np.array([wrong]))
-    confusion = score(as_other, document, CLASSES).confusion
-    assert confusion[label, wrong] == 1 and confusion.sum() == 1
+    evaluation = score(as_other, document, CLASSES)
+    assert evaluation.confusion[label, wrong] == 1 and evaluation.confusion.sum() == 1
+    assert evaluation.f1 == 0
