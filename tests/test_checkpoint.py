@@ -41,8 +41,15 @@ def test_what_is_loaded_detects_what_was_saved(tmp_path: Path) -> None:
     for one, other in zip(before.model()(images), after.model()(images), strict=True):
         assert one.equal(other)
     assert (after.training, after.metrics, after.score_threshold) == ({"epochs": 3}, {"AP": 0.25}, 0.4)
-    defaults = after.metadata("a").defaults
-    assert (defaults.score_threshold, defaults.iou_threshold) == (0.4, 0.55)
+    described = after.metadata("a", "1" * 64)
+    assert (described.name, described.checkpoint_sha256) == ("a", "1" * 64)
+    assert (described.training, described.metrics) == ({"epochs": 3}, {"AP": 0.25})
+    assert (described.defaults.score_threshold, described.defaults.iou_threshold) == (0.4, 0.55)
+
+
+def test_padding_is_the_mean_to_the_nearest_grey_level() -> None:
+    of_imagenet = dataclasses.replace(INPUT, mean=(123.675, 116.28, 103.53))
+    assert checkpoints.metadata_of(config("red"), of_imagenet).mean_pixel == (124, 116, 104)
 
 
 def test_a_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:
@@ -107,6 +114,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: Any, s
 
 def test_fine_tuning_keeps_what_fits_and_the_classes_of_the_same_name(tmp_path: Path) -> None:
     start = saved(tmp_path / "a.pt")
+    start.weights["head.class_logits.bias"] = torch.tensor([1.0, 2.0])  # in a new network all are the same
     torch.manual_seed(1)
     model = FCOS(config("green", "blue"), INPUT)
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
