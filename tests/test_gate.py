@@ -109,14 +109,17 @@ def test_a_reload_does_not_take_a_file_from_the_request(model_file: Path) -> Non
 def test_a_key_has_its_share(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(model_file, api_keys=f"{KEY},{OTHER_KEY}", max_per_key=1) as client, ThreadPoolExecutor(4) as pool:
         held.install(monkeypatch)
-        first = pool.submit(client.post, "/detect", content=PICTURE, headers=bearer(KEY))
-        wait_for(lambda: len(held.batches) == 1)
-        refused = client.post("/detect", content=PICTURE, headers=bearer(KEY))
-        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
-        assert refused.headers["retry-after"]
-        other = pool.submit(client.post, "/detect", content=PICTURE, headers=bearer(OTHER_KEY))
-        held.open.set()
-        assert first.result().status_code == other.result().status_code == 200
+        for _ in range(2):  # it has no more, and no less, for what has ended
+            held.open.clear()
+            before = len(held.batches)
+            first = pool.submit(client.post, "/detect", content=PICTURE, headers=bearer(KEY))
+            wait_for(lambda before=before: len(held.batches) == before + 1)
+            refused = client.post("/detect", content=PICTURE, headers=bearer(KEY))
+            assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+            assert refused.headers["retry-after"]
+            other = pool.submit(client.post, "/detect", content=PICTURE, headers=bearer(OTHER_KEY))
+            held.open.set()
+            assert first.result().status_code == other.result().status_code == 200
         assert client.post("/detect", content=PICTURE, headers=bearer(KEY)).status_code == 200
 
 
