@@ -33,6 +33,8 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         HAS_LEFT.set()
         return
     body = bytes(50_000_000) if scope["path"] == "/large" else b"%d, %d headers" % (size, len(scope["headers"]))
+    if scope["path"] == "/asked":
+        body = f"{scope['method']} {scope['query_string'].decode()} in {scope['http_version']}".encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -126,6 +128,14 @@ def test_a_body_behind_such_an_offer_is_never_a_request(client: socket.socket) -
         b"%d, 3 headers" % len(hidden),
         b"0, 2 headers",
     ]
+
+
+def test_a_request_with_such_an_offer_is_what_it_would_be_without(client: socket.socket) -> None:
+    client.sendall(b"PUT /asked?for=this HTTP/1.1\r\nhost: a\r\nconnection: upgrade, close\r\nupgrade: h2c\r\n\r\n")
+    received = b""
+    while data := client.recv(65536):
+        received += data
+    assert received.endswith(b"PUT for=this in 1.1")
 
 
 def test_many_such_offers_at_once_are_no_matter(client: socket.socket) -> None:
