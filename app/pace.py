@@ -29,7 +29,8 @@ class Pace:
 
     def note(self, begun: float, ended: float, pictures: int, cores: int, arrived: float) -> None:
         """Args: begun, ended: When the batch was run; arrived: when the last of its pictures came. All on one clock."""
-        if arrived <= self._last_ended < ended:  # all the time since then was theirs
+        waited_throughout = arrived <= self._last_ended < ended
+        if waited_throughout:  # so all the time since the last batch was theirs
             seconds = ended - self._last_ended
         else:  # the sessions may have idled: what a picture would take if they had not
             seconds = (ended - begun) * cores / self._sessions
