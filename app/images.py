@@ -3,6 +3,7 @@
 The format is read only from the bytes; a file's name and a request's content type are never trusted.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,18 @@ MOST_PIXELS = 178_956_970  # Pillow refuses more
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))  # looked for in folders
 FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP and TIFF"
+# What people send instead, by how it begins: they are told what they have, as its name may say otherwise.
+_FOREIGN = {
+    name: re.compile(begins, re.DOTALL)
+    for name, begins in (
+        ("AVIF", rb".{4}ftyp(?:.{4}){0,16}avi[fs]"),
+        ("HEIC", rb".{4}ftyp(?:.{4}){0,16}(?:hei[cx]|hevc|mif1|msf1)"),  # a phone's
+        ("a video", rb".{4}ftyp(?:iso|mp4|avc1|M4V|qt|3gp)"),
+        ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+        ("PDF", rb"%PDF-"),
+        ("SVG", rb"(?:\xef\xbb\xbf)?\s*(?:<[?!](?!(?i:doctype html)).{0,1000}?)?<svg\b"),
+    )
+}
 BACKGROUND = (255, 255, 255)  # what transparent pixels show
 
 # A large JPEG is decoded at a half, a quarter or an eighth of its size, as long as that is still this many times as
@@ -100,11 +113,7 @@ def decode(
     except Refusal:
         raise
     except UnidentifiedImageError:
-        raise Refusal(
-            "not_a_picture",
-            f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read, with integer pixels of up to "
-            "16 bits.",
-        ) from None
+        raise _unknown(data) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large("too many", max_pixels) from None
     except Exception as error:  # Pillow's parsers raise whatever they stumble upon
@@ -179,6 +188,17 @@ def _copies(picture: Image.Image) -> int:
         return 2
     # In other formats the orientation may come after the pixels, and is hardly ever there.
     return 2 if picture.format in JPEGS and orientation(picture) != 1 else 1
+
+
+def _unknown(data: bytes) -> Refusal:
+    foreign = next((name for name, begins in _FOREIGN.items() if begins.match(data)), None)
+    if foreign is not None:
+        return Refusal("not_a_picture", f"The file is {foreign}, which cannot be read here. Convert it to JPEG.")
+    return Refusal(
+        "not_a_picture",
+        f"The bytes are not a picture in a known format. {FORMATS_TEXT} can be read, with integer pixels of up to "
+        "16 bits.",
+    )
 
 
 def _too_large(size: str, max_pixels: int) -> Refusal:

@@ -105,6 +105,31 @@ def test_formats_beyond_the_list_are_not_opened(kind: str) -> None:
     assert refused(encoded(quarters(), kind)) == "not_a_picture"
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        *(("HEIC", b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0") for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+        *(("AVIF", b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1") for brand in (b"avif", b"avis", b"mif1avif")),
+        *(("a video", b"\0\0\0\x18ftyp" + brand + b"\0\0\2\0isomavc1") for brand in (b"isom", b"mp42", b"qt  ")),
+        ("JPEG XL", b"\xff\x0a\xfa\x7f"),
+        ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n"),
+        ("PDF", b"%PDF-1.7\n"),
+        ("SVG", b'<svg xmlns="http://www.w3.org/2000/svg">'),
+        ("SVG", b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- a drawing -->\n<svg width="1">'),
+    ],
+)
+def test_what_people_send_instead_of_a_picture_is_named(name: str, begins: bytes) -> None:
+    with pytest.raises(Refusal, match=rf"^The file is {name}, .* Convert it to JPEG\.$") as caught:
+        opened(begins + bytes(100), MAX_PIXELS)
+    assert caught.value.code == "not_a_picture"
+
+
+@pytest.mark.parametrize("begins", [b"x", b"\0\0\0\x18ftypcrx ", b"<!DOCTYPE html><p><svg>", b"it is %PDF-1.7"])
+def test_what_only_resembles_them_is_not(begins: bytes) -> None:
+    with pytest.raises(Refusal, match="not a picture in a known format"):
+        opened(begins + bytes(100), MAX_PIXELS)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_modes_without_transparency_keep_their_look(mode: str) -> None:
     black_and_white = Image.new("RGB", (40, 40), "white")
