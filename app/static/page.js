@@ -102,7 +102,9 @@ async function select(picture) {
   [current, chosen] = [picture, null];
   for (const one of pictures) one.entry.firstChild.setAttribute("aria-current", String(one === picture));
   if (picture !== null && !picture.bitmap && picture.state !== "waiting") await loadThumbnail(picture);
-  if (picture === current) show();
+  if (picture !== current) return;
+  show();
+  picture?.entry.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 const asProblem = (error) =>
@@ -213,12 +215,12 @@ function update(picture) {
 }
 
 function notify(problem) {
-  const again = problem !== null && Boolean(current?.problem);
+  const again = Boolean(problem?.mayPass && current?.problem);
   // What is hidden cannot keep the focus.
   if (!again && document.activeElement === $("again")) $("main").focus({ preventScroll: true });
   $("notice").hidden = problem === null;
   $("again").hidden = !again;
-  const text = problem === null ? "" : `${problem.title}. ${problem.message}`;
+  const text = problem === null ? "" : problem.message;
   if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
 }
 

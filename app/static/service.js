@@ -4,12 +4,29 @@ const KEY = "fcos-api-key"; // in sessionStorage: this tab only, forgotten with 
 const RETRIES = 3; // of an answer that says "come back later"
 const NOT_THE_SERVICE = "Something other than the service answered, perhaps a proxy: look at its log.";
 
+const OURS = "urn:fcos-detect:problem:"; // what the types of the service's own problems begin with
+
+/** What the service says of headers and bodies, for somebody who has a page instead. */
+const AT_THE_PAGE = {
+  empty_body: () => "The file is empty: choose another one.",
+  unauthorized: () =>
+    apiKey.get()
+      ? "This key is not valid for this service: check it under “API key”."
+      : "This service requires a key: enter it under “API key”.",
+};
+
 /** A refusal of the service, or its silence. `status` is 0 if there was no answer. */
 export class Problem extends Error {
-  constructor(status, title, detail) {
-    super(detail);
+  /** @param code of the service's own problems, whose details say all that their titles do */
+  constructor(status, title, detail, code = "") {
+    super(code ? (AT_THE_PAGE[code]?.() ?? detail) : `${title}. ${detail}`);
     this.status = status;
     this.title = title;
+  }
+
+  /** Whether the same request may be answered another time; many a refusal is for good. */
+  get mayPass() {
+    return this.status < 400 || this.status === 408 || this.status === 429 || this.status >= 500;
   }
 }
 
@@ -108,6 +125,7 @@ async function send(address, { headers = {}, ...options } = {}) {
     response.status,
     typeof document?.title === "string" ? document.title : `Status ${response.status}`,
     typeof document?.detail === "string" ? document.detail : NOT_THE_SERVICE,
+    document?.type === OURS + document?.code ? document.code : "",
   );
   if ([429, 503].includes(response.status)) {
     problem.retryAfter = Math.min(secondsOf(response.headers.get("Retry-After")), 30);

@@ -124,6 +124,33 @@ def test_what_is_no_picture_is_an_alert_and_the_others_go_on(page: Page) -> None
     expect(strip.nth(1)).to_have_attribute("aria-current", "true")
 
 
+def test_a_refusal_is_told_once_and_tried_again_only_where_that_can_help(page: Page) -> None:
+    choose(page, file("bad.heic", b"\0\0\0\x18ftypheic" + bytes(100), "image/heic"))
+    expect(page.get_by_role("alert")).to_have_text(re.compile(r"^The file is HEIC.*Convert it to JPEG\.$"))
+    again = page.get_by_role("button", name="Try again")
+    expect(again).to_be_hidden()
+    choose(page, file("empty.png", b""))
+    expect(page.get_by_role("alert")).to_have_text("The file is empty: choose another one.")
+    expect(again).to_be_hidden()
+    passing = (408, 429, 500, 504)
+    for status in (400, 413, 415, 422, *passing):
+        refusal = problem(status, "No", "Not now.")
+        page.route("**/detect?*", lambda route: route.fulfill(**refusal))  # noqa: B023  it is called in this round
+        choose(page, file("red.png", RED))
+        expect(page.get_by_role("alert")).to_have_text("No. Not now.")
+        expect(again).to_be_visible(visible=status in passing)
+        page.unroute("**/detect?*")
+
+
+def test_the_strip_shows_the_current_pictures_tile(page: Page) -> None:
+    choose(page, *(file(f"{number}.png", RED) for number in range(20)))
+    strip = page.locator("#strip")
+    choose(page, file("last.png", RED))
+    expect(strip.get_by_role("button", name="last.png")).to_be_in_viewport()
+    choose(page, file("really-last.png", RED))
+    expect(strip.get_by_role("button", name="really-last.png")).to_be_in_viewport()
+
+
 def test_pictures_are_dropped_and_pasted(page: Page) -> None:
     for kind, member in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         page.evaluate(
@@ -348,12 +375,15 @@ def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, 
         page.goto(service.address)
         expect(page.locator("#model")).to_contain_text("requires an API key")
         choose(page, file("red.png", RED))
-        expect(page.get_by_role("alert")).to_contain_text("requires a key")
+        expect(page.get_by_role("alert")).to_have_text("This service requires a key: enter it under “API key”.")
+        expect(page.get_by_role("button", name="Try again")).to_be_hidden()
         key = page.get_by_label("Key", exact=True)
         expect(key).to_be_visible()
         key.fill("wrong-key")
         key.press("Enter")
-        expect(page.get_by_role("alert")).to_contain_text("not valid for this service")
+        expect(page.get_by_role("alert")).to_have_text(
+            "This key is not valid for this service: check it under “API key”."
+        )
         expect(key).to_have_attribute("aria-invalid", "true")
         key.fill("right-key-1")
         key.press("Enter")
