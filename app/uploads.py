@@ -17,9 +17,11 @@ FIELD = "image"  # of POST /detect
 FIELDS = "images"  # of POST /detect/batch; repeated
 MOST_PICTURES = 32  # of one POST /detect/batch
 
+_CURLS = "application/x-www-form-urlencoded"  # what `curl --data-binary` says unless it is told otherwise
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))  # of a form's names
 _MOST_BOUNDARIES = 1000  # far more than a form of too many pictures has, which is told so
+_LOOKED_AT = 1000  # bytes, among which every picture has some that are no text
 _LONGEST_PADDING = 128  # spaces and tabs behind a boundary
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
@@ -41,7 +43,8 @@ def body_docs(description: str, field: str, schema: Mapping[str, object], **cont
 
 
 PICTURE_BODY = body_docs(
-    f"A picture. {FORMATS_TEXT} can be read; of an animated one, the first frame is taken.",
+    f"A picture. {FORMATS_TEXT} can be read; of an animated one, the first frame is taken. A body without a content "
+    f"type, or with curl's {_CURLS}, is read as a picture, too.",
     FIELD,
     _FILE,
     **{"image/*": BINARY, "application/octet-stream": BINARY},
@@ -56,10 +59,11 @@ PICTURES_BODY = body_docs(
 async def picture_bytes(request: Request) -> bytes:
     """Reads the picture from a multipart field or from the body.
 
-    A body without a content type is taken as a picture: its bytes decide what it is anyway.
+    A body without a content type, or with the one that curl puts there, is taken as a picture: its bytes decide what
+    it is anyway. No browser sends it from another site more easily than a multipart form.
 
     Raises:
-        Refusal: `empty_body`, `malformed_request` or `unsupported_media_type`.
+        Refusal: `empty_body`, `malformed_request`, `not_a_picture` or `unsupported_media_type`.
     """
     media_type = _media_type(request)
     if media_type == "multipart/form-data":
@@ -70,13 +74,22 @@ async def picture_bytes(request: Request) -> bytes:
             "empty_body",
             f"The request has no body. Send the picture as the body, or in the multipart field `{FIELD}`.",
         )
-    if media_type and media_type != "application/octet-stream" and not media_type.startswith("image/"):
+    if media_type == _CURLS and _is_text(data[:_LOOKED_AT]):
+        raise Refusal(
+            "not_a_picture",
+            f"The body is a form's text, not a picture. With curl: --data-binary @cat.jpg, or -F {FIELD}=@cat.jpg.",
+        )
+    if media_type not in ("", "application/octet-stream", _CURLS) and not media_type.startswith("image/"):
         raise Refusal(
             "unsupported_media_type",
             f"The content type {media_type[:100]} is not accepted. Send the picture's bytes as `image/*`, "
             f"such as `Content-Type: image/jpeg`, or as multipart/form-data in the field `{FIELD}`.",
         )
     return data
+
+
+def _is_text(data: bytes) -> bool:
+    return data.isascii() and data.decode().isprintable()
 
 
 async def pictures_bytes(request: Request) -> list[bytes]:

@@ -23,6 +23,7 @@ from app.uploads import _with_few_boundaries
 from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
 
 PICTURE = encoded(rectangle_picture())
+CURLS = "application/x-www-form-urlencoded"
 
 
 def test_codes_have_the_status_that_clients_know() -> None:
@@ -90,8 +91,9 @@ def test_an_answer_is_what_the_design_says(client: TestClient, model_file: Path)
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Type": "image/jpeg"}, {"Content-Type": "application/octet-stream"}])
-def test_every_way_to_send_a_picture_gives_the_same(client: TestClient, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("kind", ["", "image/jpeg", "application/octet-stream", CURLS])
+def test_every_way_to_send_a_picture_gives_the_same(client: TestClient, kind: str) -> None:
+    headers = {"Content-Type": kind} if kind else {}
     raw = client.post("/detect", content=PICTURE, headers=headers).json()
     form = client.post("/detect", files={"image": ("any name.txt", PICTURE, "text/plain")}).json()
     part = (
@@ -164,7 +166,9 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
             "unsupported_media_type",
             "content encoding gzip",
         ),
-        ({"data": {"image": "text"}}, 415, "unsupported_media_type", "x-www-form-urlencoded"),
+        ({"data": {"image": "text"}}, 415, "not_a_picture", "--data-binary @cat.jpg, or -F image=@cat.jpg"),
+        ({"content": b"\0", "headers": {"Content-Type": CURLS}}, 415, "not_a_picture", "known format"),
+        ({"content": b"", "headers": {"Content-Type": CURLS}}, 400, "empty_body", "no body"),
         ({"files": {"image": (None, "text")}}, 400, "malformed_request", "@"),
         ({"files": {"picture": ("a.png", PICTURE)}}, 400, "malformed_request", "'picture'"),
         ({"files": [("image", PICTURE), ("image", PICTURE)]}, 400, "malformed_request", "Too many files"),
