@@ -20,6 +20,7 @@ ConvSearch = Literal["heuristic", "exhaustive", "default"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime's errors that are caused by the file; it has many others for what is wrong with a device.
 BAD_MODEL = (InvalidProtobuf, InvalidGraph, NoModel)
+_NVIDIA = "0x10de"  # the vendor, on the PCI bus
 _ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised anyway, in words that name the file
 _CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure \d+: [^;]*[^; ]")
 
@@ -119,3 +120,15 @@ def why_no_cuda() -> str | None:
     except OSError as error:
         return str(error)
     return None
+
+
+def nvidia_is_here() -> bool:
+    """Whether there is an NVIDIA driver or GPU, so that somebody may have meant to use it: not that it works."""
+    driver = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}.get(sys.platform)
+    if driver is not None:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(driver)
+            return True
+    # A container that was given no GPU still sees the machine's.
+    vendors = [file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor")]
+    return _NVIDIA in vendors or any(Path("/dev").glob("nvidia*"))

@@ -23,7 +23,7 @@ from app.memory import forget_garbage
 from app.metrics import Metrics
 from app.outcome import Outcome
 from app.postprocess import Parameters
-from app.providers import CUDA, reason_of
+from app.providers import CUDA, nvidia_is_here, reason_of
 from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
@@ -286,7 +286,7 @@ class Service:
         batch = self.largest_batch
         self.metrics.largest_batch.set(batch)
         log.info(
-            "Serving %s, version %s, %s, on %s, in batches of up to %d",
+            "The model %s, version %s, %s, is warm on %s, in batches of up to %d",
             model.name, model.version, precision, model.provider, batch,
         )  # fmt: skip
 
@@ -319,7 +319,9 @@ def open_runner(settings: Settings, *, on_cuda: bool = False) -> OnnxRunner:
     provider = "cuda" if on_cuda else settings.provider
     threads, widest = session_threads(settings), most_threads(settings)
     runner = OnnxRunner.load(settings.model, provider, threads, settings.cuda_options(), widest=widest)
-    if runner.fallback is not None:
+    if runner.fallback is not None and not nvidia_is_here():
+        log.info("There is no NVIDIA driver or GPU: the model runs on the CPU.")
+    elif runner.fallback is not None:
         log.warning("CUDA cannot be used (%s): the model runs on the CPU.", runner.fallback)
     return runner
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from app.providers import nvidia_is_here
 from app.server import _listen
 from tests.support import rectangle_picture, write_model
 
@@ -156,6 +157,15 @@ def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
     result = run("detect", tmp_path / "a.png", FCOS_MODEL=model_file, FCOS_PROVIDER="cpu")
     assert result.returncode == 0, result.stderr
     assert "red 0.9" in result.stdout
+    assert "Serving" not in result.stderr
+
+
+@pytest.mark.skipif(nvidia_is_here(), reason="there is a driver, or a GPU")
+def test_where_there_is_no_gpu_the_cpu_is_no_cause_for_a_warning(model_file: Path, tmp_path: Path) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    result = run("detect", tmp_path / "a.png", FCOS_MODEL=model_file)
+    assert "INFO There is no NVIDIA driver or GPU: the model runs on the CPU." in result.stderr
+    assert "WARNING" not in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -70,11 +70,18 @@ def test_a_graph_that_gives_nan_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(why_no_cuda() is None, reason="CUDA's libraries are here")
 class TestWithoutCuda:
-    def test_auto_falls_back_and_says_so(self, model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("here", [True, False])
+    def test_auto_falls_back_and_warns_only_where_there_is_what_it_could_have_taken(
+        self, here: bool, model_file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.service.nvidia_is_here", lambda: here)
+        caplog.set_level("INFO")
         runner = open_runner(Settings(model=model_file, provider="auto"))
         assert runner.provider == CPU
         assert runner.fallback
-        assert runner.fallback in caplog.text
+        (line,) = caplog.records
+        assert "runs on the CPU" in line.getMessage()
+        assert (line.levelname, runner.fallback in line.getMessage()) == ("WARNING" if here else "INFO", here)
 
     def test_cuda_is_refused_and_the_reason_named(self, model_file: Path) -> None:
         reason = why_no_cuda()
