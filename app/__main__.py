@@ -7,6 +7,11 @@ app/settings.py. Exit codes: 0; 1 if a picture failed, or the service had to lea
 start or write its output; 130 if Ctrl-C ends `detect` or the start of the service.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from app.interrupts import end_at_once
+
+    end_at_once()
+
 import argparse
 import asyncio
 import io
@@ -20,6 +25,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.errors import StartError
+from app.interrupts import raise_again
 from app.schemas import DetectQuery
 from app.settings import Settings, load_settings, settings_table
 
@@ -117,4 +123,5 @@ def _help(name: str) -> str:
 
 
 if __name__ == "__main__":
+    raise_again()
     sys.exit(main())

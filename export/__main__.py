@@ -18,10 +18,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from app.interrupts import end_at_once
+
+    end_at_once()
+
 import onnx
 
 from app.artifact import Metadata
 from app.errors import StartError, first_line
+from app.interrupts import raise_again
 from app.session import OnnxRunner
 from export import precision as precisions
 from export.graph import add_metadata, to_onnx
@@ -176,4 +182,5 @@ def _run(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    raise_again()
     sys.exit(main())

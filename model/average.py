@@ -20,10 +20,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from app.interrupts import end_at_once
+
+    end_at_once()
+
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from app.interrupts import raise_again
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.console import plain_console
@@ -175,4 +181,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    raise_again()
     sys.exit(main())

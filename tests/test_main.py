@@ -214,6 +214,29 @@ def test_what_needs_torch_says_so_where_the_service_alone_is_set_up(command: lis
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        ("-m app", "pydantic"), ("-m app detect a.jpg", "pydantic"), ("model/train.py", "torch"),
+        ("model/evaluate.py", "torch"), ("-m export", "onnx"), ("-m model.average", "torch"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("ignored", "code"), [(False, 130), (True, 7)])
+def test_ctrl_c_during_the_imports_ends_quietly_unless_it_is_ignored(
+    command: str, package: str, ignored: bool, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(
+        "import os, signal, sys, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\nsys.exit(7)\n"
+    )
+    program = [sys.executable, *command.split()]
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *program] if ignored else program,
+        cwd=ROOT, env=environment(PYTHONPATH=tmp_path), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 def test_what_a_gpu_session_lacks_is_named(tmp_path: Path) -> None:
     script = ROOT / "deploy" / "gpu-session" / "prepare.sh"
     for name in ("train.json", "val.json", "train-0.tar", "val-0.tar"):
