@@ -8,9 +8,10 @@ start or write its output; 130 if Ctrl-C ends `detect` or the start of the servi
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.interrupts import end_at_once
+    from app.launch import end_at_once, require_packages
 
     end_at_once()
+    require_packages()
 
 import argparse
 import asyncio
@@ -25,7 +26,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.errors import StartError
-from app.interrupts import raise_again
+from app.launch import raise_again
 from app.schemas import DetectQuery
 from app.settings import Settings, load_settings, settings_table
 

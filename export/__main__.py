@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.interrupts import end_at_once
+    from app.launch import end_at_once
 
     end_at_once()
 
@@ -27,7 +27,7 @@ import onnx
 
 from app.artifact import Metadata
 from app.errors import StartError, first_line
-from app.interrupts import raise_again
+from app.launch import raise_again
 from app.session import OnnxRunner
 from export import precision as precisions
 from export.graph import add_metadata, to_onnx

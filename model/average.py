@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.interrupts import end_at_once
+    from app.launch import end_at_once
 
     end_at_once()
 
@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from app.interrupts import raise_again
+from app.launch import raise_again
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.console import plain_console

@@ -22,7 +22,7 @@ if not __package__:  # run as a script: the repository's packages lie one level 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import model  # noqa: F401  it says so if torch is not installed
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.interrupts import end_at_once
+    from app.launch import end_at_once
 
     end_at_once()
 
@@ -37,7 +37,7 @@ from app.artifact import Metadata, Size
 from app.canvas import Placement
 from app.detector import Detector, Runner
 from app.errors import StartError
-from app.interrupts import raise_again
+from app.launch import raise_again
 from app.postprocess import COCO_SCORE_THRESHOLD, Heads, Parameters
 from model import checkpoint as checkpoints
 from model.console import plain_console

@@ -30,14 +30,14 @@ if not __package__:  # run as a script: the repository's packages lie one level 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import model  # noqa: F401  it says so if torch is not installed
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.interrupts import end_at_once
+    from app.launch import end_at_once
 
     end_at_once()
 
 import torch
 from rich.console import Console
 
-from app.interrupts import raise_again
+from app.launch import raise_again
 from model.console import plain_console
 from model.distributed import Processes, started
 from model.loading import end_workers, naming_dead_workers

@@ -214,6 +214,14 @@ def test_what_needs_torch_says_so_where_the_service_alone_is_set_up(command: lis
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_without_the_environment_the_service_names_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "app"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert_one_sentence(done, "run `source .venv/bin/activate` first, or `make serve`")
+    assert "PIL" in done.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize(
     ("command", "package"),

@@ -1,0 +1,44 @@
+"""What a program does before its imports: they take seconds, in which there may be a Ctrl-C, and may not be installed.
+
+A program calls `end_at_once` before its imports and `raise_again` after them; who imports its modules is not affected.
+"""
+
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from types import FrameType
+
+_PACKAGES = (
+    "numpy", "PIL", "onnxruntime", "fastapi", "uvicorn", "httptools", "pydantic", "pydantic_settings",
+    "python_multipart", "prometheus_client", "opentelemetry",
+)  # fmt: skip
+
+
+def require_packages() -> None:
+    """Ends the program with a message if the service's packages are not installed."""
+    missing = [package for package in _PACKAGES if find_spec(package) is None]
+    if missing:
+        print(
+            f"error: {', '.join(missing)} not found: run `source .venv/bin/activate` first, or `make serve`, which "
+            "installs them.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def end_at_once() -> None:
+    """From here on SIGINT ends the process with 130, as later, and without a traceback. Where it is ignored, as under
+    nohup, it stays so."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def raise_again() -> None:
+    """From here on SIGINT raises KeyboardInterrupt, as Python has it."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)  # an exception would run into whatever is being imported, and there is nothing to clean up
