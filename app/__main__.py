@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -35,9 +36,7 @@ log = logging.getLogger("app")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns: The exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="python -m app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="answer HTTP requests (the default)")
     commands.add_parser("settings", help="list every setting, its default and what it means")
@@ -86,7 +85,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"The output cannot be written: {error.strerror}.")
         return 2
     except KeyboardInterrupt:
+        if options.command == "detect":
+            _say_what_is_lost(options, complain)
         return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.endswith("PICTURE"):  # none is left
+            message += ". Put the pictures first: --classes takes all the names that follow it"
+        super().error(message)
+
+
+def _say_what_is_lost(options: argparse.Namespace, complain: Callable[[str], object]) -> None:
+    lost = [str(path) for path in (options.json, options.coco) if path is not None]
+    if lost:
+        kept = "keeps what is done" if options.json_lines is None else "has what was done"
+        complain(f"Stopped: nothing was written to {' and '.join(lost)}; --json-lines {kept}.")
 
 
 def _print_error(text: str) -> None:

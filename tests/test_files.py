@@ -195,7 +195,7 @@ def test_coco_results_are_the_whole_curve_and_what_is_shown_is_not(
 
 
 def test_a_class_the_model_does_not_know_stops_before_any_picture(model_file: Path, folder: Path) -> None:
-    with pytest.raises(StartError, match=r"no class 'rde'\. The nearest it has: red"):
+    with pytest.raises(StartError, match=r"no class 'rde'\. The nearest it has: red\.$"):
         run(model_file, folder, query=DetectQuery(classes=["rde"]))
 
 

@@ -160,6 +160,32 @@ def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
     assert "Serving" not in result.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("lines", [False, True])
+def test_ctrl_c_says_what_was_not_written_and_what_would_be(model_file: Path, tmp_path: Path, lines: bool) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    names = ["--json", "a.json", *(["--json-lines", "a.lines"] if lines else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "detect", *["a.png"] * 100_000, *names],
+        cwd=tmp_path, env=environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu", PYTHONPATH=ROOT),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    kept = "has what was done" if lines else "keeps what is done"
+    assert said.splitlines()[-1] == f"error: Stopped: nothing was written to a.json; --json-lines {kept}."
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_pictures_that_became_classes_are_asked_for_before_them() -> None:
+    result = run("detect", "--classes", "cat", "a.jpg")
+    assert result.returncode == 2
+    assert "PICTURE. Put the pictures first: --classes takes all the names that follow it" in result.stderr
+
+
 @pytest.mark.skipif(nvidia_is_here(), reason="there is a driver, or a GPU")
 def test_where_there_is_no_gpu_the_cpu_is_no_cause_for_a_warning(model_file: Path, tmp_path: Path) -> None:
     rectangle_picture().save(tmp_path / "a.png")
