@@ -162,13 +162,16 @@ class Client:
     """Talks to the service over one pool of connections.
 
     Args:
-        address: Where the service is.
+        address: Where the service is, with its http:// or https://.
         api_key: If the service requires one.
         timeout_s: To connect, and between any two pieces of what is sent or received.
         retries: How often to try again after 503 or 429 with Retry-After, a connection that broke, or one that was
             refused though this client has had an answer. A service that was never there is not waited for.
         transport: How httpx reaches the service, if not over the network.
         sleep: Waits between attempts; for tests.
+
+    Raises:
+        ValueError: The address or the key cannot be one.
     """
 
     def __init__(
@@ -181,7 +184,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = httpx.Client(base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport)
+        self._http = httpx.Client(
+            base_url=_url(address), headers=_headers(api_key), timeout=timeout_s, transport=transport
+        )
         self._retries = retries
         self._sleep = sleep
         self._reached = False  # by any request
@@ -276,7 +281,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=address, headers=_headers(api_key), timeout=timeout_s, transport=transport
+            base_url=_url(address), headers=_headers(api_key), timeout=timeout_s, transport=transport
         )
         self._retries = retries
         self._reached = False  # by any request
@@ -369,6 +374,12 @@ class AsyncClient:
         if self._lacking and not self._refused and self._answered % _ANSWERS_PER_PLACE == 0:
             self._lacking -= 1
             self._places.release()
+
+
+def _url(address: str) -> str:
+    if not re.match("https?://", address, re.IGNORECASE):  # httpx would take a host's name for a scheme
+        raise ValueError(f"address is {address!r}: begin it with http:// or https://")
+    return address
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -625,3 +625,10 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(kind: type[Clien
     with pytest.raises(ValueError, match="ASCII") as error:
         kind(api_key="geheim\nschlüssel")
     assert "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("address", ["127.0.0.1:8123", "localhost:8000", ""])
+def test_an_address_without_a_scheme_is_told_at_once(kind: type[Client] | type[AsyncClient], address: str) -> None:
+    with pytest.raises(ValueError, match=f"address is '{address}': begin it with http://"):
+        kind(address)
