@@ -73,6 +73,11 @@ class OnnxRunner:
             ProviderError: `cuda` was asked for and is not available; names what is missing.
         """
         file = _read(path)
+        if path.suffix == ".pt":
+            raise ArtifactError(
+                f"{path} is a checkpoint: export it first, with `python -m export {path} --output "
+                f"{path.with_suffix('.onnx')}`."
+            )
         reason = None if provider == "cpu" else why_no_cuda()
         if provider != "cpu" and reason is None:
             try:

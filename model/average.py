@@ -133,8 +133,10 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
         small: store convolutions in fp16.
 
     Raises:
-        ValueError: a checkpoint cannot be read or is of another network, or the data are faulty.
+        ValueError: a checkpoint cannot be read or is of another network, the data are faulty, or the output is no .pt.
     """
+    if output.suffix != ".pt":
+        raise ValueError(f"--output must end in .pt, but is {output}")
     require_folder(output)
     parts = [checkpoints.load(file) for file in files]
     require_one_network(parts)

@@ -141,6 +141,8 @@ def load(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
+    if path.suffix == ".onnx":
+        raise ValueError(f"{path} is an exported model: give the .pt that it was made from")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

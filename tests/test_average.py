@@ -147,6 +147,11 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_done(data: Path, 
         average([tmp_path / "none.pt"], data, tmp_path / "nowhere" / "mean.pt", QUIET)
 
 
+def test_the_mean_is_a_checkpoint_not_an_exported_model(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--output must end in \.pt, but is .*mean\.onnx"):
+        average([tmp_path / "none.pt"], data, tmp_path / "mean.onnx", QUIET)
+
+
 def test_frozen_statistics_and_measured_ones_are_brought_together_first(
     data: Path, runs: list[Path], tmp_path: Path
 ) -> None:

@@ -112,6 +112,11 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: Any, s
     assert "\n" not in str(error.value)
 
 
+def test_an_exported_model_is_told_from_a_checkpoint(model_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"colours\.onnx is an exported model: give the \.pt that it was made from"):
+        checkpoints.load(model_file)
+
+
 def test_fine_tuning_keeps_what_fits_and_the_classes_of_the_same_name(tmp_path: Path) -> None:
     start = saved(tmp_path / "a.pt")
     start.weights["head.class_logits.bias"] = torch.tensor([1.0, 2.0])  # in a new network all are the same

@@ -41,6 +41,12 @@ def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path, content: bytes)
         OnnxRunner.load(tmp_path / "m.onnx")
 
 
+def test_a_checkpoint_is_to_be_exported_first(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"PK")
+    with pytest.raises(ArtifactError, match=r"best\.pt is a checkpoint: export it first.* --output .*/best\.onnx`\.$"):
+        OnnxRunner.load(tmp_path / "best.pt")
+
+
 def test_a_model_without_metadata_is_foreign(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no metadata"):
         OnnxRunner.load(write_model(tmp_path / "m.onnx", metadata_text=""))
