@@ -1,5 +1,6 @@
 """Refusals as HTTP answers: every error a client sees is an `application/problem+json` document (RFC 9457)."""
 
+import difflib
 from itertools import islice
 from typing import Any
 
@@ -12,9 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from app.addresses import DETECT
 from app.errors import KINDS, ClientGone, Refusal, failed
 from app.record import record_of
-from app.schemas import Problem
+from app.schemas import DetectQuery, PictureQuery, Problem
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 10  # that one answer names
@@ -58,7 +60,7 @@ def response_of(scope: Scope, error: Exception) -> Response:
     if isinstance(error, (ClientDisconnect, ClientGone)):
         return Response(status_code=499)  # nobody reads it; the status is for the access log
     if isinstance(error, RequestValidationError):
-        error = _invalid(error)
+        error = _invalid(scope, error)
     elif isinstance(error, HTTPException):
         error = _http(scope, error)
     assert isinstance(error, Refusal)
@@ -78,12 +80,16 @@ async def _expected(request: Request, error: Exception) -> Response:
     return response_of(request.scope, error)
 
 
-def _invalid(error: RequestValidationError) -> Refusal:
+def _invalid(scope: Scope, error: RequestValidationError) -> Refusal:
+    query = PictureQuery if scope["path"] == DETECT else DetectQuery
     sentences = []
     for fault in islice(error.errors(), MOST_FAULTS):
         name = ".".join(str(key) for key in fault["loc"][1:])
         if fault["type"] == "extra_forbidden":
-            sentences.append(f"{name[:LONGEST_QUOTE]} is not a parameter of this address; /docs lists those that are.")
+            name = name[:LONGEST_QUOTE]
+            near = difflib.get_close_matches(name.casefold(), query.model_fields, n=2)
+            hint = f"The nearest: {', '.join(near)}; /docs lists all" if near else "/docs lists those that are"
+            sentences.append(f"{name} is not a parameter of this address. {hint}.")
         else:
             value = repr(fault.get("input"))[:LONGEST_QUOTE]
             message = fault["msg"][:1].lower() + fault["msg"][1:]

@@ -92,7 +92,8 @@ def test_a_failure_of_ours_is_one_pictures_too(client: TestClient, monkeypatch: 
         ({"files": [("image", ("a.png", b"x"))]}, 400, "malformed_request", "only `images`"),
         ({"files": [("images", (None, "text"))]}, 400, "malformed_request", "@"),
         ({"files": form(b"x"), "params": {"classes": "rad"}}, 422, "unknown_class", "red"),
-        ({"files": form(b"x"), "params": {"draw": "png"}}, 422, "invalid_parameter", "draw"),
+        ({"files": form(b"x"), "params": {"draw": "png"}}, 422, "invalid_parameter", "draw is not a parameter"),
+        ({"files": form(b"x"), "params": {"Classes": "red"}}, 422, "invalid_parameter", "The nearest: classes"),
     ],
 )
 def test_bad_batches_are_problems(
