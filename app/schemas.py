@@ -152,7 +152,9 @@ class ModelInfo(ModelName):
     canvases: Annotated[list[Size], Field(description="[height, width] of what the model sees.")]
     resize: Resize
     defaults: Defaults
-    metrics: Annotated[dict[str, float], Field(description="COCO metrics on the model's validation pictures.")]
+    metrics: Annotated[
+        dict[str, float], Field(description="COCO metrics on the model's validation pictures; -1: no boxes.")
+    ]
     training: dict[str, JsonValue]
     checkpoint_sha256: str
 

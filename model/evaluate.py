@@ -5,7 +5,7 @@
 
 What is reported is what is served: pictures are opened, resized, decoded and filtered by `app`. Annotations are a COCO
 json, a folder of VOC xml, or a folder of YOLO txt. --json writes
-{"metrics": {"AP", "AP50", "AP75", ...}, "per_class": {name: {"AP", "AP50"}}}.
+{"metrics": {"AP", "AP50", "AP75", ...}, "per_class": {name: {"AP", "AP50"}}}; -1 is COCO's word for: no such boxes.
 """
 
 from __future__ import annotations
@@ -182,6 +182,10 @@ def _say_unknown(document: Document, classes: Sequence[str]) -> None:
         )
 
 
+def _shown(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if value >= 0 else "(no boxes)"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help=".onnx or .pt")
@@ -201,11 +205,11 @@ def main() -> int:
         )  # fmt: skip
         _say_unknown(document, metadata.classes)
         if all(box["iscrowd"] for box in document["annotations"]):
-            print(f"evaluate: {options.annotations} has no boxes to compare with: AP is -1", file=sys.stderr)
+            print(f"evaluate: {options.annotations} has no boxes to compare with, so there is no AP", file=sys.stderr)
         found = evaluate(runner, metadata, document, options.images, console)
         for name, values in found.per_class.items():
-            console.print(f"{name:>16}  AP {values['AP']:.3f}  AP50 {values['AP50']:.3f}")
-        console.print("  ".join(f"{key} {value:.4f}" for key, value in found.metrics.items()))
+            console.print(f"{name:>16}  AP {_shown(values['AP'], 3)}  AP50 {_shown(values['AP50'], 3)}")
+        console.print("  ".join(f"{key} {_shown(value, 4)}" for key, value in found.metrics.items()))
         console.print(f"best F1 {found.f1:.3f} at a score threshold of {found.score_threshold:.2f}")
         if options.json:  # after printing the numbers: they took long, and the disk may be full
             write_json(options.json, found.to_dict())
