@@ -30,10 +30,9 @@ class Pace:
     def note(self, begun: float, ended: float, pictures: int, cores: int, arrived: float) -> None:
         """Args: begun, ended: When the batch was run; arrived: when the last of its pictures came. All on one clock."""
         waited_throughout = arrived <= self._last_ended < ended
-        if waited_throughout:  # so all the time since the last batch was theirs
-            seconds = ended - self._last_ended
-        else:  # the sessions may have idled: what a picture would take if they had not
-            seconds = (ended - begun) * cores / self._sessions
+        # If they did, all the time since the last batch was theirs; else the sessions may have idled, and this is what
+        # they would have taken if not.
+        seconds = ended - self._last_ended if waited_throughout else (ended - begun) * cores / self._sessions
         self._last_ended = ended
         self.batch_s = _mean(self.batch_s, ended - begun)
         self.picture_s = _mean(self.picture_s, seconds / pictures)
