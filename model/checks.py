@@ -1,71 +1,22 @@
-"""What is wrong with a data set, found before any work: every problem with its id, and what to do about each kind."""
+"""What is wrong with a data set, found before any work."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from app.images import FORMATS_TEXT, MOST_PIXELS
+from app.images import MOST_PIXELS
+from model.coco import Document
 from model.config import service_name
-from model.formats import POLYGON, Document, require_whole, upright_size
+from model.pictures import require_whole, upright_size
+from model.problems import Problems
+from model.yolo import POLYGON
 
-SHOWN = 10
 OVERHANG_PX = 2.0
 """A box may extend this far beyond its picture, as rounding can cause; it is clipped."""
-
-ADVICE = {
-    "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
-    "characters), every annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none "
-    "(VOC: size and bndbox; YOLO: class cx cy w h)",
-    "polygon": "only boxes are learnt: write `class cx cy w h`",
-    "duplicate id": "give each image and each category its own id and its own name",
-    "missing picture": "put the files into the pictures' folder, or correct file_name",
-    "unreadable picture": f"save it again ({FORMATS_TEXT} can be read), or remove the picture",
-    "wrong size": "write the upright picture's size; an EXIF tag may turn a picture and so swap width and height",
-    "unknown image id": "remove these annotations, or add their images",
-    "unknown category id": "remove these annotations, or add their categories",
-    "degenerate box": "remove boxes without width or height",
-    "box outside": "COCO's bbox is [x, y, width, height], not [x1, y1, x2, y2]; with VOC and YOLO, check that the "
-    "box belongs to this picture in its upright position",
-    "duplicate box": "nothing to do: one of them is kept",
-    "box under 1 px": "nothing to do, but it is not learnt if it stays under 1 px on the canvas",
-    "fractions": "a bbox is in pixels of the upright picture, not in fractions of it",
-    "class without boxes": "nothing to do, but the class is neither learnt nor measured",
-    "unknown class": "train and val need the same class names",
-}
-WARNINGS = {"duplicate box", "box under 1 px", "class without boxes"}
-
-
-@dataclasses.dataclass
-class Problems:
-    """Everything found wrong with one data set.
-
-    Attributes:
-        source: where its annotations lie, for the message.
-        errors: (kind, where) of problems that would train a wrong detector.
-        warnings: (kind, where) of problems that would not.
-    """
-
-    source: str
-    errors: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    warnings: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-
-    def add(self, kind: str, where: str) -> None:
-        (self.warnings if kind in WARNINGS else self.errors).append((kind, where))
-
-    def describe(self, found: list[tuple[str, str]]) -> str:
-        """Some problems in words: how many of each kind, the first ten, and what to do."""
-        kinds = Counter(kind for kind, _ in found)
-        lines = [f"{self.source} has {', '.join(f'{number} x {kind}' for kind, number in kinds.items())}"]
-        lines += [f"  {kind}: {where}" for kind, where in found[:SHOWN]]
-        if len(found) > SHOWN:
-            lines.append(f"  ... and {len(found) - SHOWN} more")
-        return "\n".join(lines + [f"  what to do ({kind}): {ADVICE[kind]}" for kind in kinds])
 
 
 def check(document: Document, source: str, images: Path | None = None) -> tuple[Document, Problems]:

@@ -22,9 +22,11 @@ from app import images as service_images
 from app.artifact import CANVAS_MULTIPLE, Metadata, Size
 from app.canvas import place, resized_size
 from app.errors import Refusal
-from model.checks import Problems, check
-from model.formats import Document, read_document
+from model.checks import check
+from model.coco import Document
+from model.formats import read_document
 from model.layout import NO_AUGMENTATION, Augmentation, Content, Layout, lay_out
+from model.problems import Problems
 from model.transforms import mix, paint
 
 

@@ -40,11 +40,11 @@ from app.errors import StartError
 from app.launch import raise_again
 from app.postprocess import COCO_SCORE_THRESHOLD, Heads, Parameters
 from model import checkpoint as checkpoints
+from model.coco import Document
 from model.console import plain_console
 from model.data import open_as_served, read_usable
 from model.distributed import choose_device
 from model.files import require_folder, write_json
-from model.formats import Document
 from model.scoring import Evaluation, Found, score
 
 BATCH = 16

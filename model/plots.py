@@ -16,9 +16,9 @@ from PIL import Image
 
 from app.draw import draw
 from app.schemas import Box, Detection
+from model.coco import Document
 from model.data import Batch, open_picture
 from model.files import replaced
-from model.formats import Document
 from model.scoring import RECALLS, Evaluation, Found
 
 TILES = 16

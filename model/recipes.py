@@ -31,11 +31,11 @@ import numpy as np
 from rich.console import Console
 
 from model import checkpoint as checkpoints
+from model.coco import with_images
 from model.console import plain_console
 from model.data import Annotations, read_usable
 from model.distributed import started
 from model.files import write_json
-from model.formats import with_images
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.run import epoch_draws

@@ -20,13 +20,13 @@ from model import checkpoint as checkpoints
 from model import data, plots, report
 from model.backbone import load_imagenet_weights
 from model.checkpoint import Checkpoint
+from model.coco import Document
 from model.data import Annotations, Batch, CanvasBatches
 from model.distributed import Processes
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
 from model.files import make_folder, write_json
 from model.finetune import adopt, restate_statistics
-from model.formats import Document
 from model.learner import Learner
 from model.loading import Feed, make_loader
 from model.scoring import Evaluation, Found, score

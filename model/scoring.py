@@ -16,7 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from app.postprocess import Detections
-from model.formats import Document
+from model.coco import Document
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 THRESHOLDS = np.arange(5, 96) / 100

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
-from model.checks import Problems, check_classes
+from model.checks import check_classes
+from model.coco import Document
 from model.data import Annotations, read_checked
-from model.formats import Document
+from model.problems import Problems
 from model.settings import PATHS, Settings
 from model.torchvision_weights import load_torchvision
 

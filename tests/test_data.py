@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from app.artifact import Size
 from model.checkpoint import metadata_of
-from model.checks import ADVICE, SHOWN, Problems, check, check_classes
+from model.checks import check, check_classes
 from model.config import FCOSConfig, InputConfig
 from model.data import (
     Annotations,
@@ -30,8 +30,10 @@ from model.data import (
     read_checked,
     repeat_factors,
 )
-from model.formats import read_document, upright_size
+from model.formats import read_document
 from model.layout import Augmentation
+from model.pictures import upright_size
+from model.problems import ADVICE, SHOWN, Problems
 from tests.toy import IDS, read_annotations, write_coco, write_pictures
 
 Document = dict[str, Any]

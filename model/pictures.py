@@ -1,0 +1,63 @@
+"""The files of pictures: which lie in a folder, how large they are, and whether they are whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, orientation
+
+_TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
+
+
+def pictures_in(folder: Path) -> list[str]:
+    """The names of the pictures in a folder."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture with its EXIF orientation applied, read only from its header.
+
+    Raises:
+        OSError: there is no file, or it is not a picture that the service decodes.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.mode == "F":
+                raise OSError("floating-point pixels")
+            # If a PNG has no tag ahead of its pixels, Pillow would decode them all to look behind.
+            tagged = picture.format != "PNG" or "exif" in picture.info
+            turned = tagged and orientation(picture) in TURNED
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except Image.DecompressionBombError:
+        raise OSError(f"more than {MOST_PIXELS} pixels") from None
+    except (SyntaxError, ValueError) as error:  # what some of Pillow's parsers raise on a broken header
+        raise OSError(str(error)) from None
+
+
+def size_or_none(path: Path) -> tuple[float | None, float | None]:
+    try:
+        height, width = upright_size(path)
+    except OSError:
+        return None, None
+    return width, height
+
+
+def require_whole(path: Path) -> None:
+    """A truncated picture is detected by its last bytes or, if these are inconclusive, by decoding it.
+
+    Raises:
+        OSError: the picture is truncated, or cannot be decoded.
+    """
+    with path.open("rb") as file:
+        file.seek(-min(_TAIL, path.stat().st_size), os.SEEK_END)
+        tail = file.read()
+    if b"\xff\xd9" in tail or b"IEND" in tail:
+        return
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            picture.load()
+    except (SyntaxError, ValueError) as error:
+        raise OSError(str(error)) from None

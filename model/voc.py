@@ -1,0 +1,58 @@
+"""Pascal VOC: a folder with an xml file per picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+from xml.etree import ElementTree
+
+from model.coco import Document, document_of, number_of
+from model.pictures import pictures_in, size_or_none
+
+
+def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
+    """Pascal VOC: pixels count from 1 and boxes include their last pixel; `difficult` objects become COCO's crowds.
+
+    Many programs that write this xml count from 0: if any box in the folder begins at 0, all are read that way.
+    """
+    by_stem = {Path(name).stem: name for name in pictures_in(images)}
+    pictures: list[dict[str, Any]] = []
+    objects: list[tuple[int, str, tuple[float, float, float, float] | None, int]] = []
+    for number, file in enumerate(sorted(path.glob("*.xml")), 1):
+        try:
+            root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two if badly encoded
+            raise ValueError(f"{file} is not readable xml: {error}. If it is complete, save it as UTF-8") from None
+        # LabelImg and others often keep an old name in it, perhaps that of another picture.
+        name = by_stem.get(file.stem) or (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
+        width, height = (number_of(root.findtext(f"size/{key}")) for key in ("width", "height"))
+        if not (width and height):
+            width, height = size_or_none(images / name)
+        pictures.append({"id": number, "file_name": name, "width": width, "height": height})
+        for found in root.iter("object"):
+            x1, y1, x2, y2 = (number_of(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+            corners = None
+            if x1 is not None and y1 is not None and x2 is not None and y2 is not None:
+                corners = (x1, y1, x2, y2)
+            crowd = int((found.findtext("difficult") or "0").strip() == "1")
+            label = normalize("NFC", (found.findtext("name") or "").strip())
+            objects.append((number, label, corners, crowd))
+    first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
+    names = list(classes) or sorted({label for _, label, _, _ in objects})
+    # An unknown name serves as its own id, so that the check can report it.
+    ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
+    annotations = [
+        {"image_id": number, "category_id": ids.get(label, label), "bbox": _box(corners, first), "iscrowd": crowd}
+        for number, label, corners, crowd in objects
+    ]
+    return document_of(pictures, annotations, ((number, name) for name, number in ids.items()))
+
+
+def _box(corners: tuple[float, float, float, float] | None, first: int) -> list[float] | None:
+    """COCO's bbox. `first` is the number of the first pixel; if it is 1, a side also includes its last pixel."""
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
+    return [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]

@@ -1,0 +1,99 @@
+"""YOLO: a folder with a txt file per picture, and the names of the classes near it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from app.errors import first_line
+from model.coco import Document, document_of, number_of
+from model.pictures import pictures_in, size_or_none
+
+POLYGON = "a polygon"  # in place of a bbox
+
+
+def read_yolo(path: Path, images: Path) -> Document:
+    """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0."""
+    names = _class_names(path)
+    pictures: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    files = pictures_in(images)
+    labels = {file.stem for file in path.glob("*.txt")} - {"classes"}
+    without = labels - {Path(name).stem for name in files}
+    missing = [f"{stem}.jpg" for stem in without if not is_prose(path / f"{stem}.txt")]
+    for number, name in enumerate(sorted([*files, *missing]), 1):
+        width, height = size_or_none(images / name)
+        pictures.append({"id": number, "file_name": name, "width": width, "height": height})
+        file = (path / name).with_suffix(".txt")  # one for all pictures that differ only in the suffix
+        for line in _text(file).splitlines() if file.is_file() else ():
+            if words := line.split():
+                annotations.append({"image_id": number} | _box(words, width or 0, height or 0))
+    return document_of(pictures, annotations, enumerate(names))
+
+
+def _box(words: list[str], width: float, height: float) -> dict[str, Any]:
+    try:
+        number, cx, cy, w, h = (float(word) for word in words[:5])
+        label = int(number)
+    except (ValueError, OverflowError):
+        return {"category_id": words[0], "bbox": None}
+    if label != number:
+        return {"category_id": words[0], "bbox": None}
+    if len(words) > 6:  # as YOLO's segmentation files have; a sixth number is a prediction's confidence
+        return {"category_id": label, "bbox": POLYGON}
+    return {"category_id": label, "bbox": [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]}
+
+
+def is_prose(file: Path) -> bool:
+    """Whether a txt file among YOLO's is something else: a list of pictures, a readme."""
+    words = _text(file).split(maxsplit=1)
+    return bool(words) and number_of(words[0]) is None
+
+
+def _class_names(path: Path) -> list[str]:
+    whole = path.absolute()
+    for folder in (whole, *whole.parents[:2]):
+        for plain in (folder / "classes.txt", folder / "obj.names"):  # the latter darknet's
+            if plain.is_file():
+                return [line.strip() for line in _text(plain).splitlines() if line.strip()]
+        if (file := _yaml_of_names(folder)) is not None:
+            import yaml  # type: ignore[import-untyped]
+
+            try:
+                # BaseLoader: a class called no, 007 or 12:30 is text, too.
+                return _names_in_order(yaml.load(_text(file), Loader=yaml.BaseLoader)["names"])  # noqa: S506
+            except (yaml.YAMLError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
+    raise ValueError(
+        f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with a name per line, in it or "
+        "in one of the two folders above"
+    )
+
+
+def _yaml_of_names(folder: Path) -> Path | None:
+    """YOLO's file of class names in a folder: by its usual names, else the only one that has `names`."""
+    for usual in (folder / "data.yaml", folder / "dataset.yaml"):
+        if usual.is_file():
+            return usual
+    others = [file for file in folder.glob("*.y*ml") if file.is_file()]
+    named = [file for file in others if "names:" in file.read_text("utf-8", "replace")]
+    return named[0] if len(named) == 1 else None
+
+
+def _names_in_order(names: Any) -> list[str]:
+    """Raises: TypeError: they are neither a list nor a mapping with the keys 0, 1, 2, ..."""
+    if isinstance(names, dict):
+        by_number = {int(str(number)): name for number, name in names.items() if str(number).isdecimal()}
+        if sorted(by_number) != list(range(len(names))):
+            raise TypeError("a mapping must have the keys 0, 1, 2 and so on")
+        names = [by_number[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise TypeError("it is not a list")
+    return [str(name) for name in names]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
