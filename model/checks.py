@@ -13,7 +13,6 @@ from model.coco import Document
 from model.config import service_name
 from model.pictures import require_whole, upright_size
 from model.problems import Problems
-from model.yolo import POLYGON
 
 OVERHANG_PX = 2.0
 """A box may extend this far beyond its picture, as rounding can cause; it is clipped."""
@@ -150,8 +149,7 @@ def _sound(
         if isinstance(entry, dict):
             where = f"annotation {entry.get('id', f'at position {position}')} of {_picture(entry, pictures)}"
         if box is None or not {"image_id", "category_id"} <= set(entry) or not _in(entry.get("iscrowd"), (None, 0, 1)):
-            polygon = isinstance(entry, dict) and entry.get("bbox") == POLYGON
-            problems.add("polygon" if polygon else "unreadable entry", where)
+            problems.add("unreadable entry", where)
             continue
         if not _in(entry["image_id"], listed["images"]):
             problems.add("unknown image id", where)

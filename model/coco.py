@@ -6,7 +6,8 @@ A document is `{"images": [...], "annotations": [...], "categories": [...]}` as 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def with_images(document: Document, images: list[dict[str, Any]]) -> Document:
     return document | {"images": images, "annotations": [a for a in document["annotations"] if a["image_id"] in ids]}
 
 
+def around(polygon: Sequence[float]) -> list[float]:
+    """The box [x, y, width, height] around a polygon's points x1, y1, x2, y2, ..."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
 def document_of(
     pictures: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Iterable[tuple[Any, str]]
 ) -> Document:
@@ -32,6 +39,7 @@ def document_of(
 
 
 def read_json(path: Path, images: Path) -> Document:
+    """COCO's json. Sizes that it lacks are the pictures' own, and boxes that it lacks are those around its polygons."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -46,7 +54,22 @@ def read_json(path: Path, images: Path) -> Document:
         if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
             width, height = size_or_none(images / str(picture.get("file_name")))
             picture |= {"width": width, "height": height}
+    for annotation in document["annotations"]:
+        if isinstance(annotation, dict) and not annotation.get("bbox") and (points := _points(annotation)):
+            annotation["bbox"] = around(points)
     return document
+
+
+def _points(annotation: dict[str, Any]) -> list[float]:
+    """All points of an annotation's polygons, x1, y1, x2, y2, ...; none if it has no polygons that can be read."""
+    polygons = annotation.get("segmentation")
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        return []
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        return []
+    points = [number for polygon in polygons for number in polygon]
+    finite = all(isinstance(number, (int, float)) and abs(number) < math.inf for number in points)
+    return points if finite else []
 
 
 def number_of(text: str | None) -> float | None:

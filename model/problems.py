@@ -12,8 +12,7 @@ SHOWN = 10
 ADVICE = {
     "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
     "characters), every annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none "
-    "(VOC: size and bndbox; YOLO: class cx cy w h)",
-    "polygon": "only boxes are learnt: write `class cx cy w h`",
+    "(VOC: size and bndbox; YOLO: class cx cy w h, or class x1 y1 x2 y2 x3 y3 ...)",
     "duplicate id": "give each image and each category its own id and its own name",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
     "unreadable picture": f"save it again ({FORMATS_TEXT} can be read), or remove the picture",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from app.errors import first_line
-from model.coco import Document, document_of, number_of
+from model.coco import Document, around, document_of, number_of
 from model.pictures import pictures_in, size_or_none
-
-POLYGON = "a polygon"  # in place of a bbox
 
 
 def read_yolo(path: Path, images: Path) -> Document:
-    """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0."""
+    """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0. A line may also be a
+    polygon, `class x1 y1 x2 y2 x3 y3 ...`, which is turned into its box."""
     names = _class_names(path)
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -32,16 +32,16 @@ def read_yolo(path: Path, images: Path) -> Document:
 
 
 def _box(words: list[str], width: float, height: float) -> dict[str, Any]:
-    try:
-        number, cx, cy, w, h = (float(word) for word in words[:5])
-        label = int(number)
-    except (ValueError, OverflowError):
+    numbers = [number for word in words if (number := number_of(word)) is not None]
+    whole = len(numbers) == len(words) and isinstance(numbers[0], int) and all(map(math.isfinite, numbers))
+    if whole and len(words) in (5, 6):  # a sixth number is a prediction's confidence
+        label, cx, cy, w, h = numbers[:5]
+        x, y = cx - w / 2, cy - h / 2
+    elif whole and len(words) >= 7 and len(words) % 2:
+        label, (x, y, w, h) = numbers[0], around(numbers[1:])
+    else:
         return {"category_id": words[0], "bbox": None}
-    if label != number:
-        return {"category_id": words[0], "bbox": None}
-    if len(words) > 6:  # as YOLO's segmentation files have; a sixth number is a prediction's confidence
-        return {"category_id": label, "bbox": POLYGON}
-    return {"category_id": label, "bbox": [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]}
+    return {"category_id": label, "bbox": [x * width, y * height, w * width, h * height]}
 
 
 def is_prose(file: Path) -> bool:

@@ -144,13 +144,39 @@ def test_yolos_usual_folders_are_read(tmp_path: Path, labels: str) -> None:
     assert len(read_annotations(tmp_path / labels, tmp_path / "pictures").boxes) == 4
 
 
-def test_a_polygon_is_named_with_its_file(tmp_path: Path) -> None:
-    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+def test_polygons_are_learnt_as_their_boxes(tmp_path: Path) -> None:
+    """Among boxes, as Roboflow writes them into one file; and in a json that has no bbox."""
+    document = write_pictures(tmp_path / "pictures", 1)  # 96 x 64
+    write_yolo(tmp_path / "yolo", document)
     (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
-    (tmp_path / "yolo" / "picture-0.txt").write_text("0 .1 .1 .2 .1 .2 .2")
-    _, problems = read_checked(tmp_path / "yolo", tmp_path / "pictures")
-    assert problems.errors == [("polygon", "annotation at position 0 of image 1 (picture-0.png)")]
-    assert "only boxes" in problems.describe(problems.errors)
+    lines = "0 .5 .5 .5 .5\n1 .25 .75 .5 .25 .75 .5\n2 .125 .25 .5 .25 .5 .5 .125 .5\n"
+    (tmp_path / "yolo" / "picture-0.txt").write_text(lines)
+    polygons = [[[24, 16, 72, 16, 72, 48, 24, 48]], [[24, 48, 48, 16, 48, 32], [72, 20, 50, 20, 60, 30]]]
+    document["annotations"] = [
+        {"image_id": 0, "category_id": category, "segmentation": segmentation} | bbox
+        for category, segmentation, bbox in zip((3, 7), polygons, ({}, {"bbox": None}), strict=True)
+    ] + [{"image_id": 0, "category_id": 90, "bbox": [], "segmentation": [[12, 16, 48.0, 16, 48, 32, 12, 32]]}]
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    expected = [("red", [24, 16, 72, 48]), ("green", [24, 16, 72, 48]), ("blue", [12, 16, 48, 32])]
+    for source in ("yolo", "boxes.json"):
+        assert content(read_annotations(tmp_path / source, tmp_path / "pictures"))["picture-0.png"] == expected
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"counts": "a0", "size": [64, 96]},  # run lengths
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, 3, 4, 5, "6"]],
+        [[1, 2, 3, 4, 5, math.nan]],
+    ],
+)
+def test_what_is_no_polygon_is_no_box(tmp_path: Path, segmentation: Any) -> None:
+    document = write_pictures(tmp_path, 1)
+    document["annotations"][0] |= {"bbox": [], "segmentation": segmentation}
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    assert [kind for kind, _ in read_checked(tmp_path / "boxes.json", tmp_path)[1].errors] == ["unreadable entry"]
 
 
 @pytest.mark.parametrize(
@@ -707,13 +733,13 @@ def test_yolos_class_names_are_found_under_their_usual_names(tmp_path: Path, nam
 def test_yolos_numbers_may_be_written_otherwise_and_lists_lie_beside_them(tmp_path: Path) -> None:
     labels, images = yolo(tmp_path, "a", "b")
     (labels / "a.txt").write_text("0.0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2 0.93\n")
-    (labels / "b.txt").write_text("0.5 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    (labels / "b.txt").write_text("0.5 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.2 0.1 0.2 0.2 0.3\n")
     (labels / "train.txt").write_text("images/a.png\nimages/b.png\n")
     (labels / "gone.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     document, problems = check(read_document(labels, images), "labels", images)
     assert [one["bbox"] for one in document["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
     kinds = sorted(kind for kind, _ in problems.errors + problems.warnings)
-    assert kinds == ["duplicate box", "missing picture", "polygon", "unreadable entry"], "a list is no annotation"
+    assert kinds == ["duplicate box", "missing picture", *["unreadable entry"] * 2], "a list is no annotation"
 
 
 def test_annotations_in_subfolders_are_not_passed_over(tmp_path: Path) -> None:
