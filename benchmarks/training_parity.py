@@ -30,12 +30,12 @@ from benchmarks.command import as_command
 from model import checkpoint as checkpoints
 from model import data
 from model.backbone import load_imagenet_weights
+from model.coco import with_images
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.console import plain_console
 from model.distributed import Processes, choose_device
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS, Heads
-from model.formats import with_images
 from model.learner import Learner
 from model.loading import end_workers, make_loader
 from model.losses import Objective

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.names import find_pictures
 from model.pictures import size_or_none
 
 Document = dict[str, Any]
@@ -49,6 +50,7 @@ def read_json(path: Path, images: Path) -> Document:
     if missing:
         raise ValueError(f"{path} is not a COCO detection json: it has no list of {' and no list of '.join(missing)}")
     assert isinstance(document, dict)
+    find_pictures(document["images"], path, images)
     for picture in document["images"]:
         # Only if both are missing: if only one is, something else is wrong.
         if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):

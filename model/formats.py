@@ -23,20 +23,16 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         classes: for VOC, the classes in order; by default, those found in the folder, sorted.
 
     Raises:
-        ValueError: the file or folder is missing, or is none of these.
+        ValueError: the file or folder is missing, or is none of these; or the pictures are elsewhere.
     """
-    if path.is_file():
-        if path.suffix.lower() in (".yaml", ".yml"):
-            raise ValueError(f"{path} only names YOLO's classes: give the folder of its txt files instead")
-        if path.suffix.lower() in (".txt", ".xml"):
-            raise ValueError(
-                f"{path} is one file of a set: give the folder of its {path.suffix[1:].lower()} files instead"
-            )
-        return read_json(path, images)
-    if not path.is_dir():
+    if not path.exists():
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
+    if path.is_file():
+        _require_all_in_one(path)
     if not images.is_dir():
         raise ValueError(f"no folder of pictures at {images}")
+    if path.is_file():
+        return read_json(path, images)
     voc, yolo = any(path.glob("*.xml")), any(file.name != "classes.txt" for file in path.glob("*.txt"))
     below = [file.parent for kind in ("xml", "txt") for file in path.glob(f"*/**/*.{kind}")]
     # Hidden folders are programs' own.
@@ -49,3 +45,12 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         return read_yolo(path, images)
     hint = f": give the folder that does, such as {below[0]}" if below else ""
     raise ValueError(f"the folder {path} holds neither VOC xml nor YOLO txt files{hint}")
+
+
+def _require_all_in_one(file: Path) -> None:
+    """Raises: ValueError: a file does not hold a whole set's annotations, as COCO's json does."""
+    suffix = file.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        raise ValueError(f"{file} only names YOLO's classes: give the folder of its txt files instead")
+    if suffix in (".txt", ".xml"):
+        raise ValueError(f"{file} is one file of a set: give the folder of its {suffix[1:]} files instead")

@@ -17,6 +17,14 @@ def pictures_in(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file; a name that no file can have is no error."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture with its EXIF orientation applied, read only from its header.
 

@@ -9,6 +9,7 @@ from unicodedata import normalize
 from xml.etree import ElementTree
 
 from model.coco import Document, document_of, number_of
+from model.names import find_pictures
 from model.pictures import pictures_in, size_or_none
 
 
@@ -28,8 +29,6 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
         # LabelImg and others often keep an old name in it, perhaps that of another picture.
         name = by_stem.get(file.stem) or (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
         width, height = (number_of(root.findtext(f"size/{key}")) for key in ("width", "height"))
-        if not (width and height):
-            width, height = size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
         for found in root.iter("object"):
             x1, y1, x2, y2 = (number_of(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
@@ -39,6 +38,10 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             crowd = int((found.findtext("difficult") or "0").strip() == "1")
             label = normalize("NFC", (found.findtext("name") or "").strip())
             objects.append((number, label, corners, crowd))
+    find_pictures(pictures, path, images)
+    for picture in pictures:
+        if not (picture["width"] and picture["height"]):
+            picture["width"], picture["height"] = size_or_none(images / picture["file_name"])
     first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})
     # An unknown name serves as its own id, so that the check can report it.

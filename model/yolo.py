@@ -8,6 +8,7 @@ from typing import Any
 
 from app.errors import first_line
 from model.coco import Document, around, document_of, number_of
+from model.names import require_some
 from model.pictures import pictures_in, size_or_none
 
 
@@ -18,9 +19,11 @@ def read_yolo(path: Path, images: Path) -> Document:
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     files = pictures_in(images)
-    labels = {file.stem for file in path.glob("*.txt")} - {"classes"}
-    without = labels - {Path(name).stem for name in files}
-    missing = [f"{stem}.jpg" for stem in without if not is_prose(path / f"{stem}.txt")]
+    stems = {Path(name).stem for name in files}
+    labels = {file.stem for file in path.glob("*.txt") if file.stem in stems or not is_prose(file)} - {"classes"}
+    without = labels - stems
+    missing = [f"{stem}.jpg" for stem in without]
+    require_some(labels, labels - without, path, images)
     for number, name in enumerate(sorted([*files, *missing]), 1):
         width, height = size_or_none(images / name)
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})

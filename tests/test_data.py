@@ -766,3 +766,34 @@ def test_a_voc_files_own_picture_wins_over_the_name_in_it(tmp_path: Path) -> Non
         (tmp_path / f"{stem}.xml").write_text(f"<annotation><filename>{other}.png</filename></annotation>")
     document = read_document(tmp_path, tmp_path)
     assert [(one["file_name"], one["width"]) for one in document["images"]] == [("a.png", 40), ("b.png", 60)]
+
+
+@pytest.mark.parametrize("source", ["boxes.json", "yolo", "voc"])
+def test_a_wrong_folder_of_pictures_is_one_sentence_and_the_right_one_is_named(tmp_path: Path, source: str) -> None:
+    document = write_pictures(tmp_path / "pictures" / "train", 3)
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    write_yolo(tmp_path / "yolo", document)
+    write_voc(tmp_path / "voc", document)
+    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
+    right, beside, far = (tmp_path / name for name in ("pictures/train", "pictures/val", "far/away"))
+    for empty in (beside, far):
+        empty.mkdir(parents=True)
+    known, unknown = f"give {right}, which has them", "give the folder that has them"
+    for wrong, hint in ((right.parent, known), (beside, known), (far, unknown)):
+        with pytest.raises(ValueError, match=f"^none of the 3 pictures of {source} is in {wrong}: {hint}"):
+            read_document(tmp_path / source, wrong)
+    with pytest.raises(ValueError, match=f"^no folder of pictures at {tmp_path}/gone$"):
+        read_document(tmp_path / source, tmp_path / "gone")
+
+
+def test_few_pictures_are_those_that_could_be_loaded_unless_another_folder_has_most(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path / "most", 12)
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    (tmp_path / "few").mkdir()
+    (tmp_path / "most" / "picture-0.png").rename(tmp_path / "few" / "picture-0.png")
+    with pytest.raises(ValueError, match=f"^only 1 of the 12 .* is in {tmp_path}/few: give {tmp_path}/most, which"):
+        read_document(tmp_path / "boxes.json", tmp_path / "few")
+    for number in range(1, 12):
+        (tmp_path / "most" / f"picture-{number}.png").unlink()
+    _, problems = read_checked(tmp_path / "boxes.json", tmp_path / "few")
+    assert [kind for kind, _ in problems.errors] == ["missing picture"] * 11

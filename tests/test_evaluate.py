@@ -170,7 +170,7 @@ def test_processes_together_find_what_one_would(model_file: Path, toy: tuple[Pat
         (["gone.pt"], "no checkpoint at"),
         (["model.txt"], "neither"),
         (["MODEL", "--annotations", "gone.json"], "no annotations at"),
-        (["MODEL", "--images", "gone"], "no picture at"),
+        (["MODEL", "--images", "gone"], "no folder of pictures at"),
         (["MODEL", "--device", "abacus"], "--device must be"),
     ],
 )
