@@ -37,6 +37,7 @@ def check(document: Document, source: str, images: Path | None = None) -> tuple[
     pictures = _named(document["images"], "image", "file_name", _is_image, problems)
     if images is not None:
         pictures = _with_files(pictures, images, problems)
+    pictures = _as_in_folder(pictures, problems)
     annotations = _sound(document["annotations"], document, pictures, categories, problems)
 
     used = {annotation["category_id"] for annotation in annotations if not annotation["iscrowd"]}
@@ -89,7 +90,8 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
         if not is_sound(entry):
             # Its size could only have come from the picture.
             if isinstance(entry, dict) and {"id", "file_name"} <= set(entry) and entry.get("width", 0) is None:
-                problems.add("missing picture", f"{what} {entry['id']} ({entry['file_name']})")
+                kind = "unreadable picture" if entry.get("unreadable") else "missing picture"
+                problems.add(kind, f"{what} {entry['id']} ({entry['file_name']})")
             else:
                 problems.add("unreadable entry", f"{what} at position {position}")
         elif len(meant[entry["id"]]) > 1:
@@ -102,6 +104,16 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
             found[entry["id"]] = entry
             names.add(entry[name])
     return dict(sorted(found.items()))
+
+
+def _as_in_folder(pictures: dict[int, dict[str, Any]], problems: Problems) -> dict[int, dict[str, Any]]:
+    """Say which pictures were found under another name than the one they are listed with."""
+    found = [f"{one['file_name']} for {one['listed_as']}" for one in pictures.values() if "listed_as" in one]
+    if found:
+        problems.add("name in another writing", f"{len(found)} found, such as {', '.join(found[:2])}")
+    return {
+        number: {key: value for key, value in one.items() if key != "listed_as"} for number, one in pictures.items()
+    }
 
 
 def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Problems) -> dict[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.names import find_pictures
-from model.pictures import size_or_none
+from model.pictures import size_entry
 
 Document = dict[str, Any]
 
@@ -54,8 +54,7 @@ def read_json(path: Path, images: Path) -> Document:
     for picture in document["images"]:
         # Only if both are missing: if only one is, something else is wrong.
         if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
-            width, height = size_or_none(images / str(picture.get("file_name")))
-            picture |= {"width": width, "height": height}
+            picture |= size_entry(images / str(picture.get("file_name")))
     for annotation in document["annotations"]:
         if isinstance(annotation, dict) and not annotation.get("bbox") and (points := _points(annotation)):
             annotation["bbox"] = around(points)

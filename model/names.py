@@ -3,25 +3,84 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
-from model.pictures import is_there, pictures_in
+from model.pictures import is_there, is_unreadable, pictures_in, unreadable_in
 
 FEW = 0.1
 """Share of the pictures that are there, up to which the folder is probably the wrong one."""
 
 
 def find_pictures(entries: list[Any], source: Path, folder: Path) -> None:
-    """Look for the pictures of a document's images.
+    """Look for the pictures of a document's images. Where one is there under another name, its entry gets that, and
+    `listed_as`.
 
     Raises:
         ValueError: none are in the folder, or few are, but most in another one nearby.
     """
     named = [entry for entry in entries if isinstance(entry, dict) and _is_name(entry.get("file_name"))]
     names = {entry["file_name"] for entry in named}
-    require_some(names, {name for name in names if is_there(folder / name)}, source, folder)
+    there = {name for name in names if is_there(folder / name)}
+    others = _written_otherwise(names - there, there, folder) if names != there else {}
+    require_some(names, there | others.keys(), source, folder)
+    for entry in named:
+        if (name := entry["file_name"]) in others:
+            entry |= {"file_name": others[name], "listed_as": name}
+
+
+def pictures_of(labels: Collection[str], folder: Path) -> dict[str, list[str]]:
+    """The pictures that belong to the files of VOC or YOLO with these stems: those with the same stem, else the only
+    one whose stem differs in writing alone, else one in a format that cannot be read."""
+    found = _with_stems(labels, pictures_in(folder))
+    return found | _with_stems({label for label in labels if not found[label]}, unreadable_in(folder))
+
+
+def only_matches(names: Iterable[str], there: Iterable[str]) -> dict[str, str]:
+    """For a name the one of `there` that differs from it only in letter case, in how accents are put together (macOS
+    takes them apart), in slashes, or by leading folders. Names that fit several are left out, and several that fit one.
+    """
+    index: dict[str, list[str]] = {}
+    for one in there:
+        index.setdefault(_plain(one), []).append(one)
+    found: dict[str, str] = {}
+    for name in names:
+        parts = _plain(name).split("/")
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        fitting = next((index[tail] for tail in tails if tail in index), [])
+        if len(fitting) == 1:
+            found[name] = fitting[0]
+    claims = Counter(found.values())
+    return {name: one for name, one in found.items() if claims[one] == 1}
+
+
+def _plain(name: str) -> str:
+    return normalize("NFC", normalize("NFC", name).casefold()).replace("\\", "/")
+
+
+def _written_otherwise(missing: set[str], taken: set[str], folder: Path) -> dict[str, str]:
+    """What the missing names are called in the folder, as far as they are there."""
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    files -= {os.path.normpath(name) for name in taken}
+    found = only_matches(missing, files)
+    unreadable = {_stem(file): file for file in files - set(found.values()) if is_unreadable(file)}
+    stems = {_stem(name): name for name in missing - found.keys()}
+    return found | {stems[stem]: unreadable[one] for stem, one in only_matches(stems, unreadable).items()}
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _with_stems(stems: Collection[str], files: Iterable[str]) -> dict[str, list[str]]:
+    of_stem: dict[str, list[str]] = {}
+    for file in files:
+        of_stem.setdefault(_stem(file), []).append(file)
+    others = only_matches(set(stems) - of_stem.keys(), of_stem.keys() - set(stems))
+    return {stem: of_stem.get(others.get(stem, stem), []) for stem in stems}
 
 
 def require_some(names: Collection[str], there: Collection[str], source: Path, folder: Path) -> None:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, orientation
 
+UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
 
 
 def pictures_in(folder: Path) -> list[str]:
     """The names of the pictures in a folder."""
     return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def unreadable_in(folder: Path) -> list[str]:
+    """The names of the pictures in a folder whose formats cannot be read."""
+    return sorted(file.name for file in folder.iterdir() if is_unreadable(file.name))
+
+
+def is_unreadable(name: str) -> bool:
+    """Whether a picture's format cannot be read, by its name."""
+    return name.lower().endswith(UNREADABLE)
 
 
 def is_there(path: Path) -> bool:
@@ -45,12 +57,14 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise OSError(str(error)) from None
 
 
-def size_or_none(path: Path) -> tuple[float | None, float | None]:
+def size_entry(path: Path) -> dict[str, Any]:
+    """A picture's `width` and `height` for its entry. If they cannot be read both are None, and `unreadable` says
+    whether there is a file at all."""
     try:
         height, width = upright_size(path)
     except OSError:
-        return None, None
-    return width, height
+        return {"width": None, "height": None, "unreadable": is_there(path)}
+    return {"width": width, "height": height}
 
 
 def require_whole(path: Path) -> None:

@@ -9,8 +9,8 @@ from unicodedata import normalize
 from xml.etree import ElementTree
 
 from model.coco import Document, document_of, number_of
-from model.names import find_pictures
-from model.pictures import pictures_in, size_or_none
+from model.names import find_pictures, pictures_of
+from model.pictures import size_entry
 
 
 def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
@@ -18,16 +18,18 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
 
     Many programs that write this xml count from 0: if any box in the folder begins at 0, all are read that way.
     """
-    by_stem = {Path(name).stem: name for name in pictures_in(images)}
+    files = sorted(path.glob("*.xml"))
+    own = pictures_of([file.stem for file in files], images)
     pictures: list[dict[str, Any]] = []
     objects: list[tuple[int, str, tuple[float, float, float, float] | None, int]] = []
-    for number, file in enumerate(sorted(path.glob("*.xml")), 1):
+    for number, file in enumerate(files, 1):
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two if badly encoded
             raise ValueError(f"{file} is not readable xml: {error}. If it is complete, save it as UTF-8") from None
         # LabelImg and others often keep an old name in it, perhaps that of another picture.
-        name = by_stem.get(file.stem) or (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
+        listed = (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
+        name = next(reversed(own[file.stem]), listed)
         width, height = (number_of(root.findtext(f"size/{key}")) for key in ("width", "height"))
         pictures.append({"id": number, "file_name": name, "width": width, "height": height})
         for found in root.iter("object"):
@@ -41,7 +43,7 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
     find_pictures(pictures, path, images)
     for picture in pictures:
         if not (picture["width"] and picture["height"]):
-            picture["width"], picture["height"] = size_or_none(images / picture["file_name"])
+            picture |= size_entry(images / picture["file_name"])
     first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})
     # An unknown name serves as its own id, so that the check can report it.

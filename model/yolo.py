@@ -8,8 +8,8 @@ from typing import Any
 
 from app.errors import first_line
 from model.coco import Document, around, document_of, number_of
-from model.names import require_some
-from model.pictures import pictures_in, size_or_none
+from model.names import pictures_of, require_some
+from model.pictures import pictures_in, size_entry
 
 
 def read_yolo(path: Path, images: Path) -> Document:
@@ -18,19 +18,21 @@ def read_yolo(path: Path, images: Path) -> Document:
     names = _class_names(path)
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    files = pictures_in(images)
-    stems = {Path(name).stem for name in files}
-    labels = {file.stem for file in path.glob("*.txt") if file.stem in stems or not is_prose(file)} - {"classes"}
-    without = labels - stems
-    missing = [f"{stem}.jpg" for stem in without]
-    require_some(labels, labels - without, path, images)
-    for number, name in enumerate(sorted([*files, *missing]), 1):
-        width, height = size_or_none(images / name)
-        pictures.append({"id": number, "file_name": name, "width": width, "height": height})
-        file = (path / name).with_suffix(".txt")  # one for all pictures that differ only in the suffix
-        for line in _text(file).splitlines() if file.is_file() else ():
+    own = pictures_of({file.stem for file in path.glob("*.txt")} - {"classes"}, images)
+    own = {label: found for label, found in own.items() if found or not is_prose(path / f"{label}.txt")}
+    require_some(own, [label for label, found in own.items() if found], path, images)
+    # One for all pictures that differ only in the suffix.
+    labels = {name: label for label, found in own.items() for name in found or [f"{label}.jpg"]}
+    for number, name in enumerate(sorted({*pictures_in(images), *labels}), 1):
+        picture: dict[str, Any] = {"id": number, "file_name": name} | size_entry(images / name)
+        pictures.append(picture)
+        if (label := labels.get(name)) is None:
+            continue
+        if label != Path(name).stem:
+            picture["listed_as"] = f"{label}.txt"
+        for line in _text(path / f"{label}.txt").splitlines():
             if words := line.split():
-                annotations.append({"image_id": number} | _box(words, width or 0, height or 0))
+                annotations.append({"image_id": number} | _box(words, picture["width"] or 0, picture["height"] or 0))
     return document_of(pictures, annotations, enumerate(names))
 
 

@@ -17,7 +17,7 @@ from app.bombs import MOST_COPIED, MOST_SCANS, MOST_STRIPS, MOST_VALUES
 from app.canvas import resized_size
 from app.errors import Refusal
 from app.images import DRAFT_GAP, decode
-from model.formats import upright_size
+from model.pictures import upright_size
 from tests.support import encoded
 
 MAX_PIXELS = 1_000_000
