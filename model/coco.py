@@ -5,11 +5,13 @@ A document is `{"images": [...], "annotations": [...], "categories": [...]}` as 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from model.names import find_pictures
 from model.pictures import size_entry
@@ -21,6 +23,28 @@ def with_images(document: Document, images: list[dict[str, Any]]) -> Document:
     """A document with only these of its images, and their annotations."""
     ids = {image["id"] for image in images}
     return document | {"images": images, "annotations": [a for a in document["annotations"] if a["image_id"] in ids]}
+
+
+def hold_out(document: Document, share: float) -> tuple[Document, Document]:
+    """A document without about this share of its pictures, and one of those. Whether a picture is held out depends on
+    its name alone, so that it stays so in a resumed or fine-tuned run, and as pictures are added.
+
+    Raises:
+        ValueError: there are not two pictures to divide.
+    """
+    images = document["images"]
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} pictures are too few to hold some out")
+    places = {image["id"]: _place(image["file_name"]) for image in images}
+    ordered = sorted(places.values())
+    limit = min(max(share, ordered[0]), ordered[-2])  # at least one picture on either side
+    learnt, held = ([one for one in images if (places[one["id"]] <= limit) == wanted] for wanted in (False, True))
+    return with_images(document, learnt), with_images(document, held)
+
+
+def _place(name: str) -> float:
+    """A place from 0 to 1 that a name always has, by its hash."""
+    return int.from_bytes(hashlib.sha256(normalize("NFC", name).encode("utf-8", "replace")).digest()[:8]) / 2**64
 
 
 def around(polygon: Sequence[float]) -> list[float]:

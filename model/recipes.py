@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 
 from model import checkpoint as checkpoints
-from model.coco import with_images
+from model.coco import hold_out
 from model.console import plain_console
 from model.data import Annotations, read_usable
 from model.distributed import started
@@ -39,7 +39,7 @@ from model.files import write_json
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.run import epoch_draws
-from model.settings import Settings
+from model.settings import HELD_OUT, Settings
 from model.train import MENDABLE, in_words, train
 
 EVERYDAY = PRESETS["everyday"]
@@ -60,8 +60,6 @@ SHORT_EPOCHS = 40
 """In a comparison."""
 PLAIN_SHARE = EVERYDAY["plain_epochs"] / EVERYDAY["epochs"]
 """Share of the epochs, at the end."""
-HELD_OUT = 0.1
-"""Share of train's pictures, to score on."""
 REHEARSAL_EPOCHS = 2
 SPARE = 1.1
 """Factor on an epoch's time in the rehearsal: saves come on top, and the machine may slow down."""
@@ -77,13 +75,10 @@ def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
     """Write nine tenths of train's annotations, and the other tenth. Returns: Paths for `Settings`."""
     document = read_usable(folder / "train.json", folder / "train", (), console.print)
     output.mkdir(parents=True, exist_ok=True)
-    images = document["images"]
-    held_out = np.random.default_rng(0).permutation(len(images)) < len(images) * HELD_OUT
     paths = {"train_images": folder / "train", "val_images": folder / "train"}
-    for part, wanted in (("train", False), ("val", True)):
-        chosen = [image for image, held in zip(images, held_out.tolist(), strict=True) if held == wanted]
+    for part, chosen in zip(("train", "val"), hold_out(document, HELD_OUT), strict=True):
         paths[f"{part}_annotations"] = output / f"{part}.json"
-        write_json(output / f"{part}.json", with_images(document, chosen))
+        write_json(output / f"{part}.json", chosen)
     return paths
 
 

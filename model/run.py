@@ -253,7 +253,7 @@ class Run:
             self.save("last.pt", evaluation, resumable=not last)
         if last and log is not None:
             assert evaluation is not None
-            images, classes = settings.val_images, self.config.classes
+            images, classes = settings.scored_images, self.config.classes
             plots.draw_results(evaluation, found, self.val_document, images, classes, folder)
             self.console.print(f"best AP {position.best:.4f}: {folder / 'best.pt'}")
         return not stopping
@@ -304,7 +304,7 @@ def evaluate_on_val(
     """The averaged weights on val; every process detects on its share of the pictures."""
     processes = learner.processes
     runner = torch_runner(learner.averaged(), processes.device)
-    mine = detect(runner, metadata, document, settings.val_images, console, processes.rank, processes.count)
+    mine = detect(runner, metadata, document, settings.scored_images, console, processes.rank, processes.count)
     found = Found.join(processes.gather(mine))
     return score(found, document, metadata.classes), found
 

@@ -20,13 +20,16 @@ from model.layout import Augmentation
 from model.losses import Objective, Quality
 
 NOMINAL_BATCH = 16
+HELD_OUT = 0.1
+"""Share of the training pictures to evaluate on, if there are no others."""
 
 Freeze = Literal["none", "c2", "c3", "all"]
 
-PATHS = ("train_annotations", "train_images", "val_annotations", "val_images", "output")
+PATHS = ("train_annotations", "train_images", "output")
 """Options without a default."""
 NOT_OF_THE_RESULT = (
-    *PATHS, "resume", "from_", "name", "iou_threshold", "workers", "compile", "device", "evaluate_every", "save_every",
+    *PATHS, "val_annotations", "val_images", "resume", "from_", "name", "iou_threshold", "workers", "compile", "device",
+    "evaluate_every", "save_every",
 )  # fmt: skip
 """Options that a resumed run may change: what is learnt does not depend on them (the data themselves are compared)."""
 
@@ -40,12 +43,14 @@ class Settings:
     """COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt."""
     train_images: Path
     """Folder that the annotations' file names are relative to."""
-    val_annotations: Path
-    """Annotations to evaluate on, in any of these formats."""
-    val_images: Path
-    """Folder of their pictures."""
     output: Path
     """The run's folder."""
+    val_annotations: Path | None = None
+    """Annotations to evaluate on, in any of these formats. Without them, some training pictures are held out."""
+    val_images: Path | None = None
+    """Folder of their pictures."""
+    val_fraction: float = HELD_OUT
+    """Share of the training pictures that is held out if there is no val."""
     resume: bool = False
     """Resume the run in --output where it stopped."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
@@ -160,6 +165,12 @@ class Settings:
             value = getattr(self, key)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"--{_option(key)} must be finite and not negative, but got {value}")
+        if (self.val_annotations is None) != (self.val_images is None):
+            raise ValueError(
+                "--val-annotations and --val-images go together: give both, or neither to hold out training pictures"
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"--val-fraction must be above 0 and under 1, such as 0.1, but got {self.val_fraction}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed must be between 0 and {2**31 - 1}, but got {self.seed}")
         if self.name is not None:
@@ -176,6 +187,11 @@ class Settings:
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be divided into --accumulate {self.accumulate} parts"
             )
+
+    @property
+    def scored_images(self) -> Path:
+        """The folder of the pictures to evaluate on."""
+        return self.val_images or self.train_images
 
     @property
     def base_lr(self) -> float:

@@ -12,7 +12,7 @@ from rich.console import Console
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.checks import check_classes
-from model.coco import Document
+from model.coco import Document, hold_out
 from model.data import Annotations, read_checked
 from model.problems import Problems
 from model.settings import PATHS, Settings
@@ -59,21 +59,52 @@ def read_data(settings: Settings, console: Console) -> tuple[Annotations, Docume
         ValueError: there is something wrong with them, and `--bad-data skip` was not given.
     """
     document, problems = read_checked(settings.train_annotations, settings.train_images)
+    if settings.val_annotations is None:
+        _complain([problems], settings.bad_data == "skip", console)
+        document, val_document = _held_out(document, settings, console)
+        return Annotations.from_document(document), val_document
+    assert settings.val_images is not None
     annotations = Annotations.from_document(document)
     val_document, val_problems = read_checked(settings.val_annotations, settings.val_images, annotations.classes)
     check_classes(annotations.classes, [category["name"] for category in val_document["categories"]], val_problems)
     _complain([problems, val_problems], settings.bad_data == "skip", console)
-    if not annotations.classes or not len(annotations.boxes):
+    if not _boxes(document):
         raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
     if not val_document["images"]:
         raise ValueError(f"{settings.val_annotations} has no pictures to evaluate on")
-    if all(annotation["iscrowd"] for annotation in val_document["annotations"]):
+    if not _boxes(val_document):
         raise ValueError(f"{settings.val_annotations} has no boxes to evaluate on")
     if settings.train_images.resolve() == settings.val_images.resolve():
         shared = set(annotations.file_names.tolist()) & {image["file_name"] for image in val_document["images"]}
         if shared:
             console.print(f"note: {len(shared)} pictures of val are trained on: AP will look better than it is")
     return annotations, val_document
+
+
+def _held_out(document: Document, settings: Settings, console: Console) -> tuple[Document, Document]:
+    """Train's document without the pictures to evaluate on, and one of these, where there is no val.
+
+    Raises:
+        ValueError: one of them has no boxes.
+    """
+    if not _boxes(document):
+        raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
+    learnt, held = hold_out(document, settings.val_fraction)
+    share = f"{len(held['images'])} of {len(document['images'])} pictures"
+    if not _boxes(learnt) or not _boxes(held):
+        raise ValueError(
+            f"holding out {share} leaves no boxes to {'evaluate on' if _boxes(learnt) else 'learn from'}: "
+            "choose another --val-fraction, or give --val-annotations and --val-images"
+        )
+    console.print(
+        f"note: {share} are held out to evaluate on (--val-fraction). If they are near-copies of others, such as "
+        "frames of the same film, AP will look better than it is: then give --val-annotations and --val-images"
+    )
+    return learnt, held
+
+
+def _boxes(document: Document) -> int:
+    return sum(not annotation["iscrowd"] for annotation in document["annotations"])
 
 
 def _complain(sets: list[Problems], skip: bool, console: Console) -> None:

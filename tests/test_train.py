@@ -861,6 +861,8 @@ def command_line(monkeypatch: pytest.MonkeyPatch, data: Data, output: Path, *mor
         (["--final-lr-factor", "nan"], "--final-lr-factor must be finite"),
         (["--seed", "-1"], "--seed must be between 0 and 2147483647"),
         (["--lr-steps", "5", "8"], "--lr-steps must be between 0 and 1"),
+        (["--val-fraction", "1"], "--val-fraction must be above 0 and under 1"),
+        (["--val-images", "None"], "--val-annotations and --val-images go together"),
         (["--name", " "], "--name must have 1 to 200 characters"),
         (["--name", "x" * 201], "--name must have 1 to 200 characters"),
         (["--head-kernel", "-1"], "head_kernel must be odd and at least 1"),
@@ -994,3 +996,50 @@ def test_a_cpus_full_memory_is_the_error_that_a_gpus_is(tmp_path: Path) -> None:
     huge = settings(write_coco(tmp_path), tmp_path / "run", channels=2**20, norm="bn", head_conv="full")
     with pytest.raises(torch.OutOfMemoryError):
         train(huge, ALONE, QUIET)
+
+
+def test_without_val_the_same_pictures_are_held_out_in_every_run(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path, 30)
+    console = Console(file=io.StringIO(), width=200)
+    alone = settings(folder, tmp_path / "run", val_annotations=None, val_images=None, val_fraction=0.2)
+    learnt, held = read_data(alone, console)
+    names = {one["file_name"] for one in held["images"]}
+    assert 0 < len(names) < 15 and names | set(learnt.file_names) == {f"picture-{i}.png" for i in range(30)}
+    assert isinstance(console.file, io.StringIO)
+    assert f"{len(names)} of 30 pictures are held out" in console.file.getvalue()
+
+    document = json.loads(folder[0].read_text())
+    document["images"] = [one for one in reversed(document["images"]) if one["file_name"] not in sorted(names)[:1]]
+    kept = {one["id"] for one in document["images"]}
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+    folder[0].write_text(json.dumps(document))
+    again, held = read_data(alone, QUIET)
+    assert {one["file_name"] for one in held["images"]} == names - {min(names)}
+    assert set(again.file_names) == set(learnt.file_names)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_at_least_one_picture_is_held_out_and_one_is_left(tmp_path: Path, fraction: float) -> None:
+    alone = settings(write_coco(tmp_path, 2), tmp_path, val_annotations=None, val_images=None, val_fraction=fraction)
+    learnt, held = read_data(alone, QUIET)
+    assert len(learnt) == len(held["images"]) == 1
+
+
+def test_a_single_picture_cannot_be_held_out(tmp_path: Path) -> None:
+    alone = settings(write_coco(tmp_path, 1), tmp_path, val_annotations=None, val_images=None)
+    with pytest.raises(ValueError, match="too few to hold some out"):
+        read_data(alone, QUIET)
+
+
+def test_a_run_without_val_is_resumed_by_its_own_command(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(data, tmp_path / "run", val_annotations=None, val_images=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", lambda _: True)
+        assert not train(options, ALONE, QUIET)
+    again = dataclasses.replace(options, resume=True)
+    with pytest.raises(ValueError, match=r"--val-fraction was 0\.1, is 0\.5: give"):
+        train(dataclasses.replace(again, val_fraction=0.5), ALONE, QUIET)
+    assert train(again, ALONE, QUIET)
+    assert (tmp_path / "run" / "predictions.jpg").exists()
