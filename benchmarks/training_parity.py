@@ -30,7 +30,7 @@ from benchmarks.command import as_command
 from model import checkpoint as checkpoints
 from model import data
 from model.backbone import load_imagenet_weights
-from model.coco import with_images
+from model.coco import hold_out, with_images
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.console import plain_console
 from model.distributed import Processes, choose_device
@@ -92,7 +92,10 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     processes = Processes(0, 1, choose_device(settings.device))
     document = data.read_usable(settings.train_annotations, settings.train_images, (), console.print)
     classes = [category["name"] for category in document["categories"]]
-    val_document = data.read_usable(settings.val_annotations, settings.val_images, classes, console.print)
+    if settings.val_annotations is None:
+        document, val_document = hold_out(document, settings.val_fraction)
+    else:
+        val_document = data.read_usable(settings.val_annotations, settings.scored_images, classes, console.print)
     if pictures:  # the same every time, spread over the set
         document, val_document = (thinned(document, pictures), thinned(val_document, max(pictures // 2, 1)))
     annotations = data.Annotations.from_document(document)
@@ -117,7 +120,7 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     seconds = time.monotonic() - started
     end_workers(loader)
     runner = torch_runner(learner.ema.module, processes.device)
-    found = detect(runner, metadata, val_document, settings.val_images, console)
+    found = detect(runner, metadata, val_document, settings.scored_images, console)
     metrics = score(found, val_document, metadata.classes).metrics
     row = {
         "network": which,

@@ -7,7 +7,7 @@ detects nothing. BatchNorm statistics that differ between the runs are not avera
 pictures as they would be served. Then the network is scored on val, for its metrics and its threshold, and saved;
 `python -m export` takes it.
 
---data FOLDER holds train.json, train/, val.json and val/.
+--data FOLDER has a layout that model/train.py knows, too. Without a val, that of the last run is held out of train.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from app.launch import raise_again
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
+from model.coco import hold_out
 from model.console import plain_console
 from model.data import Annotations, plain_batches, read_usable
 from model.distributed import choose_device
@@ -40,6 +41,7 @@ from model.fcos import FCOS
 from model.files import require_folder
 from model.finetune import restate_statistics
 from model.presets import data_folder
+from model.settings import HELD_OUT
 
 BATCH = 16
 STATISTICS_BATCHES = 40
@@ -141,10 +143,11 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     parts = [checkpoints.load(file) for file in files]
     require_one_network(parts)
     paths, classes = data_folder(data), parts[-1].config.classes
-    document, val_document = (
-        read_usable(paths[f"{part}_annotations"], paths[f"{part}_images"], classes, console.print)
-        for part in ("train", "val")
-    )
+    document = read_usable(paths["train_annotations"], paths["train_images"], classes, console.print)
+    if "val_annotations" in paths:
+        val_document = read_usable(paths["val_annotations"], paths["val_images"], classes, console.print)
+    else:
+        document, val_document = hold_out(document, parts[-1].options.get("val-fraction", HELD_OUT))
     annotations, images = Annotations.from_document(document), paths["train_images"]
     if mixed(parts):
         parts = [restated(part, annotations, images) for part in parts]
@@ -158,7 +161,7 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     if small:
         checkpoint = checkpoint.small()
     runner = torch_runner(checkpoint.model().to(device).to(memory_format=torch.channels_last), device)
-    evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths["val_images"], console)
+    evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths.get("val_images", images), console)
     scored = dataclasses.replace(checkpoint, metrics=evaluation.metrics, score_threshold=evaluation.score_threshold)
     checkpoints.save(output, scored)
     console.print(f"AP {evaluation.metrics['AP']:.4f}  AP50 {evaluation.metrics['AP50']:.4f}: {output}")
@@ -167,7 +170,7 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", help=".pt files")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
+    parser.add_argument("--data", type=Path, required=True, help="a folder, as for model/train.py")
     parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
     parser.add_argument("--small", action="store_true", help="write convolutions in fp16, which halves the file")
     options = parser.parse_args()

@@ -61,19 +61,39 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+LAYOUTS = {  # annotations and pictures of a part
+    "train.json and train/": ("{}.json", "{}"),
+    "train/_annotations.coco.json": ("{}/_annotations.coco.json", "{}"),  # Roboflow's COCO
+    "train/labels and train/images": ("{}/labels", "{}/images"),  # Roboflow's YOLO
+    "labels/train and images/train": ("labels/{}", "images/{}"),  # Ultralytics'
+}
+
 _SEVERAL = f"""options that stand for several of those below:
 
     --preset {{{",".join(PRESETS)}}}    see model/presets.py
-    --data FOLDER    its train.json, train/, val.json and val/: the four paths that are otherwise required
+    --data FOLDER    its annotations and pictures, in one of the usual layouts, in place of the four paths:
+                     {", ".join(LAYOUTS)}; of val (or valid) alike
 """
 
 
 def data_folder(folder: Path) -> dict[str, Path]:
-    """The four paths of a folder that holds train.json, train/, val.json and val/."""
-    parts = ("train", "val")
-    return {f"{part}_annotations": folder / f"{part}.json" for part in parts} | {
-        f"{part}_images": folder / part for part in parts
-    }
+    """The paths of train's annotations and pictures, and of val's if there are any, in a folder of a usual layout.
+
+    Raises:
+        ValueError: the folder has none of the `LAYOUTS`.
+    """
+    for layout in LAYOUTS.values():
+        found = [part for part in ("train", "val", "valid") if (folder / layout[0].format(part)).exists()]
+        if "train" in found:
+            return {
+                f"{'train' if part == 'train' else 'val'}_{kind}": folder / place.format(part)
+                for part in reversed(found)  # of val and valid, val wins
+                for kind, place in zip(("annotations", "images"), layout, strict=True)
+            }
+    raise ValueError(
+        f"{folder} is not a folder in a layout that is known: {', '.join(LAYOUTS)}; and val (or valid) alike, if there "
+        "is one. For any other, give --train-annotations and --train-images"
+    )
 
 
 def read_options(arguments: Sequence[str], description: str | None) -> Settings:

@@ -73,9 +73,10 @@ STOPPED = 130
 
 def split(folder: Path, output: Path, console: Console) -> dict[str, Path]:
     """Write nine tenths of train's annotations, and the other tenth. Returns: Paths for `Settings`."""
-    document = read_usable(folder / "train.json", folder / "train", (), console.print)
+    whole = data_folder(folder)
+    document = read_usable(whole["train_annotations"], whole["train_images"], (), console.print)
     output.mkdir(parents=True, exist_ok=True)
-    paths = {"train_images": folder / "train", "val_images": folder / "train"}
+    paths = {"train_images": whole["train_images"], "val_images": whole["train_images"]}
     for part, chosen in zip(("train", "val"), hold_out(document, HELD_OUT), strict=True):
         paths[f"{part}_annotations"] = output / f"{part}.json"
         write_json(output / f"{part}.json", chosen)
@@ -218,6 +219,8 @@ def _epochs_in_time(settings: Settings, until: float, console: Console) -> int:
         why = row.get("why", "give more --minutes")
         raise ValueError(f"rehearsal {row['state']} after {row['seconds']} s: {why}")
     document = read_usable(settings.train_annotations, settings.train_images, (), lambda _: None)
+    if settings.val_annotations is None:
+        document, _ = hold_out(document, settings.val_fraction)
     repeats, times = epoch_draws(Annotations.from_document(document), settings)
     speed = float(_lines(rehearsal.output / "metrics.csv")[-1]["pictures_per_s"])  # the first epoch's is not typical
     epoch_s = times * float(repeats.sum()) / speed
@@ -231,7 +234,7 @@ def _epochs_in_time(settings: Settings, until: float, console: Console) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder with train.json, train/, val.json and val/")
+    parser.add_argument("--data", type=Path, required=True, help="a folder, as for model/train.py")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0, help="after which running recipes are told to stop")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="recipes in this order")

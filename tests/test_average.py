@@ -15,6 +15,7 @@ from model import average as script
 from model import checkpoint as checkpoints
 from model.average import average, mean_weights, training_of
 from model.checkpoint import Checkpoint
+from model.coco import hold_out
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
 from model.evaluate import evaluate, torch_runner
 from model.layout import NO_AUGMENTATION
@@ -180,3 +181,13 @@ def test_frozen_statistics_and_measured_ones_are_brought_together_first(
         size = float(of_one.abs().max())
         assert torch.allclose(of_same, of_one, atol=1e-3 * size), "the test's own arithmetic"
         assert torch.allclose(of_mean, of_one, atol=0.05 * size)
+
+
+def test_without_val_the_last_runs_held_out_pictures_are_scored_on(runs: list[Path], tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", train=12)
+    (folder / "val.json").unlink()
+    average(runs[:1], folder, tmp_path / "mean.pt", QUIET)
+    _, held = hold_out(read_checked(folder / "train.json", folder / "train")[0], 0.1)
+    mean = checkpoints.load(tmp_path / "mean.pt")
+    runner = torch_runner(mean.model(), torch.device("cpu"))
+    assert evaluate(runner, mean.metadata("mean"), held, folder / "train", QUIET).metrics == mean.metrics

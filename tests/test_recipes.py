@@ -35,6 +35,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"), train=20)
 
 
+def laid_out(folder: Path, *places: str) -> Path:
+    """A folder with these files, or folders if they end in a slash, all of them empty."""
+    for place in places:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).mkdir() if place.endswith("/") else (folder / place).touch()
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder `data` in the working directory."""
+    laid_out(tmp_path, "data/train.json", "data/val.json")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        (["train.json", "val.json"], ["train.json", "train", "val.json", "val"]),
+        (["train.json"], ["train.json", "train"]),
+        (
+            ["train/_annotations.coco.json", "valid/_annotations.coco.json"],
+            ["train/_annotations.coco.json", "train", "valid/_annotations.coco.json", "valid"],
+        ),
+        (
+            ["train/labels/", "train/images/", "valid/labels/", "valid/images/"],
+            ["train/labels", "train/images", "valid/labels", "valid/images"],
+        ),
+        (["train/labels/", "val/labels/"], ["train/labels", "train/images", "val/labels", "val/images"]),
+        (["labels/train/", "labels/val/"], ["labels/train", "images/train", "labels/val", "images/val"]),
+        (["labels/train/"], ["labels/train", "images/train"]),
+    ],
+)
+def test_the_usual_layouts_of_a_folder_are_known(tmp_path: Path, places: list[str], found: list[str]) -> None:
+    keys = ("train_annotations", "train_images", "val_annotations", "val_images")
+    expected = {key: tmp_path / place for key, place in zip(keys, found, strict=False)}
+    assert data_folder(laid_out(tmp_path, *places)) == expected
+    options = read_options(["--data", str(tmp_path), "--output", "run"], None)
+    assert options.val_annotations == expected.get("val_annotations")
+
+
+def test_a_folder_in_no_known_layout_is_told_which_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.json and train/, train/_annotations\.coco\.json, .* and val"):
+        data_folder(laid_out(tmp_path, "pictures/"))
+
+
+@pytest.mark.usefixtures("data")
 def test_the_cpu_preset_is_its_command_line() -> None:
     words = (
         "--epochs 24 --plain-epochs 4 --zooms 0.75 --augmentation.scale 0.7 2.0 --repeat-thin 0.05 --norm bn "
@@ -76,6 +123,7 @@ def test_the_script_that_made_the_shipped_model_fits_together(tmp_path: Path) ->
     assert len(shipped) == 3 and shipped <= written
 
 
+@pytest.mark.usefixtures("data")
 def test_an_option_given_by_hand_wins_over_the_presets() -> None:
     words = "--preset everyday --epochs 7 --augmentation.hue 0.1 --data data --val-images elsewhere --output run"
     found = read_options(words.split(), None)
@@ -90,9 +138,10 @@ def test_an_option_given_by_hand_wins_over_the_presets() -> None:
     [
         ("--preset none --output run", "--preset"),
         ("--preset everyday --output run", "--train-annotations"),
-        ("--data folder", "--output"),
+        ("--data data", "--output"),
     ],
 )
+@pytest.mark.usefixtures("data")
 def test_what_is_lacking_or_unknown_is_said(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         read_options(words.split(), None)
