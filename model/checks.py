@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ def check(document: Document, source: str, images: Path | None = None) -> tuple[
     problems = Problems(source)
     stripped = [_stripped(category) for category in document["categories"]]
     categories = _named(stripped, "category", "name", _is_category, problems)
+    _compare_names([category["name"] for category in categories.values()], problems)
     pictures = _named(document["images"], "image", "file_name", _is_image, problems)
     if images is not None:
         pictures = _with_files(pictures, images, problems)
@@ -52,6 +54,16 @@ def check_classes(train: Iterable[str], val: Iterable[str], problems: Problems) 
     """Add to val's problems the classes that train does not have."""
     for name in sorted(set(val) - set(train)):
         problems.add("unknown class", f"val has {name!r}, train does not")
+
+
+def _compare_names(classes: Iterable[str], problems: Problems) -> None:
+    """Warn of classes that are probably one class in several writings."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(re.sub(r"[\s_-]", "", name.casefold()), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            problems.add("class names alike", " and ".join(map(repr, names)))
 
 
 def _stripped(category: Any) -> Any:

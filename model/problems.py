@@ -26,10 +26,11 @@ ADVICE = {
     "box under 1 px": "nothing to do, but it is not learnt if it stays under 1 px on the canvas",
     "fractions": "a bbox is in pixels of the upright picture, not in fractions of it",
     "class without boxes": "nothing to do, but the class is neither learnt nor measured",
+    "class names alike": "give them one name if they mean the same: otherwise they are learnt as different classes",
     "name in another writing": "nothing to do, if these are the pictures that are meant",
     "unknown class": "train and val need the same class names",
 }
-WARNINGS = {"duplicate box", "box under 1 px", "class without boxes", "name in another writing"}
+WARNINGS = {"duplicate box", "box under 1 px", "class without boxes", "class names alike", "name in another writing"}
 
 
 @dataclasses.dataclass

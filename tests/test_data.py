@@ -870,3 +870,11 @@ def test_a_picture_in_a_format_that_cannot_be_read_is_not_missing(tmp_path: Path
     _, problems = read_checked(tmp_path / source, tmp_path / "pictures")
     ((kind, where),) = problems.errors
     assert kind == "unreadable picture" and f"(picture-0.{suffix})" in where
+
+
+def test_classes_whose_names_differ_only_in_writing_are_named(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 4)
+    for category, name in zip(document["categories"], ("Stop Sign", "stop_sign", "stop"), strict=True):
+        category["name"] = name
+    _, problems = check(document, "it")
+    assert not problems.errors and ("class names alike", "'Stop Sign' and 'stop_sign'") in problems.warnings
