@@ -79,10 +79,22 @@ def read_json(path: Path, images: Path) -> Document:
         # Only if both are missing: if only one is, something else is wrong.
         if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
             picture |= size_entry(images / str(picture.get("file_name")))
+    document["categories"] = _without_dummy(document)
     for annotation in document["annotations"]:
         if isinstance(annotation, dict) and not annotation.get("bbox") and (points := _points(annotation)):
             annotation["bbox"] = around(points)
     return document
+
+
+def _without_dummy(document: Document) -> list[Any]:
+    """The categories but Roboflow's first one, which has no boxes: it is only the others' supercategory."""
+    entries = document["categories"]
+    used = [annotation.get("category_id") for annotation in document["annotations"] if isinstance(annotation, dict)]
+    for dummy in entries if all(isinstance(entry, dict) for entry in entries) else ():
+        above = [entry.get("supercategory") for entry in entries if entry is not dummy]
+        if above and all(name == dummy.get("name") for name in above) and dummy.get("id") not in used:
+            return [entry for entry in entries if entry is not dummy]
+    return entries
 
 
 def _points(annotation: dict[str, Any]) -> list[float]:

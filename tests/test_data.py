@@ -878,3 +878,15 @@ def test_classes_whose_names_differ_only_in_writing_are_named(tmp_path: Path) ->
         category["name"] = name
     _, problems = check(document, "it")
     assert not problems.errors and ("class names alike", "'Stop Sign' and 'stop_sign'") in problems.warnings
+
+
+def test_roboflows_category_of_all_categories_is_no_class(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 4)
+    for category in document["categories"]:
+        category["supercategory"] = "things"
+    document["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    assert set(read_annotations(tmp_path / "boxes.json", tmp_path).classes) == set(IDS)
+    document["annotations"][0]["category_id"] = 0
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    assert set(read_annotations(tmp_path / "boxes.json", tmp_path).classes) == {"things", *IDS}
