@@ -15,6 +15,8 @@ from model.config import service_name
 from model.pictures import require_whole, upright_size
 from model.problems import Problems
 
+SHOWN_LENGTH = 60
+"""Of what cannot be read."""
 OVERHANG_PX = 2.0
 """A box may extend this far beyond its picture, as rounding can cause; it is clipped."""
 
@@ -32,7 +34,7 @@ def check(document: Document, source: str, images: Path | None = None) -> tuple[
         images and categories in the order of their ids, and class names without space around them; and the problems.
         The given document stays as it is.
     """
-    problems = Problems(source)
+    problems = Problems(source, document.get("format", "COCO"))
     stripped = [_stripped(category) for category in document["categories"]]
     categories = _named(stripped, "category", "name", _is_category, problems)
     _compare_names([category["name"] for category in categories.values()], problems)
@@ -105,7 +107,7 @@ def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Pr
                 kind = "unreadable picture" if entry.get("unreadable") else "missing picture"
                 problems.add(kind, f"{what} {entry['id']} ({entry['file_name']})")
             else:
-                problems.add("unreadable entry", f"{what} at position {position}")
+                problems.add("unreadable entry", f"{_place(entry, what, position)}: {_short(entry)}")
         elif len(meant[entry["id"]]) > 1:
             problems.add("duplicate id", f"{what} {entry['id']} ({entry[name]}): another has this id")
         elif entry["id"] in found:
@@ -169,11 +171,12 @@ def _sound(
     seen: set[tuple[Hashable, ...]] = set()
     for position, entry in enumerate(entries):
         box = _numbers(entry.get("bbox")) if isinstance(entry, dict) else None
-        where = f"annotation at position {position}"
-        if isinstance(entry, dict):
-            where = f"annotation {entry.get('id', f'at position {position}')} of {_picture(entry, pictures)}"
+        where = _place(entry, "annotation", position)
+        if isinstance(entry, dict) and "found_in" not in entry:
+            where += f" of {_picture(entry, pictures)}"
         if box is None or not {"image_id", "category_id"} <= set(entry) or not _in(entry.get("iscrowd"), (None, 0, 1)):
-            problems.add("unreadable entry", where)
+            shown = entry["bbox"] if box is None and isinstance(entry, dict) and "bbox" in entry else entry
+            problems.add("unreadable entry", f"{where}: {_short(shown)}")
             continue
         if not _in(entry["image_id"], listed["images"]):
             problems.add("unknown image id", where)
@@ -224,9 +227,23 @@ def _sound(
 
 
 def _picture(entry: dict[str, Any], pictures: dict[int, dict[str, Any]]) -> str:
-    """An annotation's picture, for people: in VOC and YOLO, the only ids are those that we gave them."""
+    """An annotation's picture. Its id is shown so that "0" is told from 0."""
     number: Any = entry.get("image_id")
-    return f"image {number}" + (f" ({pictures[number]['file_name']})" if _in(number, pictures) else "")
+    return f"image {number!r}" + (f" ({pictures[number]['file_name']})" if _in(number, pictures) else "")
+
+
+def _place(entry: Any, what: str, position: int) -> str:
+    """Where a person finds an entry: in VOC and YOLO by its file, as the ids are those that we gave."""
+    if not isinstance(entry, dict):
+        return f"{what} at position {position}"
+    if "found_in" in entry:
+        return str(entry["found_in"])
+    return f"{what} {entry['id']}" if "id" in entry and what == "annotation" else f"{what} at position {position}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
 
 def _numbers(bbox: Any) -> list[float] | None:

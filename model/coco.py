@@ -1,6 +1,7 @@
 """Annotations as one COCO document, which is what all formats become; and COCO's own json.
 
-A document is `{"images": [...], "annotations": [...], "categories": [...]}` as in that json.
+A document is `{"images": [...], "annotations": [...], "categories": [...]}` as in that json. If it comes from another
+format, it also has `"format"`, and its entries have `found_in`, a place that a person can look up.
 """
 
 from __future__ import annotations
@@ -54,9 +55,13 @@ def around(polygon: Sequence[float]) -> list[float]:
 
 
 def document_of(
-    pictures: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Iterable[tuple[Any, str]]
+    form: str,
+    pictures: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: Iterable[tuple[Any, str]],
 ) -> Document:
     return {
+        "format": form,
         "images": pictures,
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in categories],
@@ -88,11 +93,12 @@ def read_json(path: Path, images: Path) -> Document:
 
 def _without_dummy(document: Document) -> list[Any]:
     """The categories but Roboflow's first one, which has no boxes: it is only the others' supercategory."""
-    entries = document["categories"]
+    entries: list[Any] = document["categories"]
     used = [annotation.get("category_id") for annotation in document["annotations"] if isinstance(annotation, dict)]
     for dummy in entries if all(isinstance(entry, dict) for entry in entries) else ():
         above = [entry.get("supercategory") for entry in entries if entry is not dummy]
-        if above and all(name == dummy.get("name") for name in above) and dummy.get("id") not in used:
+        name = dummy.get("name")
+        if isinstance(name, str) and set(map(str, above)) == {name} and dummy.get("id") not in used:
             return [entry for entry in entries if entry is not dummy]
     return entries
 

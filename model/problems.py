@@ -11,8 +11,7 @@ SHOWN = 10
 
 ADVICE = {
     "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
-    "characters), every annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none "
-    "(VOC: size and bndbox; YOLO: class cx cy w h, or class x1 y1 x2 y2 x3 y3 ...)",
+    "characters), every annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none",
     "duplicate id": "give each image and each category its own id and its own name",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
     "unreadable picture": f"save it again ({FORMATS_TEXT} can be read), or remove the picture",
@@ -30,6 +29,12 @@ ADVICE = {
     "name in another writing": "nothing to do, if these are the pictures that are meant",
     "unknown class": "train and val need the same class names",
 }
+UNREADABLE = {
+    "VOC": "give every picture its size, and every object its name (1 to 200 characters) and bndbox",
+    "YOLO": "a line is `class cx cy w h` or a polygon `class x1 y1 x2 y2 x3 y3 ...`, and a class name has 1 to 200 "
+    "characters",
+}
+"""What to do about an unreadable entry, where COCO's advice does not fit."""
 WARNINGS = {"duplicate box", "box under 1 px", "class without boxes", "class names alike", "name in another writing"}
 
 
@@ -39,11 +44,13 @@ class Problems:
 
     Attributes:
         source: where its annotations lie, for the message.
+        form: their format.
         errors: (kind, where) of problems that would train a wrong detector.
         warnings: (kind, where) of problems that would not.
     """
 
     source: str
+    form: str = "COCO"
     errors: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     warnings: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -57,4 +64,8 @@ class Problems:
         lines += [f"  {kind}: {where}" for kind, where in found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"  ... and {len(found) - SHOWN} more")
-        return "\n".join(lines + [f"  what to do ({kind}): {ADVICE[kind]}" for kind in kinds])
+        return "\n".join(lines + [f"  what to do ({kind}): {self._advice(kind)}" for kind in kinds])
+
+    def _advice(self, kind: str) -> str:
+        special = UNREADABLE.get(self.form) if kind == "unreadable entry" else None
+        return special or ADVICE[kind]

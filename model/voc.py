@@ -21,7 +21,7 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
     files = sorted(path.glob("*.xml"))
     own = pictures_of([file.stem for file in files], images)
     pictures: list[dict[str, Any]] = []
-    objects: list[tuple[int, str, tuple[float, float, float, float] | None, int]] = []
+    objects: list[tuple[int, str, list[Any], int]] = []
     for number, file in enumerate(files, 1):
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
@@ -31,12 +31,11 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
         listed = (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
         name = next(reversed(own[file.stem]), listed)
         width, height = (number_of(root.findtext(f"size/{key}")) for key in ("width", "height"))
-        pictures.append({"id": number, "file_name": name, "width": width, "height": height})
+        pictures.append({"found_in": file.name, "id": number, "file_name": name, "width": width, "height": height})
         for found in root.iter("object"):
-            x1, y1, x2, y2 = (number_of(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
-            corners = None
-            if x1 is not None and y1 is not None and x2 is not None and y2 is not None:
-                corners = (x1, y1, x2, y2)
+            texts = [found.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+            numbers = [number_of(text) for text in texts]
+            corners = texts if None in numbers else numbers  # texts for the check to report
             crowd = int((found.findtext("difficult") or "0").strip() == "1")
             label = normalize("NFC", (found.findtext("name") or "").strip())
             objects.append((number, label, corners, crowd))
@@ -44,20 +43,27 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
     for picture in pictures:
         if not (picture["width"] and picture["height"]):
             picture |= size_entry(images / picture["file_name"])
-    first = 0 if any(corners is not None and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
+    first = 0 if any(0 in corners[:2] and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})
     # An unknown name serves as its own id, so that the check can report it.
     ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
     annotations = [
-        {"image_id": number, "category_id": ids.get(label, label), "bbox": _box(corners, first), "iscrowd": crowd}
+        {
+            "found_in": files[number - 1].name,
+            "image_id": number,
+            "category_id": ids.get(label, label),
+            "bbox": _box(corners, first),
+            "iscrowd": crowd,
+        }
         for number, label, corners, crowd in objects
     ]
-    return document_of(pictures, annotations, ((number, name) for name, number in ids.items()))
+    return document_of("VOC", pictures, annotations, ((number, name) for name, number in ids.items()))
 
 
-def _box(corners: tuple[float, float, float, float] | None, first: int) -> list[float] | None:
-    """COCO's bbox. `first` is the number of the first pixel; if it is 1, a side also includes its last pixel."""
-    if corners is None:
-        return None
+def _box(corners: list[Any], first: int) -> list[Any]:
+    """COCO's bbox. `first` is the number of the first pixel; if it is 1, a side also includes its last pixel. Corners
+    that are not all numbers stay as they are."""
+    if not all(isinstance(number, (int, float)) for number in corners):
+        return corners
     x1, y1, x2, y2 = corners
     return [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]

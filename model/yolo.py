@@ -30,13 +30,16 @@ def read_yolo(path: Path, images: Path) -> Document:
             continue
         if label != Path(name).stem:
             picture["listed_as"] = f"{label}.txt"
-        for line in _text(path / f"{label}.txt").splitlines():
-            if words := line.split():
-                annotations.append({"image_id": number} | _box(words, picture["width"] or 0, picture["height"] or 0))
-    return document_of(pictures, annotations, enumerate(names))
+        for count, line in enumerate(_text(path / f"{label}.txt").splitlines(), 1):
+            if line.strip():
+                box = _box(line, picture["width"] or 0, picture["height"] or 0)
+                annotations.append({"found_in": f"{label}.txt line {count}", "image_id": number} | box)
+    return document_of("YOLO", pictures, annotations, enumerate(names))
 
 
-def _box(words: list[str], width: float, height: float) -> dict[str, Any]:
+def _box(line: str, width: float, height: float) -> dict[str, Any]:
+    """A line as an annotation, whose bbox is the line itself if it cannot be read."""
+    words = line.split()
     numbers = [number for word in words if (number := number_of(word)) is not None]
     whole = len(numbers) == len(words) and isinstance(numbers[0], int) and all(map(math.isfinite, numbers))
     if whole and len(words) in (5, 6):  # a sixth number is a prediction's confidence
@@ -45,7 +48,7 @@ def _box(words: list[str], width: float, height: float) -> dict[str, Any]:
     elif whole and len(words) >= 7 and len(words) % 2:
         label, (x, y, w, h) = numbers[0], around(numbers[1:])
     else:
-        return {"category_id": words[0], "bbox": None}
+        return {"category_id": words[0], "bbox": line}
     return {"category_id": label, "bbox": [x * width, y * height, w * width, h * height]}
 
 

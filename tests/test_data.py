@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import operator
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -414,7 +415,8 @@ def test_boxes_of_a_class_that_was_taken_out_are_no_further_problems(tmp_path: P
     document = write_pictures(tmp_path, 4)
     document["categories"][1]["name"] = ""
     _, problems = check(document, "it")
-    assert problems.errors == [("unreadable entry", "category at position 1")]
+    ((kind, where),) = problems.errors
+    assert kind == "unreadable entry" and where.startswith("category at position 1: {")
 
 
 def test_class_names_are_as_the_service_will_have_them(tmp_path: Path) -> None:
@@ -890,3 +892,31 @@ def test_roboflows_category_of_all_categories_is_no_class(tmp_path: Path) -> Non
     document["annotations"][0]["category_id"] = 0
     (tmp_path / "boxes.json").write_text(json.dumps(document))
     assert set(read_annotations(tmp_path / "boxes.json", tmp_path).classes) == {"things", *IDS}
+
+
+def test_what_cannot_be_read_is_shown_with_a_place_that_a_person_finds(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path / "pictures", 1)
+    write_voc(tmp_path / "voc", document)
+    xml = tmp_path / "voc" / "picture-0.xml"
+    xml.write_text(re.sub("<xmin>[^<]*", "<xmin>left", xml.read_text(), count=1))
+    document["annotations"][0]["bbox"] = [1, 2, "3"]
+    document["annotations"][1]["image_id"] = "0"
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    (tmp_path / "yolo").mkdir()
+    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
+    (tmp_path / "yolo" / "picture-0.txt").write_text(f"0 .5 .5 .2 .2\n\n0 .5 .5 {'.2 ' * 41}\n7 .5 .5 .2 .2\n")
+    found = {}
+    for source in ("boxes.json", "voc", "yolo"):
+        problems = read_checked(tmp_path / source, tmp_path / "pictures")[1]
+        found[source] = problems.errors
+        advice = problems.describe(problems.errors).partition("(unreadable entry): ")[2]
+        assert ("bndbox" in advice, "class cx" in advice) == (source == "voc", source == "yolo")
+    assert found["boxes.json"] == [
+        ("unreadable entry", "annotation 1 of image 0 (picture-0.png): [1, 2, '3']"),
+        ("unknown image id", "annotation 2 of image '0'"),
+    ]
+    ((_, voc),) = found["voc"]
+    assert voc.startswith("picture-0.xml: ['left', '")
+    (_, line), unknown = found["yolo"]
+    assert line == "picture-0.txt line 3: '0 .5 .5 " + ".2 " * 17 + "..."
+    assert unknown == ("unknown category id", "picture-0.txt line 4: 7")
