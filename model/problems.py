@@ -35,6 +35,8 @@ UNREADABLE = {
     "characters",
 }
 """What to do about an unreadable entry, where COCO's advice does not fit."""
+LOSING = {"unreadable entry", "duplicate id", "unknown category id", "degenerate box", "box outside", "fractions"}
+"""Kinds that may cost a picture the box of an object."""
 WARNINGS = {"duplicate box", "box under 1 px", "class without boxes", "class names alike", "name in another writing"}
 
 
@@ -56,6 +58,11 @@ class Problems:
 
     def add(self, kind: str, where: str) -> None:
         (self.warnings if kind in WARNINGS else self.errors).append((kind, where))
+
+    @property
+    def objects_lost(self) -> bool:
+        """Whether there are errors in which a picture stays, but not the box of something it shows."""
+        return any(kind in LOSING and not where.startswith("image ") for kind, where in self.errors)
 
     def describe(self, found: list[tuple[str, str]]) -> str:
         """Some problems in words: how many of each kind, the first ten, and what to do."""

@@ -113,6 +113,8 @@ def _complain(sets: list[Problems], skip: bool, console: Console) -> None:
         raise ValueError("\n".join([*wrong, "or pass --bad-data skip to leave them out"]))
     for text in wrong:
         console.print(f"left out: {text}")
+    if any(problems.objects_lost for problems in sets):
+        console.print("note: what left-out annotations show counts as background in the pictures that stay")
     for problems in sets:
         if problems.warnings:
             console.print(f"note: {problems.describe(problems.warnings)}")

@@ -910,6 +910,20 @@ def test_bad_data_stop_a_run_or_are_left_out(
     assert train(settings(bad, tmp_path / "run", bad_data="skip"), ALONE, QUIET)
 
 
+@pytest.mark.parametrize(("part", "lost"), [("annotations", True), ("images", False)])
+def test_objects_whose_boxes_are_left_out_are_said_to_be_background(
+    data: Data, tmp_path: Path, part: str, lost: bool
+) -> None:
+    document = json.loads(data[0].read_text())
+    document[part][0] |= {"bbox": None, "width": "wide"}
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    console = Console(file=io.StringIO(), width=200)
+    read_data(settings((tmp_path / "boxes.json", data[1]), tmp_path / "run", bad_data="skip"), console)
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert "left out: " in said and ("counts as background" in said) == lost
+
+
 @pytest.mark.parametrize("crowd", [False, True])
 def test_a_val_without_boxes_is_refused(data: Data, tmp_path: Path, crowd: bool) -> None:
     document = json.loads(data[0].read_text())
