@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.coco import Document, read_json
+from model.pictures import require_unpacked
 from model.voc import read_voc
-from model.yolo import read_yolo
+from model.yolo import is_prose, read_yolo
 
 
 def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Document:
@@ -29,11 +30,15 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
     if path.is_file():
         _require_all_in_one(path)
+    if images.is_file():
+        require_unpacked(images)
     if not images.is_dir():
         raise ValueError(f"no folder of pictures at {images}")
     if path.is_file():
         return read_json(path, images)
-    voc, yolo = any(path.glob("*.xml")), any(file.name != "classes.txt" for file in path.glob("*.txt"))
+    voc, texts = any(path.glob("*.xml")), [file for file in path.glob("*.txt") if file.name != "classes.txt"]
+    json = _json_in(path)
+    yolo = any(not is_prose(file) for file in texts) if json else bool(texts)  # Roboflow puts a readme beside its json
     below = [file.parent for kind in ("xml", "txt") for file in path.glob(f"*/**/*.{kind}")]
     # Hidden folders are programs' own.
     below = [folder for folder in below if not any(part[0] == "." for part in folder.relative_to(path).parts)]
@@ -43,12 +48,19 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         return read_voc(path, images, classes)
     if yolo:
         return read_yolo(path, images)
-    hint = f": give the folder that does, such as {below[0]}" if below else ""
+    hint = f": give {json} itself" if json else f": give the folder that does, such as {below[0]}" if below else ""
     raise ValueError(f"the folder {path} holds neither VOC xml nor YOLO txt files{hint}")
+
+
+def _json_in(folder: Path) -> Path | None:
+    """The json in a folder that is the likeliest to be COCO's: Roboflow's, or another."""
+    found = sorted((*folder.glob("*.json"), *folder.glob("*/_annotations.coco.json")))
+    return min(found, key=lambda file: (file.parent != folder, not file.name.startswith("_annotations")), default=None)
 
 
 def _require_all_in_one(file: Path) -> None:
     """Raises: ValueError: a file does not hold a whole set's annotations, as COCO's json does."""
+    require_unpacked(file)
     suffix = file.suffix.lower()
     if suffix in (".yaml", ".yml"):
         raise ValueError(f"{file} only names YOLO's classes: give the folder of its txt files instead")

@@ -11,7 +11,14 @@ from PIL import Image
 from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, orientation
 
 UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
+
+
+def require_unpacked(path: Path) -> None:
+    """Raises: ValueError: the path is an archive's, as data sets are downloaded."""
+    if path.suffix.lower() in PACKED:
+        raise ValueError(f"{path} is packed: unpack it, and give what was in it")
 
 
 def pictures_in(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from model.layout import Augmentation
+from model.pictures import require_unpacked
 from model.settings import PATHS, Settings
 
 # The shipped model. Trained on nine tenths of train and scored on the last tenth, after 6 epochs at half size: AP 0.114
@@ -82,6 +83,7 @@ def data_folder(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: the folder has none of the `LAYOUTS`.
     """
+    require_unpacked(folder)
     for layout in LAYOUTS.values():
         found = [part for part in ("train", "val", "valid") if (folder / layout[0].format(part)).exists()]
         if "train" in found:

@@ -34,6 +34,7 @@ from model.data import (
 from model.formats import read_document
 from model.layout import Augmentation
 from model.pictures import upright_size
+from model.presets import data_folder
 from model.problems import ADVICE, SHOWN, Problems
 from tests.toy import IDS, read_annotations, write_coco, write_pictures
 
@@ -920,3 +921,31 @@ def test_what_cannot_be_read_is_shown_with_a_place_that_a_person_finds(tmp_path:
     (_, line), unknown = found["yolo"]
     assert line == "picture-0.txt line 3: '0 .5 .5 " + ".2 " * 17 + "..."
     assert unknown == ("unknown category id", "picture-0.txt line 4: 7")
+
+
+@pytest.mark.parametrize("name", ["_annotations.coco.json", "boxes.json", "train/_annotations.coco.json"])
+def test_a_json_is_named_where_its_folder_is_given(tmp_path: Path, name: str) -> None:
+    (tmp_path / "README.roboflow.txt").write_text("Exported from ...")
+    for file in (name, "zebra.json") if name.startswith("_") else (name,):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=f"holds neither VOC xml nor YOLO txt files: give {tmp_path / name} itself$"):
+        read_document(tmp_path, tmp_path)
+
+
+def test_labels_are_read_where_a_json_lies_beside_them(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a")
+    (labels / "notes.json").write_text("{}")
+    assert len(read_document(labels, images)["annotations"]) == 1
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    file, packed = write_coco(tmp_path, 1)[0], tmp_path / "set.zip"
+    packed.write_bytes(b"PK")
+    for read in (
+        lambda: read_document(packed, tmp_path),
+        lambda: read_document(file, packed),
+        lambda: data_folder(packed),
+    ):
+        with pytest.raises(ValueError, match=r"set\.zip is packed: unpack it"):
+            read()
