@@ -35,7 +35,7 @@ def hold_out(document: Document, share: float) -> tuple[Document, Document]:
     """
     images = document["images"]
     if len(images) < 2:
-        raise ValueError(f"{len(images)} pictures are too few to hold some out")
+        raise ValueError(f"too few pictures to hold some out for an evaluation: {len(images)}")
     places = {image["id"]: _place(image["file_name"]) for image in images}
     ordered = sorted(places.values())
     limit = min(max(share, ordered[0]), ordered[-2])  # at least one picture on either side

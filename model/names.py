@@ -97,10 +97,10 @@ def require_some(names: Collection[str], there: Collection[str], source: Path, f
 
 def _folder_of(names: Collection[str], folder: Path) -> Path | None:
     """The folder below, above or beside this one that holds most of these pictures."""
-    stems = {PurePosixPath(name.replace("\\", "/")).stem for name in names}
+    stems = {PurePosixPath(_plain(name)).stem for name in names}
     above = folder.absolute().parent
     for place in (*_folders_in(folder), above, *_folders_in(above)):
-        held = {Path(name).stem for name in pictures_in(place)}
+        held = {_stem(_plain(name)) for name in pictures_in(place)}
         if len(stems & held) > len(stems) / 2:
             return place
     return None

@@ -774,7 +774,8 @@ def test_a_voc_files_own_picture_wins_over_the_name_in_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("source", ["boxes.json", "yolo", "voc"])
 def test_a_wrong_folder_of_pictures_is_one_sentence_and_the_right_one_is_named(tmp_path: Path, source: str) -> None:
     document = write_pictures(tmp_path / "pictures" / "train", 3)
-    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    listed = [one | {"file_name": f"images\\{one['file_name'].upper()}"} for one in document["images"]]
+    (tmp_path / "boxes.json").write_text(json.dumps(document | {"images": listed}))
     write_yolo(tmp_path / "yolo", document)
     write_voc(tmp_path / "voc", document)
     (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")

@@ -1041,7 +1041,7 @@ def test_at_least_one_picture_is_held_out_and_one_is_left(tmp_path: Path, fracti
 
 def test_a_single_picture_cannot_be_held_out(tmp_path: Path) -> None:
     alone = settings(write_coco(tmp_path, 1), tmp_path, val_annotations=None, val_images=None)
-    with pytest.raises(ValueError, match="too few to hold some out"):
+    with pytest.raises(ValueError, match="too few pictures to hold some out for an evaluation: 1"):
         read_data(alone, QUIET)
 
 
