@@ -115,7 +115,7 @@ def _write_no_more() -> None:
 
 def _detect(settings: Settings, options: argparse.Namespace) -> int:
     """Runs the service's pipeline on files. Returns: The exit code. Raises: StartError."""
-    from app import files
+    from app.detect_files import Outputs, detect_files
 
     try:
         query = DetectQuery.model_validate({name: getattr(options, name) for name in DetectQuery.model_fields})
@@ -126,8 +126,8 @@ def _detect(settings: Settings, options: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     if options.model is not None:
         settings = settings.model_copy(update={"model": options.model})
-    outputs = files.Outputs(options.json, options.json_lines, options.coco, options.coco_annotations, options.draw)
-    return asyncio.run(files.detect_files(settings, options.pictures, outputs, query))
+    outputs = Outputs(options.json, options.json_lines, options.coco, options.coco_annotations, options.draw)
+    return asyncio.run(detect_files(settings, options.pictures, outputs, query))
 
 
 def _option(name: str) -> str:

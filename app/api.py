@@ -13,9 +13,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from app import pages, problems, tracing
 from app.addresses import BATCH, DETECT, KEYED, MODEL, PICTURES, RELOAD
-from app.batch import detect_each
+from app.batch_route import detect_each
 from app.body_limit import BodyLimit
-from app.detect import Detect, disconnected, in_time
+from app.detect_route import Detect, disconnected, in_time
 from app.errors import Refusal
 from app.gate import DEADLINE_HEADER, Gate
 from app.metrics import CONTENT_TYPE

@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException
 
 from app.api import create_app
 from app.artifact import file_version
-from app.detect import _read_query_once
+from app.detect_route import _read_query_once
 from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings

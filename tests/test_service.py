@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.batch import detect_each
+from app.batch_route import detect_each
 from app.draw import drawing
 from app.engine import Engine
 from app.errors import ClientGone, Refusal

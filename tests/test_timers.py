@@ -8,7 +8,7 @@ from time import perf_counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.detect import in_time
+from app.detect_route import in_time
 from app.record import Record
 from app.timers import RESOLUTION_S, Timers
 from tests.test_service import served

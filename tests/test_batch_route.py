@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api import create_app
-from app.batch import detect_each
+from app.batch_route import detect_each
 from app.detector import Detector
 from app.errors import ClientGone
 from app.postprocess import Parameters

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from faster_coco_eval import COCO
 
+from app.detect_files import Outputs, Progress, _drawings, detect_files, pictures_in
 from app.detector import Detector
 from app.engine import Engine
 from app.errors import StartError
-from app.files import Outputs, Progress, _drawings, detect_files, pictures_in
 from app.postprocess import Detections
 from app.schemas import DetectQuery
 from app.settings import Settings
@@ -123,7 +123,7 @@ def test_a_file_that_the_annotations_lack_stops_before_any_work(
 ) -> None:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "0007.png"}], "categories": []}))
-    monkeypatch.setattr("app.files.Service.load", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.detect_files.Service.load", lambda _: pytest.fail("the model was loaded"))
     with pytest.raises(StartError, match=r"has no image 0008\.png"):
         run(model_file, folder, coco=tmp_path / "coco.json", coco_annotations=path)
 
