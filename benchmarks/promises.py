@@ -42,7 +42,7 @@ from app.settings import DEFAULT_MODEL, Settings
 from app.sharing import session_count
 from benchmarks.command import as_command
 from benchmarks.load import Load, request_bytes
-from benchmarks.systems import Running, photograph, running
+from benchmarks.systems import Running, photograph, running, settings_from
 
 QUEUE = 300
 DEADLINE_S = 300
@@ -326,9 +326,7 @@ def main() -> int:
     for file in (options.model, options.other):
         if not file.is_file():
             parser.error(f"there is no file {file}")
-    if wrong := [setting for setting in options.settings if "=" not in setting]:
-        parser.error(f"--settings must be NAME=VALUE, but got {wrong[0]}")
-    chosen = dict(setting.split("=", 1) for setting in options.settings)
+    chosen = settings_from(options.settings, parser)
     settings: dict[str, Any] = {"max_queue": QUEUE, "deadline_s": DEADLINE_S, "drain_s": 0, **chosen}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(shutil.copy(options.model, Path(folder) / "model.onnx"))

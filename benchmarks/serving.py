@@ -3,6 +3,7 @@
     python benchmarks/serving.py                            the pipeline, the service and FastAPI, about half an hour
     python benchmarks/serving.py --systems bare service fastapi --models tiny --levels --open   only the ratios
     python benchmarks/serving.py --provider cuda            on a machine with a GPU
+    python benchmarks/serving.py ... --changed max_batch=4  a second service in the windows, with other settings
 
 Ratios: all systems are up at once, but only one runs at a time, the others are stopped: windows of a second, in turn,
 with 8 clients, each sending its next request as soon as it has an answer. Machines slow down and speed up by a third
@@ -42,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 from app.cores import core_count
 from app.settings import DEFAULT_MODEL
 from benchmarks.command import as_command
-from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, tell
+from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, settings_from, tell
 
 CLIENTS = 8  # in the windows
 CLOSED_LEVELS = (1, 8, 64)
@@ -103,6 +104,13 @@ def main() -> int:
     parser.add_argument("--deadline-s", type=float, default=2)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers", help="a Python with LitServe, BentoML and Ray Serve")
+    parser.add_argument(
+        "--changed",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="FCOS_* variables of a second service",
+    )
     parser.add_argument("--output", type=Path, default=Path("serving.csv"))
     options = parser.parse_args()
     systems = options.systems or ["bare", *OWN, *(PEERS if options.peers else ())]
@@ -112,6 +120,7 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(set(systems) & set(PEERS)))}: give a Python that has them with --peers")
     if options.rounds and options.open and not options.levels:
         parser.error("--open is in multiples of what is answered in closed loop: give --levels, too")
+    options.changed = settings_from(options.changed, parser)
     given = photograph() if options.picture is None else options.picture.read_bytes()
 
     results: list[Result] = []
@@ -152,6 +161,9 @@ def _windows(systems: list[str], model: Path, picture: Path, options: argparse.N
             else:
                 server = stack.enter_context(_running(system, model, options))
                 run[system] = partial(_window, system, server, picture, options.window_s)
+        if options.changed:
+            server = stack.enter_context(_running("service", model, options, **options.changed))
+            run["changed"] = partial(_window, "service", server, picture, options.window_s)
         for window in run.values():
             window()
         for number in range(options.windows):
@@ -251,9 +263,10 @@ def _serve(
     return capacity or answered
 
 
-def _running(system: str, model: Path, options: argparse.Namespace) -> AbstractContextManager[Running]:
+def _running(system: str, model: Path, options: argparse.Namespace, **changed: str) -> AbstractContextManager[Running]:
     python = options.peers if system in PEERS else sys.executable
-    return running(system, model, options.provider, python, deadline_s=options.deadline_s, drain_s=0)
+    settings = {"deadline_s": options.deadline_s, "drain_s": 0, **changed}
+    return running(system, model, options.provider, python, **settings)
 
 
 @contextmanager

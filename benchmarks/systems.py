@@ -1,6 +1,7 @@
 """Servers to measure, each in processes of its own: our service, the FastAPI baseline, and other people's. And the
 picture that is sent to them."""
 
+import argparse
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -65,6 +66,13 @@ def running(
             yield Running(port, process)
         finally:
             _end(process)
+
+
+def settings_from(texts: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Returns: FCOS_* variables, without that prefix, from NAME=VALUE."""
+    if wrong := [text for text in texts if "=" not in text]:
+        parser.error(f"a setting must be NAME=VALUE, but got {wrong[0]}")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def photograph() -> bytes:

@@ -128,6 +128,7 @@ def test_serving_compares_the_service_with_the_bare_pipeline_and_the_baseline(tm
         ("decode", ["--annotations", "a.json"], "go together"),
         ("promises", ["--other", "gone.onnx"], "no file gone.onnx"),
         ("promises", ["--settings", "foo"], "NAME=VALUE"),
+        ("serving", ["--changed", "foo"], "NAME=VALUE"),
         ("promises", ["--settings", "max_batch=3"], "max_batch"),
         ("serving", ["--picture", "gone.jpg"], "gone.jpg"),
         ("serving", ["--systems", "litserve"], "--peers"),
