@@ -27,7 +27,7 @@ def test_no_text_is_markup() -> None:
     [
         (average, "average", "a.pt --data data --output b.pt"),
         (recipes, "compare", "--data data --output runs"),
-        (train, "train", "--data data --output runs --device cpu"),
+        (train, "train", "--train-annotations a.json --train-images a --output runs --device cpu"),
     ],
 )
 def test_a_script_says_it_so(
