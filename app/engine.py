@@ -8,7 +8,7 @@ would only compete with the workers for the same cores: so a worker that has dec
 finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly.
 
 Concurrent pictures have a core each, which wastes least. A lone picture has all cores, which is fastest. A model too
-quick for several cores may gain from batches: then a worker first decodes what else has arrived, until a batch is full.
+quick for several cores gains from batches: then a worker first decodes what else has arrived, until a batch is full.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from app.providers import CUDA
 from app.schemas import ModelName
 from app.session import OnnxRunner
 from app.settings import Settings
-from app.sharing import QUICK_S, best_batch, largest_batch, seconds_per_picture, session_count
+from app.sharing import QUICK_S, largest_batch, seconds_per_picture, session_count
 from app.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ class Engine:
         self.pace.expect(seconds)
         quick = seconds < QUICK_S
         self._cores = 1 if quick else max(self.runner.wider, default=1)
-        if not self._batch_is_set:
-            self._batcher.largest = best_batch(self.runner, self._batcher.largest) if quick else 1
+        if not (quick or self._batch_is_set):
+            self._batcher.largest = 1
         self.runner.warm_up(self._batcher.largest)
 
     def close(self) -> None:

@@ -431,8 +431,11 @@ def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
     asyncio.run(run())
 
 
-def test_how_large_batches_are_on_a_cpu_is_tried(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.best_batch", lambda _, largest: largest // 2)
+@pytest.mark.parametrize(("seconds", "batches"), [(0.009, [4]), (0.011, [1, 1, 1, 1])])
+def test_on_a_cpu_only_quick_models_have_batches(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, batches: list[int]
+) -> None:
+    monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
     held = Held()
     held.open.set()
 
@@ -440,8 +443,8 @@ def test_how_large_batches_are_on_a_cpu_is_tried(model_file: Path, monkeypatch: 
         async with served(model_file, decode_threads=1, max_batch=0) as service:
             held.install(monkeypatch)
             await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(4)))
-            assert held.batches == [2, 2]
-            assert metric(service, "fcos_largest_batch") == 2
+            assert held.batches == batches
+            assert metric(service, "fcos_largest_batch") == batches[0]
 
     asyncio.run(run())
 

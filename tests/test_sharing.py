@@ -10,7 +10,6 @@ from app.providers import CPU, CUDA
 from app.session import BATCH_SIZES, OnnxRunner
 from app.settings import Settings
 from app.sharing import (
-    best_batch,
     drawer_count,
     largest_batch,
     most_threads,
@@ -76,27 +75,3 @@ def test_there_are_no_more_threads_than_pictures(
     monkeypatch.setattr("app.sharing.core_count", lambda: cores)
     given = Settings(model=model_file, **settings)
     assert (worker_count(given), drawer_count(given)) == (workers, drawers)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "best"),
-    [
-        ({1: 0.004, 2: 0.007, 4: 0.012}, 4),  # the larger the better
-        ({1: 0.004, 2: 0.007, 4: 0.015}, 2),
-        ({1: 0.004, 2: 0.0079, 4: 0.0157}, 1),  # too little to be sure of
-        ({1: 0.004, 2: 0.009, 4: 0.020}, 1),
-    ],
-)
-def test_the_best_batch_takes_the_least_time_for_a_picture(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], best: int
-) -> None:
-    runner = OnnxRunner.load(model_file)
-    clock, runs = [0.0], []
-
-    def run(_: OnnxRunner, canvases: list[np.ndarray], cores: int = 1) -> None:
-        runs.append(len(canvases))
-        clock[0] += seconds[len(canvases)] * (3 if len(runs) % 5 == 0 else 1)  # now and then the machine is busy
-
-    monkeypatch.setattr(OnnxRunner, "run_batch", run)
-    monkeypatch.setattr("app.sharing.perf_counter", lambda: clock[0])
-    assert best_batch(runner, 4) == best
