@@ -6,6 +6,7 @@ A program calls `end_at_once` before its imports and `raise_again` after them; w
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from types import FrameType
 
@@ -15,13 +16,16 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+def missing(packages: Iterable[str]) -> str:
+    """Returns: Those of the packages that are not installed, as a list for a message; empty if all are."""
+    return ", ".join(package for package in packages if find_spec(package) is None)
+
+
 def require_packages() -> None:
     """Ends the program with a message if the service's packages are not installed."""
-    missing = [package for package in _PACKAGES if find_spec(package) is None]
-    if missing:
+    if names := missing(_PACKAGES):
         print(
-            f"error: {', '.join(missing)} not found: run `source .venv/bin/activate` first, or `make serve`, which "
-            "installs them.",
+            f"error: {names} not found: run `source .venv/bin/activate` first, or `make serve`, which installs them.",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -2,14 +2,14 @@
 none of them."""
 
 import sys
-from importlib.util import find_spec
+
+from app.launch import missing
 
 
 def require(*packages: str) -> None:
     """End the program with a message if one of these is not installed, as after `make serve`."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        sys.exit(f"{', '.join(missing)} not found: run `make test` or `pip install -r requirements/dev.txt`.")
+    if names := missing(packages):
+        sys.exit(f"{names} not found: run `make test` or `pip install -r requirements/dev.txt`.")
 
 
 require("torch", "torchvision", "timm", "rich", "tyro")
