@@ -274,6 +274,7 @@ class Engine:
             timing_ms = job.timing_ms(begun, perf_counter())
             for stage, milliseconds in timing_ms.items():
                 self._metrics.stages[stage].observe(milliseconds / 1000)
+            self._metrics.detections.observe(len(found))
             self.failing = False
             outcome = Outcome(job.placement.picture, found, self.metadata.classes, self.model, timing_ms)
         except Exception as error:

@@ -12,6 +12,7 @@ from app.session import BATCH_SIZES
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("read", "decode", "queue", "inference", "postprocess", "draw", "total")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+OBJECTS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 OTHER = "other"  # any address but the service's own
 
 
@@ -33,6 +34,10 @@ class Metrics:
             "fcos_batch_size", "Pictures in a batch that the session ran.", registry=registry, buckets=BATCH_SIZES
         )
         self.pictures = Counter("fcos_pictures_inferred", "Pictures that the session ran.", registry=registry)
+        self.detections = Histogram(
+            "fcos_detections", "Objects found in a picture, with its request's parameters.", registry=registry,
+            buckets=OBJECTS,
+        )  # fmt: skip
         self.failed_batches = Counter(
             "fcos_batches_failed", "Batches on which the session failed; if of several pictures, each is run again.",
             registry=registry,

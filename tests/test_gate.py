@@ -362,6 +362,16 @@ def test_metrics_count_what_happened(model_file: Path) -> None:
         )
 
 
+def test_what_is_found_is_counted(model_file: Path) -> None:
+    with client_of(model_file) as client:
+        found = client.post("/detect", content=PICTURE).json()["detections"]
+        assert found
+        assert client.post("/detect?classes=green", content=PICTURE).json()["detections"] == []
+        assert metric(client, "fcos_detections_sum") == len(found)
+        assert metric(client, "fcos_detections_count") == 2
+        assert metric(client, 'fcos_detections_bucket{le="0.0"}') == 1, "pictures with nothing in them"
+
+
 def wait_for(condition: Any) -> None:
     pause = threading.Event()
     for _ in range(60_000):
