@@ -13,6 +13,7 @@ written.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -143,6 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--name", help="of the model, as the service shows it (default: the training's --name, else the file's)"
     )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="N",
+        help="the service's default (default: the checkpoint's, which is that of best F1 on the training's val)",
+    )
     options = parser.parse_args(arguments)
     try:
         print(_run(options))
@@ -165,10 +172,15 @@ def _run(options: argparse.Namespace) -> str:
         raise ValueError(
             "--calibration-images is for a lower precision: choose --precision fp16 or int8, or leave it out"
         )
+    threshold = options.score_threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--score-threshold must be between 0 and 1, but is {threshold}")
     pictures = [] if precision == "fp32" else precisions.choose_pictures(options.calibration_images)
     checkpoint, checksum = read(options.checkpoint, options.torchvision_coco)
     name = str(checkpoint.training.get("name", output.stem)) if options.name is None else options.name
     require_name(name)
+    if threshold is not None:
+        checkpoint = dataclasses.replace(checkpoint, score_threshold=threshold)
     metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
     if precision == "fp32":
         lines = [str(export(checkpoint.model(), metadata, output))]

@@ -108,6 +108,14 @@ def test_the_file_says_what_it_is(exported: Path, checkpoint_file: Path) -> None
     assert metadata.checkpoint_sha256 == checkpoints.sha256(checkpoint_file)
 
 
+def test_the_default_score_threshold_may_be_chosen(checkpoint_file: Path, exported: Path, tmp_path: Path) -> None:
+    output = tmp_path / "sure.onnx"
+    assert main([str(checkpoint_file), "--output", str(output), "--score-threshold", "0.7"]) == 0
+    sure, plain = (OnnxRunner.load(path).metadata for path in (output, exported))
+    assert sure.defaults == plain.defaults.model_copy(update={"score_threshold": 0.7})
+    assert plain.defaults.score_threshold == checkpoints.load(checkpoint_file).score_threshold
+
+
 def test_the_file_names_no_path_of_the_machine_that_wrote_it(exported: Path) -> None:
     content = exported.read_bytes()
     assert str(Path(__file__).resolve().parents[1]).encode() not in content
@@ -448,6 +456,9 @@ def test_calibration_pictures_without_a_lower_precision_are_refused(
     assert "--precision" in capsys.readouterr().err
     assert main([*command, "--name", ""]) == 2
     assert "name" in capsys.readouterr().err
+    for threshold in ("1.5", "nan"):
+        assert main([*command, "--score-threshold", threshold]) == 2
+        assert "between 0 and 1" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.onnx"))
 
 
