@@ -77,7 +77,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The json of `model/evaluate.py`."""
-        return {"metrics": self.metrics, "per_class": self.per_class}
+        best = {"f1": self.f1, "score_threshold": self.score_threshold, "confusion": self.confusion.tolist()}
+        return {"metrics": self.metrics, "per_class": self.per_class, "best_f1": best}
 
 
 def score(found: Found, document: Document, classes: Sequence[str]) -> Evaluation:

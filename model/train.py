@@ -16,9 +16,9 @@ Annotations are a COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt
 
 The run's folder gets `config.json` (every option, the network), `last.pt` (resumable until the run is finished),
 `best.pt` (highest AP on val, averaged weights), `metrics.csv` (a line per epoch), `tensorboard/`, `batches.jpg` (what
-the network sees) and, with every evaluation, `metrics.json` (COCO's 12 numbers, AP per class; -1: no such boxes); at
-the end `precision_recall.png`, `confusion.png` and `predictions.jpg`. Ctrl-C or SIGTERM saves and stops; a second
-Ctrl-C stops at once.
+the network sees) and, with every evaluation, `metrics.json` (as `model/evaluate.py --json`); at the end
+`precision_recall.png`, `confusion.png` and `predictions.jpg`. Ctrl-C or SIGTERM saves and stops; a second Ctrl-C stops
+at once.
 """
 
 from __future__ import annotations

@@ -60,10 +60,15 @@ def test_an_onnx_file_is_measured(
     out = tmp_path / "out.json"
     assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1], "--json", out) == 0
     written = json.loads(out.read_text())
-    assert set(written) == {"metrics", "per_class"}
+    assert set(written) == {"metrics", "per_class", "best_f1"}
     assert tuple(written["metrics"]) == METRICS
     assert set(written["per_class"]) == set(IDS)
     assert all(set(values) == {"AP", "AP50"} for values in written["per_class"].values())
+    confusion = np.array(written["best_f1"].pop("confusion"))
+    truth = json.loads(toy[0].read_text())
+    for row, name in zip(confusion, written["per_class"], strict=False):
+        assert row.sum() == sum(box["category_id"] == IDS[name] for box in truth["annotations"])
+    assert set(written["best_f1"]) == {"f1", "score_threshold"}
     assert written["metrics"]["AR100"] > 0  # it finds rectangles, if not their exact size
 
 
