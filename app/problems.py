@@ -1,6 +1,5 @@
 """Refusals as HTTP answers: every error a client sees is an `application/problem+json` document (RFC 9457)."""
 
-import difflib
 from itertools import islice
 from typing import Any
 
@@ -81,19 +80,19 @@ async def _expected(request: Request, error: Exception) -> Response:
 
 
 def _invalid(scope: Scope, error: RequestValidationError) -> Refusal:
-    query = PictureQuery if scope["path"] == DETECT else DetectQuery
-    sentences = []
+    sentences, unknown = [], False
     for fault in islice(error.errors(), MOST_FAULTS):
         name = ".".join(str(key) for key in fault["loc"][1:])
         if fault["type"] == "extra_forbidden":
-            name = name[:LONGEST_QUOTE]
-            near = difflib.get_close_matches(name.casefold(), query.model_fields, n=2)
-            hint = f"The nearest: {', '.join(near)}; /docs lists all" if near else "/docs lists those that are"
-            sentences.append(f"{name} is not a parameter of this address. {hint}.")
+            unknown = True
+            sentences.append(f"{name[:LONGEST_QUOTE]} is not a parameter of this address.")
         else:
             value = repr(fault.get("input"))[:LONGEST_QUOTE]
             message = fault["msg"][:1].lower() + fault["msg"][1:]
             sentences.append(f"{name} has value {value}: {message}.")
+    if unknown:
+        query = PictureQuery if scope["path"] == DETECT else DetectQuery
+        sentences.append(f"It takes {', '.join(query.model_fields)}; /docs describes them.")
     return Refusal("invalid_parameter", " ".join(sentences))
 
 

@@ -158,7 +158,7 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
         ({"content": PICTURE, "params": {"score_threshold": "nan"}}, 422, "invalid_parameter", "score_threshold"),
         ({"content": PICTURE, "params": {"iou_threshold": "x"}}, 422, "invalid_parameter", "iou_threshold"),
         ({"content": PICTURE, "params": {"max_detections": 0}}, 422, "invalid_parameter", "max_detections"),
-        ({"content": PICTURE, "params": {"treshold": 0.5}}, 422, "invalid_parameter", ", score_threshold; /docs"),
+        ({"content": PICTURE, "params": {"conf": 0.5}}, 422, "invalid_parameter", "It takes score_threshold, "),
         ({"content": PICTURE, "params": {"zzz": 1}}, 422, "invalid_parameter", "zzz is not a parameter"),
         ({"content": b"hi", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported_media_type", "text/plain"),
         (
