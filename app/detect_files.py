@@ -19,7 +19,7 @@ from app.errors import Refusal, StartError, failed
 from app.images import SUFFIXES
 from app.negotiation import PNG
 from app.postprocess import COCO_SCORE_THRESHOLD
-from app.schemas import LISTS_ALL, DetectQuery
+from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
 
@@ -80,7 +80,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         shown_above = query.parameters(service.runner.metadata).score_threshold
     except Refusal as refusal:  # of an unknown class
         service.close()
-        raise StartError(refusal.message.replace(LISTS_ALL, "")) from None
+        raise StartError(refusal.message) from None
     if outputs.coco is not None and query.score_threshold is None:
         query = query.model_copy(update={"score_threshold": COCO_SCORE_THRESHOLD})
     results: list[Result] = []

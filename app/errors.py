@@ -27,10 +27,16 @@ class SettingsError(StartError):
 
 
 class Kind(NamedTuple):
-    """What one kind of refusal is to a client: its HTTP status and its title."""
+    """What one kind of refusal is to a client of the service.
+
+    Attributes:
+        status: The HTTP status.
+        more: A sentence that follows the message: where the service says more.
+    """
 
     status: int
     title: str
+    more: str = ""
 
 
 # Clients may rely on the codes: never rename one.
@@ -51,7 +57,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "not_a_picture": Kind(415, "The bytes are not a picture that can be read"),
         "corrupt_picture": Kind(422, "The picture is damaged"),
         "invalid_parameter": Kind(422, "A parameter cannot be used"),
-        "unknown_class": Kind(422, "The model does not know this class"),
+        "unknown_class": Kind(422, "The model does not know this class", "GET /model lists all."),
         "model_refused": Kind(422, "The model file cannot be served"),
         "too_many_requests": Kind(429, "This key has too many requests at a time"),
         "internal_error": Kind(500, "The service failed"),
@@ -91,7 +97,7 @@ class Refusal(Exception):
             "type": f"urn:fcos-detect:problem:{self.code}",
             "title": self.kind.title,
             "status": self.kind.status,
-            "detail": self.message,
+            "detail": f"{self.message} {self.kind.more}".rstrip(),
             "code": self.code,
             **self.members,
         }

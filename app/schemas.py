@@ -11,8 +11,6 @@ from app.errors import Refusal
 from app.negotiation import answer_type
 from app.postprocess import Parameters
 
-LISTS_ALL = "; GET /model lists all"  # what a message ends with, where there is a service
-
 
 class DetectQuery(BaseModel):
     """What to look for. A parameter that is left out takes the model's default."""
@@ -81,7 +79,7 @@ def _class_id(name: str, classes: tuple[str, ...]) -> int:
     near = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3)] or list(classes[:3])
     raise Refusal(
         "unknown_class",
-        f"The model has no class {name[:100]!r}. The nearest it has: {', '.join(near)}{LISTS_ALL}.",
+        f"The model has no class {name[:100]!r}. The nearest it has: {', '.join(near)}.",
         nearest=near,
     )
 

@@ -223,6 +223,7 @@ def test_an_unknown_class_names_the_nearest(client: TestClient) -> None:
     for name in ("grean", "GREEN"):
         response = client.post("/detect", params={"classes": name}, content=PICTURE)
         assert response.json()["nearest"][0] == "green"
+        assert response.json()["detail"].endswith("green. GET /model lists all.")
 
 
 def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
