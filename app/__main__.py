@@ -115,7 +115,8 @@ def _write_no_more() -> None:
 
 def _detect(settings: Settings, options: argparse.Namespace) -> int:
     """Runs the service's pipeline on files. Returns: The exit code. Raises: StartError."""
-    from app.detect_files import Outputs, detect_files
+    from app.detect_files import detect_files
+    from app.results import Outputs
 
     try:
         query = DetectQuery.model_validate({name: getattr(options, name) for name in DetectQuery.model_fields})

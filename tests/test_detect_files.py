@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from faster_coco_eval import COCO
 
-from app.detect_files import Outputs, Progress, _drawings, detect_files, pictures_in
+from app.detect_files import Progress, detect_files, pictures_in
 from app.detector import Detector
 from app.engine import Engine
 from app.errors import StartError
 from app.postprocess import Detections
+from app.results import Outputs, drawings_of
 from app.schemas import DetectQuery
 from app.settings import Settings
 from tests.support import rectangle_picture
@@ -201,7 +202,7 @@ def test_a_class_the_model_does_not_know_stops_before_any_picture(model_file: Pa
 
 def test_no_drawing_is_written_over(tmp_path: Path) -> None:
     files = [Path(name) for name in ("x/a.jpg", "y/a.jpg", "x/a-2.jpg", "z/a.png")]
-    names = [drawing.name for drawing in _drawings(files, tmp_path)]
+    names = [drawing.name for drawing in drawings_of(files, tmp_path)]
     assert names == ["a.png", "a-2.png", "a-2-2.png", "a-3.png"]
 
 

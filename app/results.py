@@ -1,0 +1,220 @@
+"""What `python -m app detect` writes: JSON, JSON lines, COCO results, and how its drawings are called."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from app.errors import StartError
+from app.images import SUFFIXES
+
+Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where results go; None: nowhere.
+
+    Attributes:
+        json: A list with one result per picture.
+        json_lines: One result per line, each written as it comes.
+        coco: COCO's results format, as `COCO.loadRes` reads it.
+        coco_annotations: The annotation file whose image and category ids `coco` uses.
+        drawings: A folder for the pictures with their boxes, as PNG.
+    """
+
+    json: Path | None = None
+    json_lines: Path | None = None
+    coco: Path | None = None
+    coco_annotations: Path | None = None
+    drawings: Path | None = None
+
+    def require(self, pictures: Sequence[Path]) -> None:
+        """Raises: StartError: One cannot be written, or would replace another file that is needed."""
+        if self.coco_annotations is not None and self.coco is None:
+            raise StartError("--coco-annotations needs --coco: name a file for the results, or leave it out.")
+        taken = {os.path.realpath(picture): "is one of the pictures" for picture in pictures}
+        for option, path in (("--json", self.json), ("--json-lines", self.json_lines), ("--coco", self.coco)):
+            if path is None:
+                continue
+            if is_folder(path):
+                raise StartError(f"{option} {path} is a folder: name a file in it.")
+            if not is_folder(path.parent):
+                raise StartError(f"{option} {path} cannot be written: there is no folder {path.parent}.")
+            if path.suffix.lower() in SUFFIXES:
+                raise StartError(f"{option} {path} has a picture's suffix: choose another name for the results.")
+            place = os.path.realpath(path)
+            if place in taken:
+                raise StartError(f"{option} {path} {taken[place]}: name another file.")
+            taken[place] = f"is written to by {option}, too"
+
+
+class Results:
+    """Takes results, in the pictures' order, and writes them where `outputs` says.
+
+    Attributes:
+        drawings: For each picture the file of its drawing; None if none is wanted.
+
+    Raises:
+        StartError: An output cannot be written, or does not fit the pictures; if possible, before all the work.
+    """
+
+    def __init__(self, outputs: Outputs, pictures: Sequence[Path]) -> None:
+        outputs.require(pictures)
+        self._outputs = outputs
+        self._ids = CocoIds.read(outputs.coco_annotations)
+        if outputs.coco is not None:
+            self._ids.require(pictures)
+        self.drawings: Sequence[Path | None] = (
+            [None] * len(pictures) if outputs.drawings is None else drawings_of(pictures, outputs.drawings)
+        )
+        self._lines: Lines | None = None
+        self._kept: list[Result] = []
+
+    def __enter__(self) -> Self:
+        if self._outputs.json_lines is not None:
+            self._lines = Lines(self._outputs.json_lines)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+    def add(self, result: Result) -> None:
+        if self._lines is not None:
+            self._lines.append(json.dumps(result, ensure_ascii=False) + "\n")
+        if self._outputs.json is not None or self._outputs.coco is not None:
+            self._kept.append(result)
+
+    def write(self) -> None:
+        """Writes what is only written as a whole."""
+        if self._outputs.json is not None:
+            write(self._outputs.json, json.dumps(self._kept, indent=1, ensure_ascii=False) + "\n")
+        if self._outputs.coco is not None:
+            rows = [row for result in self._kept for row in self._ids.rows(result)]
+            write(self._outputs.coco, json.dumps(rows) + "\n")
+
+
+class Lines:
+    """A file that grows line by line; a reader sees each at once. Raises: StartError: It cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("wb", buffering=0)  # a buffer that does not fit on a full disk fails twice
+        except OSError as error:
+            raise _unwritten(path, error) from None
+
+    def append(self, line: str) -> None:
+        rest = memoryview(line.encode())
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _unwritten(self._path, error) from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """The ids in COCO results.
+
+    With an annotation file, its image ids, by file name, and its category ids, by name. Without one, the image id is
+    the file's name without its suffix, as a number if it is one, and the category id is the class id.
+    """
+
+    images: Mapping[str, int | str] | None = None
+    categories: Mapping[str, int] | None = None
+    source: Path | None = None
+
+    @classmethod
+    def read(cls, path: Path | None) -> Self:
+        """Raises: StartError."""
+        if path is None:
+            return cls()
+        try:
+            document = json.loads(path.read_bytes())
+            images: dict[str, int | str] = {}
+            for one in document["images"]:
+                name = Path(one["file_name"]).name
+                if not isinstance(one["id"], int | str):
+                    raise TypeError
+                if images.setdefault(name, one["id"]) != one["id"]:
+                    raise StartError(f"{path} has several images called {name}: give each file a name of its own.")
+            return cls(images, {one["name"]: one["id"] for one in document["categories"]}, path)
+        except OSError as error:
+            raise StartError(f"{path} cannot be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StartError(f"{path} is not a COCO annotation file: it needs `images` and `categories`.") from None
+
+    def require(self, files: Iterable[Path]) -> None:
+        """Raises: StartError: A file is not in the annotations, or two share an id; better now than after the work."""
+        files_of: dict[int | str, Path] = {}
+        for file in files:
+            other = files_of.setdefault(self._image(file), file)
+            if other is not file:
+                raise StartError(f"{other} and {file} would have the same image id in --coco: take one at a time.")
+
+    def rows(self, result: Result) -> Iterator[Result]:
+        """Yields a row for each detection. Raises: StartError: A class is not in the annotations."""
+        file = Path(result["file"])
+        for detection in result.get("detections", ()):
+            box = detection["box"]
+            yield {
+                "image_id": self._image(file),
+                "category_id": self._category(detection),
+                "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
+                "score": detection["score"],
+            }
+
+    def _image(self, file: Path) -> int | str:
+        if self.images is None:
+            return int(file.stem) if file.stem.isdecimal() else file.stem
+        if file.name not in self.images:
+            raise StartError(f"{self.source} has no image {file.name}: leave it out, or use the file it belongs to.")
+        return self.images[file.name]
+
+    def _category(self, detection: Result) -> int:
+        if self.categories is None:
+            return int(detection["class_id"])
+        if detection["label"] not in self.categories:
+            raise StartError(f"{self.source} has no category {detection['label']!r}, but the model has it.")
+        return self.categories[detection["label"]]
+
+
+def drawings_of(files: Sequence[Path], directory: Path) -> list[Path]:
+    """Makes the folder. Returns: A file in it for each picture, never one of the pictures themselves."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
+    taken = {os.path.realpath(file) for file in files}
+    drawings: dict[Path, None] = {}
+    for file in files:
+        drawing, number = directory / f"{file.stem}.png", 1
+        while drawing in drawings or os.path.realpath(drawing) in taken:
+            number += 1
+            drawing = directory / f"{file.stem}-{number}.png"
+        drawings[drawing] = None
+    return list(drawings)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Raises: StartError."""
+    try:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
+def is_folder(path: Path) -> bool:
+    """Unlike pathlib's, never an error: of a path that cannot be reached, its picture's own problem will tell."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _unwritten(path: Path, error: OSError) -> StartError:
+    return StartError(f"{path} cannot be written: {error.strerror}.")
