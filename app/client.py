@@ -15,7 +15,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -104,60 +105,6 @@ class ServiceProblem(Exception):
         return f"{self.detail} ({self.code}, {self.status}{request})"
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a call asks for, besides its pictures."""
-
-    query: dict[str, Any]
-    headers: dict[str, str]
-    deadline_s: float | None
-
-
-class _Attempts:
-    """The attempts at one request, all the same: how many are left, and until when an answer is of use."""
-
-    def __init__(self, request: httpx.Request, retries: int, deadline_s: float | None) -> None:
-        if request.method == "POST":  # a form has its own; if there is none, some gateways fill in a wrong one
-            request.headers.setdefault("Content-Type", "application/octet-stream")
-        self._request = request
-        self._timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
-        self._left = retries
-        self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
-
-    def next(self) -> httpx.Request:
-        """Returns: The request, with the time that is left as its deadline."""
-        if self._until < math.inf:
-            left_s = max(self._until - time.monotonic(), 0.001)
-            self._request.headers["X-Deadline-Ms"] = str(math.ceil(left_s * 1000))
-            # A service that answers says itself when it is late; one that does not must not be waited for longer.
-            longest_s = left_s + _LATE_S
-            self._request.extensions["timeout"] = {
-                step: longest_s if timeout_s is None else min(timeout_s, longest_s)
-                for step, timeout_s in self._timeouts.items()
-            }
-        return self._request
-
-    def after_s(self, response: httpx.Response) -> float | None:
-        """Returns: How long to wait before the next attempt; None if this response is final."""
-        return self._wait_s(_busy_s(response))
-
-    def after_break_s(self, error: httpx.TransportError, reached: bool) -> float:
-        """Returns: The same, if there was no response. Raises: httpx.TransportError: There is no next attempt."""
-        wait_s = self._wait_s(_broken_s(error, reached))
-        if wait_s is None:
-            raise _unanswered(error) from error
-        return wait_s
-
-    def _wait_s(self, asked_s: float | None) -> float | None:
-        """Args: asked_s: How long the last attempt's outcome asks to wait; None if it is final."""
-        if asked_s is None or self._left <= 0:
-            return None
-        self._left -= 1
-        # Clients that were refused together must not come back together.
-        wait_s = min(asked_s, LONGEST_WAIT_S) * random.uniform(1, 1.5)  # noqa: S311
-        return wait_s if time.monotonic() + wait_s < self._until else None
-
-
 class Client:
     """Talks to the service over one pool of connections.
 
@@ -226,7 +173,7 @@ class Client:
             OSError: The file cannot be read.
             TypeError, ValueError: An argument cannot be sent.
         """
-        asked = _asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
+        asked = _Asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
         return _parsed(self._send("POST", "/detect", asked, content=_read(picture)), Answer.of)
 
     def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
@@ -234,17 +181,17 @@ class Client:
 
         Returns: In order, each picture's answer, or its problem, which is not raised.
         """
-        return _results(self._send("POST", "/detect/batch", _asked(**parameters), files=_form(pictures)))
+        return _results(self._send("POST", "/detect/batch", _Asked(**parameters), files=_form(pictures)))
 
     def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """Returns: The picture with its boxes, as the bytes of a file; `parameters` are those of `detect`."""
-        return _picture(self._send("POST", "/detect", _asked(**parameters, draw=kind), content=_read(picture)))
+        return _picture(self._send("POST", "/detect", _Asked(**parameters, draw=kind), content=_read(picture)))
 
     def model(self) -> dict[str, Any]:
         """Returns: What is served: class names, canvases, provider, version, AP, ..."""
-        return _parsed(self._send("GET", "/model", _asked()), dict)
+        return _parsed(self._send("GET", "/model", _Asked()), dict)
 
-    def _send(self, method: str, path: str, asked: _Asked, **body: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, asked: "_Asked", **body: Any) -> httpx.Response:
         request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
         attempts = _Attempts(request, self._retries, asked.deadline_s)
         wait_s: float | None
@@ -285,12 +232,7 @@ class AsyncClient:
         )
         self._retries = retries
         self._reached = False  # by any request
-        self._at_once = at_once
-        self._places = asyncio.Semaphore(at_once)
-        self._lacking = 0  # places that refusals took away
-        self._to_take = 0  # of these, once they are free
-        self._refused = 0  # requests that wait to be tried again
-        self._answered = 0
+        self._places = _Places(at_once)
 
     async def __aenter__(self) -> Self:
         return self
@@ -314,29 +256,27 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> Answer:
         """See `Client.detect`."""
-        asked = _asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
+        asked = _Asked(score_threshold, iou_threshold, max_detections, classes, class_agnostic, deadline_s, request_id)
         return _parsed(await self._send("POST", "/detect", asked, lambda: {"content": _read(picture)}), Answer.of)
 
     async def detect_batch(self, pictures: Sequence[Picture], **parameters: Any) -> list[Answer | ServiceProblem]:
         """See `Client.detect_batch`."""
-        asked = _asked(**parameters)
+        asked = _Asked(**parameters)
         return _results(await self._send("POST", "/detect/batch", asked, lambda: {"files": _form(pictures)}))
 
     async def draw(self, picture: Picture, kind: Literal["png", "jpeg"] = "png", **parameters: Any) -> bytes:
         """See `Client.draw`."""
-        asked = _asked(**parameters, draw=kind)
+        asked = _Asked(**parameters, draw=kind)
         return _picture(await self._send("POST", "/detect", asked, lambda: {"content": _read(picture)}))
 
     async def model(self) -> dict[str, Any]:
         """See `Client.model`."""
-        return _parsed(await self._send("GET", "/model", _asked()), dict)
+        return _parsed(await self._send("GET", "/model", _Asked()), dict)
 
     async def _send(
-        self, method: str, path: str, asked: _Asked, read: Callable[[], dict[str, Any]] = dict
+        self, method: str, path: str, asked: "_Asked", read: Callable[[], dict[str, Any]] = dict
     ) -> httpx.Response:
-        await self._places.acquire()
-        refused = False
-        try:
+        async with self._places.one() as note_refusal:
             body = await asyncio.to_thread(read)
             request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
             attempts = _Attempts(request, self._retries, asked.deadline_s)
@@ -351,29 +291,131 @@ class AsyncClient:
                     wait_s = attempts.after_s(response)
                     if wait_s is None:
                         return _checked(response)
-                if not refused:
-                    refused = True
-                    self._note_refusal()
+                note_refusal()
                 await asyncio.sleep(wait_s)
+
+
+@dataclass
+class _Asked:
+    """What a call asks for, besides its pictures. Raises: ValueError: It cannot be sent."""
+
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+    max_detections: int | None = None
+    classes: Iterable[str] | None = None
+    class_agnostic: bool = False
+    deadline_s: float | None = None
+    request_id: str | None = None
+    draw: str | None = None
+
+    def __post_init__(self) -> None:
+        names, deadline_s, request_id = self.classes, self.deadline_s, self.request_id
+        if isinstance(names, str):
+            raise ValueError(f"classes must be a list of names, but is the string {names!r}: write [{names!r}]")
+        self.classes = None if names is None else list(names)
+        if self.classes == []:  # a query would have none, which means all of them
+            raise ValueError("classes is empty, which finds nothing: leave it out to find all")
+        if deadline_s is not None and not 0 < deadline_s < math.inf:
+            raise ValueError(f"deadline_s is {deadline_s}: give seconds, more than 0, or leave it out")
+        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+            raise ValueError(f"request_id is {request_id!r}: give 1 to 64 letters (a to z), digits, '.', '_' or '-'")
+
+    @property
+    def query(self) -> dict[str, Any]:
+        values = dict(vars(self))
+        del values["deadline_s"], values["request_id"]  # which are headers
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.request_id is None else {"X-Request-Id": self.request_id}
+
+
+class _Attempts:
+    """The attempts at one request, all the same: how many are left, and until when an answer is of use."""
+
+    def __init__(self, request: httpx.Request, retries: int, deadline_s: float | None) -> None:
+        if request.method == "POST":  # a form has its own; if there is none, some gateways fill in a wrong one
+            request.headers.setdefault("Content-Type", "application/octet-stream")
+        self._request = request
+        self._timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
+        self._left = retries
+        self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
+
+    def next(self) -> httpx.Request:
+        """Returns: The request, with the time that is left as its deadline."""
+        if self._until < math.inf:
+            left_s = max(self._until - time.monotonic(), 0.001)
+            self._request.headers["X-Deadline-Ms"] = str(math.ceil(left_s * 1000))
+            # A service that answers says itself when it is late; one that does not must not be waited for longer.
+            longest_s = left_s + _LATE_S
+            self._request.extensions["timeout"] = {
+                step: longest_s if timeout_s is None else min(timeout_s, longest_s)
+                for step, timeout_s in self._timeouts.items()
+            }
+        return self._request
+
+    def after_s(self, response: httpx.Response) -> float | None:
+        """Returns: How long to wait before the next attempt; None if this response is final."""
+        return self._wait_s(_busy_s(response))
+
+    def after_break_s(self, error: httpx.TransportError, reached: bool) -> float:
+        """Returns: The same, if there was no response. Raises: httpx.TransportError: There is no next attempt."""
+        # A service that restarts is waited for; one that was never there, or is too slow, is not.
+        restarts = isinstance(error, _BROKEN) or (reached and isinstance(error, httpx.ConnectError))
+        wait_s = self._wait_s(_BROKEN_WAIT_S if restarts else None)
+        if wait_s is None:
+            raise _unanswered(error) from error
+        return wait_s
+
+    def _wait_s(self, asked_s: float | None) -> float | None:
+        """Args: asked_s: How long the last attempt's outcome asks to wait; None if it is final."""
+        if asked_s is None or self._left <= 0:
+            return None
+        self._left -= 1
+        # Clients that were refused together must not come back together.
+        wait_s = min(asked_s, LONGEST_WAIT_S) * random.uniform(1, 1.5)  # noqa: S311
+        return wait_s if time.monotonic() + wait_s < self._until else None
+
+
+class _Places:
+    """How many requests an `AsyncClient` has at a time: `most`, and fewer for a while after refusals."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free = asyncio.Semaphore(most)
+        self._lacking = 0  # that refusals took away
+        self._to_take = 0  # of these, once they are free
+        self._refused = 0  # requests that wait to be tried again
+        self._answered = 0
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[Callable[[], None]]:
+        """Waits for a place, and keeps it for a request. Yields: What to call when that is refused; once counts."""
+        await self._free.acquire()
+        refused = False
+
+        def note_refusal() -> None:
+            nonlocal refused
+            if not refused:
+                refused = True
+                self._refused += 1
+                if self._lacking < self._most - 1:
+                    self._lacking += 1
+                    self._to_take += 1
+
+        try:
+            yield note_refusal
         finally:
             self._refused -= refused
-            self._give_place_back()
-
-    def _note_refusal(self) -> None:
-        self._refused += 1
-        if self._lacking < self._at_once - 1:
-            self._lacking += 1
-            self._to_take += 1
-
-    def _give_place_back(self) -> None:
-        if self._to_take:
-            self._to_take -= 1
-            return
-        self._places.release()
-        self._answered += 1
-        if self._lacking and not self._refused and self._answered % _ANSWERS_PER_PLACE == 0:
-            self._lacking -= 1
-            self._places.release()
+            if self._to_take:
+                self._to_take -= 1
+            else:
+                self._free.release()
+                self._answered += 1
+                if self._lacking and not self._refused and self._answered % _ANSWERS_PER_PLACE == 0:
+                    self._lacking -= 1
+                    self._free.release()
 
 
 def _url(address: str) -> str:
@@ -387,37 +429,6 @@ def _headers(api_key: str | None) -> dict[str, str]:
     if not key.isascii() or not key.isprintable():
         raise ValueError("api_key holds characters that a header cannot: a key is ASCII letters, digits and symbols")
     return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _asked(
-    score_threshold: float | None = None,
-    iou_threshold: float | None = None,
-    max_detections: int | None = None,
-    classes: Iterable[str] | None = None,
-    class_agnostic: bool = False,
-    deadline_s: float | None = None,
-    request_id: str | None = None,
-    draw: str | None = None,
-) -> _Asked:
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, but is the string {classes!r}: write [{classes!r}]")
-    classes = None if classes is None else list(classes)
-    if classes == []:  # a query would have none, which means all of them
-        raise ValueError("classes is empty, which finds nothing: leave it out to find all")
-    if deadline_s is not None and not 0 < deadline_s < math.inf:
-        raise ValueError(f"deadline_s is {deadline_s}: give seconds, more than 0, or leave it out")
-    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-        raise ValueError(f"request_id is {request_id!r}: give 1 to 64 letters (a to z), digits, '.', '_' or '-'")
-    values = {
-        "score_threshold": score_threshold,
-        "iou_threshold": iou_threshold,
-        "max_detections": max_detections,
-        "classes": classes,
-        "class_agnostic": class_agnostic or None,
-        "draw": draw,
-    }
-    query = {name: value for name, value in values.items() if value is not None}
-    return _Asked(query, {} if request_id is None else {"X-Request-Id": request_id}, deadline_s)
 
 
 def _read(picture: Picture) -> bytes:
@@ -449,13 +460,10 @@ def _box(sides: dict[str, float]) -> Box:
 
 
 def _results(response: httpx.Response) -> list[Answer | ServiceProblem]:
-    def read(document: dict[str, Any]) -> list[Answer | ServiceProblem]:
-        return [
-            _problem(result["problem"], response) if "problem" in result else Answer.of(result)
-            for result in document["results"]
-        ]
+    def read(result: dict[str, Any]) -> Answer | ServiceProblem:
+        return _problem(result["problem"], response) if "problem" in result else Answer.of(result)
 
-    return _parsed(response, read)
+    return _parsed(response, lambda document: [read(result) for result in document["results"]])
 
 
 def _parsed(response: httpx.Response, reading: Callable[[dict[str, Any]], T]) -> T:
@@ -486,12 +494,6 @@ def _busy_s(response: httpx.Response) -> float | None:
     return max(0.0, asked_s) if asked_s < math.inf else None
 
 
-def _broken_s(error: httpx.TransportError, reached: bool) -> float | None:
-    """Returns: How long to wait for a service that restarts; None if it was never there, or is too slow."""
-    restarts = isinstance(error, _BROKEN) or (reached and isinstance(error, httpx.ConnectError))
-    return _BROKEN_WAIT_S if restarts else None
-
-
 def _unanswered(error: httpx.TransportError) -> httpx.TransportError:
     """Returns: The same error, with the address, which httpx leaves out."""
     url = error.request.url
@@ -501,6 +503,7 @@ def _unanswered(error: httpx.TransportError) -> httpx.TransportError:
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
+    """Raises: ServiceProblem: It is a refusal."""
     if response.is_success:
         return response
     try:

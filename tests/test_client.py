@@ -296,7 +296,7 @@ def test_what_a_broken_connection_took_is_asked_again(
         monkeypatch.setattr(asyncio, "sleep", no_wait)
         async with AsyncClient(transport=Scripted(kind("gone"), answered())) as client:
             assert (await client.detect(PICTURE)).detections == ()
-            assert (client._lacking, client._places._value) == (1, 15), "as after a refusal"
+            assert (client._places._lacking, client._places._free._value) == (1, 15), "as after a refusal"
 
     asyncio.run(ask())
 
@@ -342,7 +342,7 @@ def test_a_service_that_was_never_there_is_an_error_at_once() -> None:
         async with AsyncClient(address) as client:
             with pytest.raises(httpx.ConnectError, match=f"{address} gave no answer"):
                 await client.detect(PICTURE)
-            assert client._places._value == 16
+            assert client._places._free._value == 16
 
     asyncio.run(ask())
 
@@ -557,7 +557,7 @@ def test_a_refused_picture_gets_its_turn_before_new_ones() -> None:
     async def ask() -> None:
         async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
             await asyncio.gather(*(client.model() for _ in range(300)))
-            assert client._places._value == 16 - client._lacking, "no place is lost"
+            assert client._places._free._value == 16 - client._places._lacking, "no place is lost"
 
     asyncio.run(ask())
 
