@@ -20,6 +20,7 @@ from pydantic import (
 
 from app.errors import ArtifactError, first_fault
 
+INPUT = "images"  # the graph's: canvases, uint8 [N, H, W, 3]
 METADATA_KEY = "fcos"
 FORMAT_VERSION = 1
 CANVAS_MULTIPLE = 32

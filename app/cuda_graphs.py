@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from app.artifact import INPUT
 from app.providers import reason_of
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,7 @@ class CudaGraphs:
 def _run_unrecorded(
     session: ort.InferenceSession, names: Sequence[str], images: NDArray[np.uint8]
 ) -> list[NDArray[np.float32]]:
-    (name,) = (one.name for one in session.get_inputs())
-    outputs: list[NDArray[np.float32]] = session.run(list(names), {name: images}, unrecorded())
+    outputs: list[NDArray[np.float32]] = session.run(list(names), {INPUT: images}, unrecorded())
     return outputs
 
 
@@ -108,16 +108,15 @@ class _Recording:
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         # One run without recording tells the outputs' shapes.
         shapes = [output.shape for output in _run_unrecorded(session, names, images)]
-        (name,) = (one.name for one in session.get_inputs())
 
         self._input: Any = ort.OrtValue.ortvalue_from_numpy(images, "cuda", device_id)
         self._outputs: list[Any] = [
             ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, "cuda", device_id) for shape in shapes
         ]
         self._binding: Any = session.io_binding()
-        self._binding.bind_ortvalue_input(name, self._input)
-        for output_name, output in zip(names, self._outputs, strict=True):
-            self._binding.bind_ortvalue_output(output_name, output)
+        self._binding.bind_ortvalue_input(INPUT, self._input)
+        for name, output in zip(names, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, output)
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         self._input.update_inplace(np.ascontiguousarray(images))

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app import artifact
-from app.artifact import Metadata, Size, grids
+from app.artifact import INPUT, Metadata, Size, grids
 from app.cuda_graphs import CudaGraphs, unrecorded
 from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
@@ -22,7 +22,6 @@ from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, ope
 
 log = logging.getLogger(__name__)
 
-INPUT = "images"
 BATCH_SIZES = (1, 2, 4, 8, 16)
 DEFAULT_CUDA = CudaOptions()
 
@@ -44,7 +43,7 @@ class OnnxRunner:
     metadata: Metadata
     version: str
     provider: str
-    fallback: str | None
+    fallback: str | None = None
     graphs: CudaGraphs | None = None
     wider: Mapping[int, ort.InferenceSession] = field(default_factory=dict)
     run_options: ort.RunOptions | None = None
@@ -81,7 +80,7 @@ class OnnxRunner:
         reason = None if provider == "cpu" else why_no_cuda()
         if provider != "cpu" and reason is None:
             try:
-                return cls._open(file, path, CUDA, threads, cuda, None, widest=1)
+                return cls._open(file, path, CUDA, threads, cuda)
             except ProviderError as error:
                 reason = str(error)
         if provider == "cuda":
@@ -89,29 +88,12 @@ class OnnxRunner:
                 f"CUDA was asked for, but cannot be used ({reason}): install the extra `gpu` and a driver that fits "
                 "it, or choose auto or cpu (FCOS_PROVIDER, --device)."
             )
-        return cls._open(file, path, CPU, threads, cuda, reason, widest)
+        return replace(cls._open(file, path, CPU, threads, cuda, widest), fallback=reason)
 
     @classmethod
-    def _open(
-        cls,
-        file: bytes,
-        path: Path,
-        provider: str,
-        threads: int,
-        cuda: CudaOptions,
-        fallback: str | None,
-        widest: int,
-    ) -> Self:
-        recorded = provider == CUDA and cuda.graphs
+    def _open(cls, file: bytes, path: Path, provider: str, threads: int, cuda: CudaOptions, widest: int = 1) -> Self:
         try:
-            try:
-                session = open_session(file, provider, threads, cuda)
-            except Exception as error:
-                if not recorded or isinstance(error, BAD_MODEL):
-                    raise
-                # ONNX Runtime records only a model that runs on the GPU as a whole. An int8 one does not.
-                session, recorded = open_session(file, provider, threads, replace(cuda, graphs=False)), False
-                log.warning("%s runs without CUDA graphs, and slowly: %s", path, reason_of(error))
+            session, recorded = _open_to_record(file, path, provider, threads, cuda)
             wider = {count: open_session(file, provider, count, cuda) for count in widths(widest)}
         except Exception as error:
             reason = reason_of(error)
@@ -126,10 +108,8 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        runner = cls(
-            session, metadata, artifact.file_version(file), provider, fallback, wider=wider,
-            run_options=unrecorded() if recorded else None,
-        )  # fmt: skip
+        options = unrecorded() if recorded else None
+        runner = cls(session, metadata, artifact.file_version(file), provider, wider=wider, run_options=options)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.area))
@@ -217,6 +197,22 @@ def _read(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _open_to_record(
+    file: bytes, path: Path, provider: str, threads: int, cuda: CudaOptions
+) -> tuple[ort.InferenceSession, bool]:
+    """Returns: A session, and whether it records CUDA graphs: ONNX Runtime records only a model that runs on the GPU as
+    a whole, which an int8 one does not."""
+    recorded = provider == CUDA and cuda.graphs
+    try:
+        return open_session(file, provider, threads, cuda), recorded
+    except Exception as error:
+        if not recorded or isinstance(error, BAD_MODEL):
+            raise
+        session = open_session(file, provider, threads, replace(cuda, graphs=False))
+        log.warning("%s runs without CUDA graphs, and slowly: %s", path, reason_of(error))
+        return session, False
 
 
 def widths(widest: int) -> list[int]:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from app.artifact import CANVAS_MULTIPLE, LONGEST_CANVAS, METADATA_KEY, Metadata
+from app.artifact import CANVAS_MULTIPLE, INPUT, LONGEST_CANVAS, METADATA_KEY, Metadata
 from app.errors import first_line
 from app.postprocess import Heads
-from app.session import INPUT
 from export.quiet import quietly
 from model.fcos import FCOS
 

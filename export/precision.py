@@ -20,12 +20,12 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torchvision.ops import box_iou
 
-from app.artifact import Metadata
+from app.artifact import INPUT, Metadata
 from app.canvas import fit
 from app.detector import Detector
 from app.images import SUFFIXES
 from app.postprocess import Detections, Parameters
-from app.session import INPUT, OnnxRunner
+from app.session import OnnxRunner
 from export.quiet import quietly
 from model.data import open_as_served
 

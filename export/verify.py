@@ -14,10 +14,9 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from app.artifact import Metadata, Size
+from app.artifact import INPUT, Metadata, Size
 from app.errors import first_line
 from app.postprocess import Heads
-from app.session import INPUT
 from export.graph import ServedGraph
 from model.fcos import FCOS
 

@@ -1,7 +1,6 @@
 """Which shapes are recorded, on a session that only pretends to have a GPU."""
 
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,9 +55,6 @@ class Session:
         self.ids: list[str] = []
         self.graphs: dict[str, Binding] = {}
         self.fails, self.replays = fails, 0
-
-    def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="images")]
 
     def io_binding(self) -> Binding:
         return Binding()

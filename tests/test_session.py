@@ -9,12 +9,12 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-from app.artifact import file_version, grids
+from app.artifact import INPUT, file_version, grids
 from app.errors import ArtifactError, ProviderError
 from app.postprocess import Heads
 from app.providers import CPU, CUDA, CudaOptions, open_session, why_no_cuda
 from app.service import open_runner
-from app.session import INPUT, OnnxRunner, widths
+from app.session import OnnxRunner, widths
 from app.settings import Settings
 from tests.support import METADATA, metadata, write_model
 
