@@ -1,6 +1,6 @@
 """Every refusal: code, HTTP status, title and message; and the errors that keep the service from starting.
 
-Nothing here deals with HTTP itself: `problems.py` turns a `Refusal` into a problem document (RFC 9457).
+Nothing here deals with HTTP itself: `problems.py` answers requests with a `Refusal`'s problem document (RFC 9457).
 """
 
 from collections.abc import Mapping

@@ -43,12 +43,13 @@ class Gate:
         if scope["type"] != "http" or scope["path"] not in KEYED:
             await self._app(scope, receive, send)
             return
+        service: Service = scope["app"].state.service
         bounded = scope["path"] in PICTURES and scope["method"] == "POST"
         try:
             key = self._key(scope)
             record_of(scope).key = name_of(key)
             if bounded:
-                self._require_place(scope, key)
+                self._require_place(scope, key, service)
         except Refusal as refusal:
             if _is_large(scope):
                 refusal.headers["Connection"] = "close"
@@ -58,7 +59,6 @@ class Gate:
             await self._app(scope, receive, send)
             return
 
-        service: Service = scope["app"].state.service
         service.requests += 1
         self._requests_of[key] += 1
         try:
@@ -88,9 +88,8 @@ class Gate:
             )
         return found[0]
 
-    def _require_place(self, scope: Scope, key: bytes) -> None:
+    def _require_place(self, scope: Scope, key: bytes, service: Service) -> None:
         """Notes the request's deadline. Raises: Refusal: There is no place for it, or no time."""
-        service: Service = scope["app"].state.service
         service.require_ready()
         record = record_of(scope)
         record.deadline = record.begun + _deadline_s(scope, self._settings.deadline_s)
