@@ -562,6 +562,21 @@ def test_a_refused_picture_gets_its_turn_before_new_ones() -> None:
     asyncio.run(ask())
 
 
+def test_requests_that_are_cancelled_while_they_wait_give_their_places_back() -> None:
+    async def ask() -> None:
+        transport = httpx.MockTransport(lambda _: refused("5"))
+        async with AsyncClient(transport=transport, at_once=4) as client:
+            asked = [asyncio.ensure_future(client.model()) for _ in range(6)]
+            await asyncio.sleep(0.1)
+            for one in asked:
+                one.cancel()
+            await asyncio.wait(asked)
+            places = client._places
+            assert (places._lacking, places._refused, places._free._value) == (3, 0, 1), "as after any refusals"
+
+    asyncio.run(ask())
+
+
 def test_both_clients_have_the_same_methods() -> None:
     def signatures(kind: type) -> dict[str, str]:
         public = {name: member for name, member in vars(kind).items() if not name.startswith("_")}
