@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from model.coco import Document
 from model.data import Annotations, read_checked
 from model.distributed import Processes, choose_device
 from model.layout import Augmentation
@@ -60,12 +62,62 @@ def write_coco(folder: Path, count: int = 8, seed: int = 0, boxes: int = 2) -> t
     return folder / "boxes.json", folder / "pictures"
 
 
+def write_voc(folder: Path, document: Document) -> None:
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    folder.mkdir()
+    for image in document["images"]:
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = image["file_name"]
+        size = ElementTree.SubElement(root, "size")
+        for key in ("width", "height"):
+            ElementTree.SubElement(size, key).text = str(image[key])
+        for annotation in document["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, w, h = annotation["bbox"]
+                found = ElementTree.SubElement(root, "object")
+                ElementTree.SubElement(found, "name").text = names[annotation["category_id"]]
+                box = ElementTree.SubElement(found, "bndbox")
+                corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+                for key, value in corners.items():
+                    ElementTree.SubElement(box, key).text = str(value)
+        ElementTree.ElementTree(root).write(folder / f"{Path(image['file_name']).stem}.xml")
+
+
+def write_yolo(folder: Path, document: Document) -> None:
+    folder.mkdir()
+    position = {category["id"]: i for i, category in enumerate(document["categories"])}
+    for image in document["images"]:
+        lines = []
+        for annotation in document["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                x, y, w, h = annotation["bbox"]
+                width, height = image["width"], image["height"]
+                numbers = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+                lines.append(
+                    f"{position[annotation['category_id']]} " + " ".join(f"{number:.9f}" for number in numbers)
+                )
+        if lines:
+            (folder / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines))
+
+
 def read_annotations(path: Path, images: Path) -> Annotations:
     """Annotations in which nothing may be wrong. Raises: ValueError: Something is; the message names it."""
     document, problems = read_checked(path, images)
     if problems.errors:
         raise ValueError(problems.describe(problems.errors))
     return Annotations.from_document(document)
+
+
+def content(annotations: Annotations) -> dict[str, list[tuple[str, list[float]]]]:
+    """Per file, its class names and boxes, whatever the ids."""
+    found = {}
+    for index, name in enumerate(annotations.file_names.tolist()):
+        boxes, labels = annotations.of(index)
+        found[name] = [
+            (annotations.classes[label], box)
+            for label, box in zip(labels.tolist(), boxes.round(3).tolist(), strict=True)
+        ]
+    return found
 
 
 def write_folder(folder: Path, train: int = 8, val: int = 4) -> Path:

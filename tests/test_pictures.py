@@ -1,0 +1,46 @@
+"""Of a picture its upright size is read, and what is none is said."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from model.checks import check
+from model.coco import Document
+from model.formats import read_document
+from model.pictures import upright_size
+from model.presets import data_folder
+from tests.toy import write_coco
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_has_its_upright_size(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        width, height = ImageOps.exif_transpose(picture).size
+    document: Document = {"annotations": [], "categories": [], "images": [{"id": 1, "file_name": "a.jpg"}]}
+    document["images"][0] |= {"width": width, "height": height}
+    assert not check(document, "it", tmp_path)[1].errors
+    document["images"][0] |= {"width": height, "height": width}
+    assert [kind for kind, _ in check(document, "it", tmp_path)[1].errors] == ["wrong size"]
+
+
+def test_more_pixels_than_pillow_reads_are_a_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (400, 400)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70_000)  # it warns of more, and refuses twice as much
+    with pytest.raises(OSError, match="more than"):
+        upright_size(tmp_path / "a.png")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    file, packed = write_coco(tmp_path, 1)[0], tmp_path / "set.zip"
+    packed.write_bytes(b"PK")
+    for read in (
+        lambda: read_document(packed, tmp_path),
+        lambda: read_document(file, packed),
+        lambda: data_folder(packed),
+    ):
+        with pytest.raises(ValueError, match=r"set\.zip is packed: unpack it"):
+            read()

@@ -1,0 +1,138 @@
+"""YOLO's txt: where class names lie and how they are written, which files are labels."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model.checks import check
+from model.data import read_checked
+from model.formats import read_document
+from tests.toy import IDS, read_annotations, write_pictures, write_yolo
+
+
+def yolo(folder: Path, *stems: str, names: str = "data.yaml") -> tuple[Path, Path]:
+    """Returns: A folder of labels, and one of pictures."""
+    labels, images = folder / "set" / "labels", folder / "set" / "images"
+    for stem in stems:
+        for place in (labels, images):
+            (place / stem).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 50)).save(images / f"{stem}.png")
+        (labels / f"{stem}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (folder / "set" / names).write_text("cat\n" if names == "obj.names" else "names: [cat]\n")
+    return labels, images
+
+
+@pytest.mark.parametrize("labels", ["labels/train", "train/labels"])
+def test_yolos_usual_folders_are_read(tmp_path: Path, labels: str) -> None:
+    """Ultralytics' and Roboflow's: data.yaml lies two folders up."""
+    document = write_pictures(tmp_path / "pictures", 2)
+    (tmp_path / labels).parent.mkdir()
+    write_yolo(tmp_path / labels, document)
+    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
+    assert len(read_annotations(tmp_path / labels, tmp_path / "pictures").boxes) == 4
+
+
+@pytest.mark.parametrize("names", ["obj.names", "coco128.yaml", "dataset.yaml"])
+def test_yolos_class_names_are_found_under_their_usual_names(tmp_path: Path, names: str) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "compose.yaml").write_text("services: {}")
+    document = read_document(*yolo(tmp_path, "a", names=names))
+    assert [one["name"] for one in document["categories"]] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (
+            "names: {'0': a, '1': b, '10': k, '2': c, '3': d, '4': e, '5': f, '6': g, '7': h, '8': i, '9': j}",
+            "abcdefghijk",
+        ),
+        ("names: [0, 1, 2]", "012"),
+    ],
+)
+def test_yolos_class_names_keep_their_order(tmp_path: Path, names: str, found: str) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "data.yaml").write_text(names)
+    document = read_document(tmp_path / "yolo", tmp_path / "pictures")
+    assert "".join(category["name"] for category in document["categories"]) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [("names: {1: a, 2: b}", "keys 0, 1, 2"), ("names: cat", "not a list"), ("nc: 3", "no readable list `names`")],
+)
+def test_class_names_without_a_sure_order_are_refused(tmp_path: Path, names: str, says: str) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "data.yaml").write_text(names)
+    with pytest.raises(ValueError, match=says):
+        read_document(tmp_path / "yolo", tmp_path / "pictures")
+
+
+def test_class_names_that_yaml_takes_for_other_things_stay_text(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (32, 32)).save(images / "a.png")
+    (tmp_path / "labels" / "a.txt").touch()
+    for names in ("[yes, no, 007, 12:30, 1e3]", "{0: yes, 1: no, 2: 007, 3: 12:30, 4: 1e3}"):
+        (tmp_path / "data.yaml").write_text(f"names: {names}")
+        document = read_document(tmp_path / "labels", images)
+        assert [one["name"] for one in document["categories"]] == ["yes", "no", "007", "12:30", "1e3"]
+
+
+def test_a_class_name_that_stands_twice_is_named(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "data.yaml").write_text("names: [a, a, b]")
+    _, problems = read_checked(tmp_path / "yolo", tmp_path / "pictures")
+    assert ("duplicate id", "category 1: another has the name a") in problems.errors
+
+
+def test_pictures_that_differ_in_the_ending_alone_share_their_boxes(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 2))
+    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
+    Image.open(tmp_path / "pictures" / "picture-0.png").save(tmp_path / "pictures" / "picture-0.jpg")
+    document = read_document(tmp_path / "yolo", tmp_path / "pictures")
+    assert [image["file_name"] for image in document["images"]] == ["picture-0.jpg", "picture-0.png", "picture-1.png"]
+    boxes = [[box["bbox"] for box in document["annotations"] if box["image_id"] == number] for number in (1, 2)]
+    assert boxes[0] == boxes[1] != []
+
+
+def test_a_text_file_of_yolo_may_begin_with_a_mark_and_must_be_utf8(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
+    (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
+    file = tmp_path / "yolo" / "picture-0.txt"
+    file.write_bytes(b"\xef\xbb\xbf0 .5 .5 .2 .2")
+    assert len(read_annotations(tmp_path / "yolo", tmp_path / "pictures").boxes) == 1
+    file.write_bytes(b"0 .5 .5 .2 .2 \xe9")
+    with pytest.raises(ValueError, match=r"picture-0\.txt cannot be read as UTF-8"):
+        read_annotations(tmp_path / "yolo", tmp_path / "pictures")
+
+
+def test_yolos_numbers_may_be_written_otherwise_and_lists_lie_beside_them(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a", "b")
+    (labels / "a.txt").write_text("0.0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2 0.93\n")
+    (labels / "b.txt").write_text("0.5 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.2 0.1 0.2 0.2 0.3\n")
+    (labels / "train.txt").write_text("images/a.png\nimages/b.png\n")
+    (labels / "gone.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    document, problems = check(read_document(labels, images), "labels", images)
+    assert [one["bbox"] for one in document["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
+    kinds = sorted(kind for kind, _ in problems.errors + problems.warnings)
+    assert kinds == ["duplicate box", "missing picture", *["unreadable entry"] * 2], "a list is no annotation"
+
+
+def test_annotations_in_subfolders_are_not_passed_over(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a", "more/b")
+    (labels / ".hidden").mkdir()
+    (labels / ".hidden" / "a.txt").touch()
+    with pytest.raises(ValueError, match=r"labels/more holds annotations, too"):
+        read_document(labels, images)
+    (labels / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"neither VOC xml nor YOLO txt files: .* such as .*/labels/more$"):
+        read_document(labels, images)
+
+
+def test_labels_are_read_where_a_json_lies_beside_them(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a")
+    (labels / "notes.json").write_text("{}")
+    assert len(read_document(labels, images)["annotations"]) == 1
