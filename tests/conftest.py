@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -20,8 +21,8 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "colours.onnx")
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+@contextmanager
+def single_threaded() -> Iterator[None]:
     """Networks and pictures as small as a test's only get slower with more threads of torch."""
     import torch  # most tests need none
 
@@ -29,6 +30,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    with single_threaded():
+        yield
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Eight toy pictures, only to be read: the json, and their folder."""
+    from tests.toy import write_coco
+
+    return write_coco(tmp_path_factory.mktemp("toy"), 8)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder, only to be read, of a run with `EVERYTHING` that came to its end."""
+    from model.train import train
+    from tests.toy import ALONE, EVERYTHING, QUIET, settings
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with single_threaded():
+        assert train(settings(data, folder, **EVERYTHING), ALONE, QUIET)
+    return folder
 
 
 @pytest.fixture

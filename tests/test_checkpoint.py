@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.config import FCOSConfig, InputConfig
 from model.fcos import FCOS
-from model.finetune import adopt, restate_statistics
 
 INPUT = InputConfig(short=64, long=64, canvases=((64, 64),))
 
@@ -117,76 +115,6 @@ def test_an_exported_model_is_told_from_a_checkpoint(model_file: Path) -> None:
         checkpoints.load(model_file)
 
 
-def test_fine_tuning_keeps_what_fits_and_the_classes_of_the_same_name(tmp_path: Path) -> None:
-    start = saved(tmp_path / "a.pt")
-    start.weights["head.class_logits.bias"] = torch.tensor([1.0, 2.0])  # in a new network all are the same
-    torch.manual_seed(1)
-    model = FCOS(config("green", "blue"), INPUT)
-    fresh = {key: value.clone() for key, value in model.state_dict().items()}
-    adopted = adopt(model, start)
-
-    assert adopted.classes_kept == ("green",) and adopted.classes_new == ("blue",) and not adopted.new
-    for key, value in model.state_dict().items():
-        if key.startswith("head.class_logits"):
-            assert value[0].equal(start.weights[key][1])  # green
-            assert value[1].equal(fresh[key][1])  # blue
-        else:
-            assert value.equal(start.weights[key])
-    assert "classes kept: green, new: blue" in adopted.describe()
-
-
-def test_fine_tuning_a_larger_head_says_what_is_new(tmp_path: Path) -> None:
-    adopted = adopt(FCOS(config("red", head_convs=2), INPUT), saved(tmp_path / "a.pt"))
-    assert adopted.new and all(key.startswith("head.") for key in adopted.new)
-    assert f"{len(adopted.kept)} of {len(adopted.kept) + len(adopted.new)} tensors kept" in adopted.describe()
-
-
-def test_fine_tuning_another_backbone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave --backbone out"):
-        adopt(FCOS(config("red", backbone="test_resnet"), INPUT), saved(tmp_path / "a.pt"))
-
-
-def test_weights_in_half_precision_are_a_start_too(tmp_path: Path) -> None:
-    start = saved(tmp_path / "a.pt")
-    half = {key: value.half() if value.is_floating_point() else value for key, value in start.weights.items()}
-    model = FCOS(config("green", "blue"), INPUT)
-    assert adopt(model, dataclasses.replace(start, weights=half)).classes_kept == ("green",)
-    assert all(value.dtype == torch.float32 for value in model.parameters())
-
-
-def test_statistics_are_those_of_the_pictures_and_the_detector_stays_as_it_is() -> None:
-    torch.manual_seed(0)
-    model = FCOS(config("red", "green"), INPUT).eval()
-    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:  # those of something else
-        norm.running_mean.normal_()  # type: ignore[union-attr]
-        norm.running_var.uniform_(0.01, 0.1)  # type: ignore[union-attr]
-        nn.init.uniform_(norm.weight, 0.05, 0.3)
-    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
-
-    def outputs(training: bool) -> list[Tensor]:
-        model.backbone.train(training)
-        state = {key: value.clone() for key, value in model.state_dict().items()}
-        with torch.no_grad():
-            heads = list(model(images))
-        model.load_state_dict(state)  # training has moved the statistics
-        return heads
-
-    def apart(some: list[Tensor], others: list[Tensor]) -> float:
-        return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
-
-    before = outputs(training=False)
-    assert apart(outputs(training=True), before) > 1
-    restate_statistics(model, images.split(2))
-    assert apart(outputs(training=False), before) < 1e-3
-    assert apart(outputs(training=True), before) < 1e-3
-
-
 def test_where_nothing_can_be_written_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere/b\.pt could not be written"):
         checkpoints.save(tmp_path / "nowhere" / "b.pt", saved(tmp_path / "a.pt"))
-
-
-def test_group_norms_weights_are_not_taken_for_batch_norms(tmp_path: Path) -> None:
-    adopted = adopt(FCOS(config("red", norm="bn"), INPUT), saved(tmp_path / "a.pt"))
-    assert any(".norms." in key for key in adopted.new) and not any(".norms." in key for key in adopted.kept)

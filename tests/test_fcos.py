@@ -13,7 +13,6 @@ from model.backbone import Backbone, StaticSameConv2d, _load_matching, load_imag
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 from model.fpn import FPN
-from model.settings import PATHS, Settings
 
 CLASSES = ("cat", "dog", "bird")
 TINY = "test_efficientnet"
@@ -213,24 +212,6 @@ def test_the_canvass_filler_is_zero_to_the_network_also_where_the_mean_is_no_who
     assert (x[:, :, 100:] == 0).all()
     expected = (images.float() - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     torch.testing.assert_close(x[:, :, :100], expected[:, :, :100])
-
-
-@pytest.mark.parametrize(
-    ("name", "mean", "std"),
-    [
-        ("tf_efficientnet_lite0.in1k", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
-        ("efficientnet_lite0", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-        ("resnet50", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-        ("tf_mobilenetv3_large_100", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-        ("mobilevit_xxs", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-    ],
-)
-def test_pictures_are_normalised_as_the_backbones_weights_have_it(
-    name: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> None:
-    options = Settings(**dict.fromkeys(PATHS, Path()), backbone=name)  # type: ignore[arg-type]
-    found = options.network(("cat",), None)[1]
-    assert (found.mean, found.std) == (mean, std)
 
 
 def test_the_packaged_weights_are_found_under_timms_name_of_them_too() -> None:

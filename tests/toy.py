@@ -1,5 +1,6 @@
-"""A data set made by code: coloured rectangles on grey noise, as COCO json, Pascal VOC xml and YOLO txt."""
+"""Toy data, coloured rectangles on grey noise, as COCO json, Pascal VOC xml and YOLO txt; and tiny runs on them."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from model.checkpoint import Checkpoint
 from model.coco import Document
 from model.data import Annotations, read_checked
 from model.distributed import Processes, choose_device
@@ -19,6 +21,19 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 200, 0), "red": (255, 0, 0)}
 IDS = {"red": 3, "green": 7, "blue": 90}  # sparse, and not in alphabetical order
 ALONE = Processes(0, 1, choose_device("cpu"))
 QUIET = Console(quiet=True)
+Data = tuple[Path, Path]
+"""The json, and the folder of pictures."""
+EVERYTHING: dict[str, Any] = {
+    "augmentation": Augmentation(mosaic=0.5, mixup=0.3),
+    "zooms": (1.0, 1.34),
+    "repeat_thin": 0.9,
+    "accumulate": 2,
+    "epochs": 3,
+    "plain_epochs": 1,
+    "iou_threshold": 0.4,
+    "norm": "bn",
+}
+"""Settings of a run in which as much as possible can go wrong."""
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0, boxes: int = 2) -> dict[str, Any]:
@@ -152,3 +167,27 @@ def settings(data: tuple[Path, Path], output: Path, **changes: Any) -> Settings:
         "plain_epochs": 0,
     }
     return Settings(**{**values, **changes})
+
+
+def words(options: Settings) -> list[str]:
+    """The command line that stands for settings with the usual augmentation."""
+    assert options.augmentation == Augmentation()
+    found: list[str] = []
+    for name, value in options.to_dict().items():
+        if value is not None and value is not False and not isinstance(value, dict):
+            found += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return found
+
+
+def difference(one: Checkpoint, other: Checkpoint) -> float:
+    """The largest of any weight."""
+    assert one.weights.keys() == other.weights.keys()
+    return max(float((one.weights[key].double() - other.weights[key].double()).abs().max()) for key in one.weights)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """A run's metrics.csv, without what the clock says."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("pictures_per_s", "waiting")} for row in csv.DictReader(file)
+        ]

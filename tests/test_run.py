@@ -1,0 +1,148 @@
+"""A run shows the pictures that its settings say, and its folder holds what came of it."""
+
+import dataclasses
+import io
+import json
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from app.artifact import Metadata
+from model import checkpoint as checkpoints
+from model import run as runs
+from model.data import Batch, repeat_factors
+from model.learner import Learner
+from model.run import Run
+from model.train import train
+from tests.toy import ALONE, EVERYTHING, QUIET, Data, read_annotations, rows, settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_few_pictures_are_gone_through_several_times_an_epoch(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    drawn: list[int] = []
+
+    def noted(_: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
+        assert iteration == len(drawn) // 4 and len(parts) == accumulate
+        drawn.extend(picture for part in parts for picture in part.pictures)
+        return {}
+
+    monkeypatch.setattr(Learner, "step", noted)
+    said = Console(file=io.StringIO(), width=200)
+    options = settings(data, tmp_path, epochs=2, epoch_iterations=5, accumulate=accumulate)  # two without it
+    assert train(options, ALONE, said)
+    assert isinstance(said.file, io.StringIO) and "goes through them 2.5 times" in said.file.getvalue()
+    for epoch in (drawn[:20], drawn[20:]):
+        assert len(epoch) == 20 and {epoch.count(picture) for picture in range(8)} == {2, 3}
+
+
+def test_fewer_pictures_than_a_batch_are_learnt_from(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(Learner, "step", lambda _, parts, __: sizes.append(len(parts[0].pictures)) or {})
+    assert train(settings(data, tmp_path, batch_size=20, epoch_iterations=1), ALONE, QUIET)
+    assert sizes == [20]
+
+
+def test_many_pictures_are_gone_through_once_an_epoch(data: Data, tmp_path: Path) -> None:
+    several, once = (
+        Run(settings(data, tmp_path, epoch_iterations=least, **EVERYTHING), ALONE, QUIET, None, None)
+        for least in (2, 0)
+    )
+    for run in (several, once):
+        run.batches.start(1)
+    assert list(several.batches) == list(once.batches)
+    assert several.describe() == once.describe()
+
+
+def test_a_run_zooms_repeats_and_ends_plainly_as_its_settings_say(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[int] = []
+
+    def noted(_: Learner, parts: list[Batch], __: int) -> dict[str, float]:
+        sides.append(parts[0].images.shape[-1])
+        return {}
+
+    monkeypatch.setattr(Learner, "step", noted)
+    options = settings(data, tmp_path, batch_size=1, epochs=3, plain_epochs=1, zooms=(2.0,), repeat_thin=1.0)
+    assert train(options, ALONE, QUIET)
+    length = round(repeat_factors(read_annotations(*data), 1.0).sum())
+    assert length > 8
+    assert sides == [192] * 2 * length + [96] * length
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path / "run", lr=1e30, clip_norm=0.0, epochs=4, optimizer="sgd")
+    with pytest.raises(ValueError, match=r"not finite at iteration \d+ .*picture-\d\.png"):
+        train(options, ALONE, QUIET)
+
+
+def test_batch_norm_of_one_picture_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--norm bn takes its statistics"):
+        train(settings(data, tmp_path, norm="bn", batch_size=2, accumulate=2), ALONE, QUIET)
+
+
+# --- its folder
+
+
+def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
+    found = {file.name for file in uninterrupted.iterdir()}
+    assert found == {
+        "config.json", "last.pt", "best.pt", "metrics.csv", "metrics.json", "tensorboard",
+        "batches.jpg", "precision_recall.png", "confusion.png", "predictions.jpg",
+    }  # fmt: skip
+    for name in ("batches.jpg", "precision_recall.png", "confusion.png", "predictions.jpg"):
+        assert Image.open(uninterrupted / name).convert("RGB").getcolors(2) is None  # more than two colours
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["network"]["channels"] == 64 and config["augmentation"]["mosaic"] == 0.5
+    assert [row["epoch"] for row in rows(uninterrupted)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(("aps", "epoch"), [((0.2, 0.5, 0.3), 2), ((0.2, 0.5, 0.5), 3)])
+def test_the_best_epoch_is_kept_of_equal_ones_the_later(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aps: tuple[float, ...], epoch: int
+) -> None:
+    found, values = runs.evaluate_on_val, iter(aps)
+
+    def evaluated(*arguments: Any) -> Any:
+        evaluation, detections = found(*arguments)
+        return dataclasses.replace(evaluation, metrics=evaluation.metrics | {"AP": next(values)}), detections
+
+    monkeypatch.setattr(runs, "evaluate_on_val", evaluated)
+    assert train(settings(data, tmp_path, epochs=3), ALONE, QUIET)
+    best = checkpoints.load(tmp_path / "best.pt")
+    assert (best.metrics["AP"], best.training["epochs"]) == (0.5, epoch)
+    assert best.resume is None and best.model() is not None
+    assert isinstance(best.metadata("toy"), Metadata)
+
+
+def test_suppression_of_a_run_is_its_models_default(uninterrupted: Path) -> None:
+    assert checkpoints.load(uninterrupted / "best.pt").metadata("model").defaults.iou_threshold == 0.4
+
+
+def test_a_model_file_names_no_path_of_the_machine(uninterrupted: Path) -> None:
+    assert str(uninterrupted.parent.parent) not in json.dumps(checkpoints.load(uninterrupted / "best.pt").training)
+
+
+def test_an_output_that_cannot_be_made_is_named(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the folder .*file/run cannot be made"):
+        train(settings(data, tmp_path / "file" / "run", epochs=1), ALONE, QUIET)
+
+
+def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_epoch(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 10**5, 10**5)
+    monkeypatch.setattr("model.run.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"take about \d+ MB, but .* has 0 MB free"):
+        train(settings(data, tmp_path / "run"), ALONE, QUIET)
