@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from app.providers import CPU
 from tests.held import Held
 from tests.support import write_model
 
@@ -63,3 +64,10 @@ def held() -> Iterator[Held]:
     held = Held()
     yield held
     held.open.set()
+
+
+@pytest.fixture(params=[False, True], ids=["on a worker", "on its own thread"])
+def session_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions as on the CPU, and as on CUDA."""
+    if request.param:
+        monkeypatch.setattr("app.engine.OWN_THREAD", frozenset({CPU}))

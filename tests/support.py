@@ -1,10 +1,13 @@
-"""A tiny model file that finds coloured rectangles, made by code: the service's tests need no weights.
+"""A tiny model file that finds coloured rectangles, made by code, and a service with it: its tests need no weights.
 
 Each level averages its cells; class i is how much colour i stands out of the other two; every box is two strides wide
 around its point. Grey, which the canvas is padded with, is nothing.
 """
 
+import asyncio
 import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from app.artifact import METADATA_KEY, Metadata
+from app.schemas import DetectQuery
+from app.service import Service
+from app.settings import Settings
 
 METADATA: dict[str, Any] = {
     "format_version": 1,
@@ -127,3 +133,34 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()
+
+
+PICTURE = encoded(rectangle_picture())
+DEFAULTS = DetectQuery().parameters
+
+
+@asynccontextmanager
+async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
+    """A service in this process, without HTTP, that is warm."""
+    service = Service.load(
+        Settings(
+            model=model,
+            **{"provider": "cpu", "threads": 1, "sessions": 1, "decode_threads": 2, "max_batch": 1, **settings},
+        )
+    )
+    try:
+        await service.warm_up()
+        assert service.not_ready is None
+        yield service
+    finally:
+        await asyncio.to_thread(service.close)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def metric(service: Service, name: str) -> float:
+    return value_of(service.metrics.text().decode(), name)

@@ -20,9 +20,8 @@ from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
 from app.uploads import _with_few_boundaries
-from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
+from tests.support import PICTURE, encoded, metadata, rectangle_picture, value_of, write_model
 
-PICTURE = encoded(rectangle_picture())
 CURLS = "application/x-www-form-urlencoded"
 
 

@@ -25,13 +25,10 @@ from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
 from tests.serving import served as serving
-from tests.support import encoded, metadata, rectangle_picture, value_of, write_model
+from tests.support import PICTURE, metadata, value_of, write_model
 from tests.test_api import ready
 
 KEY, OTHER_KEY = "correct-horse", "battery-staple"
-
-
-PICTURE = encoded(rectangle_picture())
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """What is found, as an answer."""
 
+import asyncio
 import json
+from pathlib import Path
 
 import numpy as np
 
 from app.artifact import Size
 from app.outcome import Outcome
 from app.postprocess import Detections
-from app.schemas import ModelName
+from app.schemas import Answer, ModelName
+from tests.support import DEFAULTS, PICTURE, served
 
 
 def test_an_answer_says_a_millionth_of_a_score_and_a_thousandth_of_a_pixel() -> None:
@@ -30,3 +33,13 @@ def test_an_answer_says_a_millionth_of_a_score_and_a_thousandth_of_a_pixel() -> 
         "timing_ms": timing_ms,
     }
     assert outcome.answer.model_dump() == json.loads(outcome.to_json())
+
+
+def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
+    async def run() -> Outcome:
+        async with served(model_file) as service:
+            return await service.detect(PICTURE, DEFAULTS)
+
+    outcome = asyncio.run(run())
+    assert outcome.found
+    assert Answer.model_validate_json(outcome.to_json()) == outcome.answer

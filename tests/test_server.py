@@ -19,12 +19,9 @@ import pytest
 from PIL import Image
 
 from tests.serving import ROOT, served, wait_until_ready
-from tests.support import encoded, metadata, rectangle_picture, write_model
+from tests.support import PICTURE, encoded, metadata, write_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
-
-
-PICTURE = encoded(rectangle_picture())
 
 
 class Clients:

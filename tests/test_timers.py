@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.detect_route import in_time
 from app.record import Record
 from app.timers import RESOLUTION_S, Timers
-from tests.test_service import served
+from tests.support import served
 
 MOMENTS_S = st.floats(-0.02, 0.06)
 

@@ -13,7 +13,7 @@ import pytest
 from app import tracing
 from app.errors import StartError
 from tests.serving import served
-from tests.test_gate import PICTURE
+from tests.support import PICTURE
 
 
 def test_a_collector_gets_a_span_with_the_stages(

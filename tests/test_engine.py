@@ -1,0 +1,368 @@
+"""A picture's way through the engine: batches, drawing, cores, and a model that fails or hangs."""
+
+import asyncio
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.draw import drawing
+from app.errors import Refusal
+from app.negotiation import JPEG, PNG
+from app.outcome import Outcome
+from app.postprocess import Heads
+from app.schemas import DetectQuery
+from app.session import OnnxRunner
+from tests.held import Held, HeldDecoder
+from tests.support import DEFAULTS, PICTURE, encoded, metric, rectangle_picture, served, until
+
+
+def code(result: Outcome | BaseException) -> str:
+    return result.code if isinstance(result, Refusal) else type(result).__name__
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_one_pictures_fault_is_its_own(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seven good pictures and a corrupt one; then seven good ones and one on which the model fails."""
+    poison = encoded(rectangle_picture(colour="blue"))
+    run_session = OnnxRunner.__call__
+
+    def poisoned(runner: OnnxRunner, canvases: np.ndarray, cores: int) -> Heads:
+        if (canvases[..., 2].astype(int) - canvases[..., 0] > 100).any():
+            raise RuntimeError("this picture is too much")
+        return run_session(runner, canvases, cores)
+
+    async def run() -> None:
+        async with served(model_file, max_batch=8) as service:
+            monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
+            held.install(monkeypatch)
+            for bad, expected in ((PICTURE[:-60], "corrupt_picture"), (poison, "RuntimeError")):
+                held.open.clear()
+                held.batches.clear()
+                first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+                await until(lambda: held.batches == [1])  # the rest gathers behind it
+                tasks = [
+                    asyncio.create_task(service.detect(bad if number == 3 else PICTURE, DEFAULTS))
+                    for number in range(8)
+                ]
+                waiting = 8 - (expected == "corrupt_picture")
+                await until(lambda: len(service._engine._batcher) == waiting)  # noqa: B023
+                held.open.set()
+                results = await asyncio.gather(first, *tasks, return_exceptions=True)
+                assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
+                assert held.batches[1] == waiting
+            assert metric(service, "fcos_batches_failed_total") == 2, "the shared one, and that of the picture alone"
+
+    asyncio.run(run())
+    assert "A batch of 8 failed; its pictures are run one by one: this picture is too much" in caplog.text
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_parameters_in_a_shared_batch_give_what_they_give_alone(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = [
+        DetectQuery(), DetectQuery(max_detections=2), DetectQuery(score_threshold=0), DetectQuery(iou_threshold=0),
+        DetectQuery(classes=["green"]), DetectQuery(class_agnostic=True, score_threshold=0.01),
+    ]  # fmt: skip
+
+    async def run() -> None:
+        async with served(model_file, max_batch=8) as service:
+            alone = [await service.detect(PICTURE, query.parameters) for query in queries]
+            held.install(monkeypatch)
+            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: held.batches == [1])
+            tasks = [asyncio.create_task(service.detect(PICTURE, query.parameters)) for query in queries]
+            await until(lambda: len(service._engine._batcher) == len(queries))
+            held.open.set()
+            together = await asyncio.gather(*tasks)
+            await first
+            assert held.batches == [1, len(queries)]
+            for one, other in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
+                np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-3)
+                np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("session_thread")
+@pytest.mark.parametrize(("count", "settings"), [(50, {}), (500, {"sessions": 2, "max_batch": 8})])
+def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: int, settings: dict[str, int]) -> None:
+    random = np.random.default_rng(0)
+    colours = ("red", "green", "blue")
+    pictures = []
+    for number in range(count):
+        width, height = (int(side) for side in random.integers(8, 400, 2))
+        left, top = int(random.integers(0, width)), int(random.integers(0, height))
+        box = (left, top, min(width, left + width // 2 + 1), min(height, top + height // 2 + 1))
+        pictures.append(encoded(rectangle_picture(width, height, box, colours[number % 3])))
+
+    async def run() -> None:
+        async with served(model_file, max_queue=count, deadline_s=300, **settings) as service:
+            one_by_one = [await service.detect(picture, DEFAULTS) for picture in pictures]
+            together = await asyncio.gather(*(service.detect(picture, DEFAULTS) for picture in pictures))
+            for one, other in zip(one_by_one, together, strict=True):
+                assert one.size == other.size
+                np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
+                np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-2)
+                np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-4)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("settings", "batches"), [({"max_batch": 4}, [4, 2]), ({}, [1] * 6)])
+def test_a_worker_decodes_what_fills_a_batch(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], batches: list[int]
+) -> None:
+    held.open.set()
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1, **settings) as service:
+            held.install(monkeypatch)
+            await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(6)))
+            assert held.batches == batches
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("last", ["corrupt", "abandoned"])
+def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    decoder = HeldDecoder()
+    held.open.set()
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1, max_batch=4) as service:
+            decoder.install(monkeypatch)
+            held.install(monkeypatch)
+            pictures = [PICTURE, PICTURE, PICTURE[:-60] if last == "corrupt" else PICTURE]
+            tasks = [asyncio.create_task(service.detect(picture, DEFAULTS)) for picture in pictures]
+            await asyncio.to_thread(decoder.begun.wait, 20)
+            if last == "abandoned":
+                tasks[-1].cancel()
+                await asyncio.wait(tasks[-1:])
+            decoder.open.set()
+            async with asyncio.timeout(20):
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+            expected = "corrupt_picture" if last == "corrupt" else "CancelledError"
+            assert [code(result) for result in results] == ["Outcome", "Outcome", expected]
+            assert held.batches == [2]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("seconds", "batches"), [(0.009, [4]), (0.011, [1, 1, 1, 1])])
+def test_on_a_cpu_only_quick_models_have_batches(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, batches: list[int]
+) -> None:
+    monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
+    held = Held()
+    held.open.set()
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1, max_batch=0) as service:
+            held.install(monkeypatch)
+            await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(4)))
+            assert held.batches == batches
+            assert metric(service, "fcos_largest_batch") == batches[0]
+
+    asyncio.run(run())
+
+
+def on_four_cores(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Lets the service believe that it has so many, and that its model takes so long on one of them."""
+    monkeypatch.setattr("app.sharing.core_count", lambda: 4)
+    monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settings", "alone", "together"),
+    [
+        (0.1, {}, 4, [4, 2, 1]),  # as many as are left when they come
+        (0.1, {"threads": 1}, 1, [1, 1, 1]),
+        (0.1, {"sessions": 2}, 1, [1, 1, 1]),
+        (0.001, {}, 1, [1, 1, 1]),  # too quick for it
+    ],
+)
+def test_a_lone_picture_has_all_cores(
+    model_file: Path,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    settings: dict[str, int],
+    alone: int,
+    together: list[int],
+) -> None:
+    on_four_cores(monkeypatch, seconds)
+
+    async def run() -> None:
+        async with served(model_file, **{"threads": 0, "sessions": 0, "decode_threads": 4, **settings}) as service:
+            held.install(monkeypatch)
+            held.open.set()
+            service._engine.pace.batch_s = 60  # whoever came along lately is remembered for minutes
+            for _ in range(2):
+                await service.detect(PICTURE, DEFAULTS)
+            assert held.cores == [alone] * 2
+
+            held.open.clear()
+            held.cores.clear()
+            tasks = []
+            for _ in range(3):
+                tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
+                await until(lambda: len(held.cores) + len(service._engine._batcher) == len(tasks))
+            held.open.set()
+            await asyncio.gather(*tasks)
+            assert sorted(held.cores, reverse=True) == together
+            await service.detect(PICTURE, DEFAULTS)
+            assert held.cores[-1] == 1, "the others have only just left"
+
+            service._engine._crowd_until = 0
+            await service.detect(PICTURE, DEFAULTS)
+            assert held.cores[-1] == alone
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_decoded_picture_holds_its_canvas_and_no_more(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = encoded(Image.new("RGB", (2000, 2000)))
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            held.install(monkeypatch)
+            task = asyncio.create_task(service.detect(large, DEFAULTS))
+            await until(lambda: len(held.batches) == 1)
+            assert metric(service, "fcos_in_flight_pixels") == 160 * 160
+            held.open.set()
+            await task
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+# --- drawing
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_drawn_picture_counts_into_the_pixels_until_it_is_drawn(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = rectangle_picture().size
+    held: list[int] = []
+
+    async def run() -> None:
+        async with served(model_file) as service:
+
+            def look(picture: Image.Image, *rest: Any) -> bytes:
+                held.append(service._pixels.used)
+                return drawing(picture, *rest)
+
+            monkeypatch.setattr("app.engine.drawing", look)
+            drawn = (await service.detect(PICTURE, DEFAULTS, draw=PNG)).drawn
+            assert drawn is not None
+            assert Image.open(io.BytesIO(drawn)).size == size
+            assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+    assert held == [2 * size[0] * size[1]]
+
+
+def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing_begun, may_draw = threading.Event(), threading.Event()
+
+    def wait(*arguments: Any) -> bytes:
+        drawing_begun.set()
+        may_draw.wait(20)
+        return drawing(*arguments)
+
+    async def run() -> None:
+        monkeypatch.setattr("app.engine.drawing", wait)
+        async with served(model_file, decode_threads=1) as service:
+            drawn = asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG))
+            others = [asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG)) for _ in range(3)]
+            await asyncio.to_thread(drawing_begun.wait, 20)
+            await service.detect(PICTURE, DEFAULTS)
+            assert not drawn.done()
+            may_draw.set()
+            assert "draw" in (await drawn).timing_ms
+            await asyncio.gather(*others)
+
+    asyncio.run(run())
+
+
+def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(model_file: Path) -> None:
+    wide = encoded(Image.new("RGB", (70_000, 10)))
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            with pytest.raises(Refusal, match="Ask for PNG"):
+                await service.detect(wide, DEFAULTS, draw=JPEG)
+            assert (await service.detect(wide, DEFAULTS, draw=PNG)).drawn
+            assert metric(service, "fcos_ready") == 1
+
+    asyncio.run(run())
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("name", Heads._fields)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_goes_wrong_says_so(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: float
+) -> None:
+    """Values that are not finite are never an empty answer."""
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            run_batch = OnnxRunner.run_batch
+
+            def broken(runner: OnnxRunner, canvases: list[np.ndarray], cores: int) -> Heads:
+                heads = run_batch(runner, canvases, cores)
+                head = getattr(heads, name).copy()
+                head[..., -1] = value
+                return heads._replace(**{name: head})
+
+            monkeypatch.setattr(OnnxRunner, "run_batch", broken)
+            with pytest.raises(FloatingPointError):
+                await service.detect(PICTURE, DEFAULTS)
+            assert metric(service, "fcos_ready") == 0
+            with pytest.raises(Refusal, match="fails on every picture"):
+                await service.require_working()
+            monkeypatch.undo()
+            await service.require_working()
+            assert metric(service, "fcos_ready") == 1
+
+    asyncio.run(run())
+    assert "not finite" in caplog.text
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_session_that_does_not_come_back_is_noticed(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
+
+    async def run() -> None:
+        async with served(model_file, deadline_s=0.1) as service:
+            held.install(monkeypatch)
+            with pytest.raises(Refusal, match="in time"):
+                await service.detect(PICTURE, DEFAULTS)
+            await until(lambda: metric(service, "fcos_ready") == 0)
+            with pytest.raises(Refusal, match="hangs"):
+                await service.require_working()
+            held.open.set()
+            await until(lambda: metric(service, "fcos_ready") == 1)
+            await service.require_working()
+
+    asyncio.run(run())
