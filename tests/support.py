@@ -6,17 +6,21 @@ around its point. Grey, which the canvas is padded with, is nothing.
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
+from fastapi.testclient import TestClient
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from app.artifact import METADATA_KEY, Metadata
+from app.errors import KINDS
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
@@ -164,3 +168,24 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def metric(service: Service, name: str) -> float:
     return value_of(service.metrics.text().decode(), name)
+
+
+def ready(client: TestClient) -> TestClient:
+    deadline_s = time.monotonic() + 20
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline_s, client.get("/readyz").text
+        time.sleep(0.01)
+    return client
+
+
+def problem(response: httpx.Response, status: int, code: str) -> str:
+    """Returns: The problem document's detail, after checking that it is one."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["status"] == status
+    assert document["code"] == code
+    assert document["title"] == KINDS[code].title
+    detail: str = document["detail"]
+    assert detail.endswith(".")
+    return detail

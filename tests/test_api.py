@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -20,7 +19,7 @@ from app.errors import KINDS
 from app.service import Service
 from app.settings import Settings
 from app.uploads import _with_few_boundaries
-from tests.support import PICTURE, encoded, metadata, rectangle_picture, value_of, write_model
+from tests.support import PICTURE, encoded, metadata, problem, ready, rectangle_picture, value_of, write_model
 
 CURLS = "application/x-www-form-urlencoded"
 
@@ -38,14 +37,6 @@ def test_codes_have_the_status_that_clients_know() -> None:
     }
 
 
-def ready(client: TestClient) -> TestClient:
-    deadline_s = time.monotonic() + 20
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < deadline_s, client.get("/readyz").text
-        time.sleep(0.01)
-    return client
-
-
 @pytest.fixture(scope="module")
 def settings(model_file: Path) -> Settings:
     return Settings(model=model_file, provider="cpu", threads=1, max_upload_bytes=200_000, max_pixels=1_000_000)
@@ -55,19 +46,6 @@ def settings(model_file: Path) -> Settings:
 def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings)) as client:
         yield ready(client)
-
-
-def problem(response: httpx.Response, status: int, code: str) -> str:
-    """Returns: The problem document's detail, after checking that it is one."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document = response.json()
-    assert document["status"] == status
-    assert document["code"] == code
-    assert document["title"] == KINDS[code].title
-    detail: str = document["detail"]
-    assert detail.endswith(".")
-    return detail
 
 
 def test_an_answer_is_what_the_design_says(client: TestClient, model_file: Path) -> None:

@@ -15,8 +15,7 @@ from app.errors import ClientGone
 from app.postprocess import Parameters
 from app.settings import Settings
 from app.uploads import MOST_PICTURES
-from tests.support import encoded, rectangle_picture
-from tests.test_api import problem, ready
+from tests.support import encoded, problem, ready, rectangle_picture
 
 PARAMETERS = Parameters(0.3, 0.6, 100)
 COLOURS = ("red", "green", "blue")

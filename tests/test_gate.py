@@ -25,8 +25,7 @@ from app.settings import Settings
 from tests.held import Held
 from tests.serving import Served
 from tests.serving import served as serving
-from tests.support import PICTURE, metadata, value_of, write_model
-from tests.test_api import ready
+from tests.support import PICTURE, metadata, ready, value_of, write_model
 
 KEY, OTHER_KEY = "correct-horse", "battery-staple"
 
