@@ -124,7 +124,7 @@ def test_of_an_entry_that_is_repeated_the_first_is_kept(tmp_path: Path, part: st
     assert clean == before
 
 
-def test_ids_that_are_no_ids_are_unreadable(tmp_path: Path) -> None:
+def test_ids_that_are_no_ids_are_unreadable() -> None:
     images = [{"width": None}, {"id": 2**64, "file_name": "a.png", "width": 10, "height": 10}]
     _, problems = check({"images": images, "annotations": [], "categories": []}, "here", None)
     assert [kind for kind, _ in problems.errors] == ["unreadable entry"] * 2

@@ -133,9 +133,7 @@ def test_a_starts_statistics_are_measured_where_they_will_be_trained(
 
 
 @pytest.mark.parametrize("mean", [False, True], ids=["run", "mean of runs"])
-def test_a_run_learns_what_its_first_weights_have_learnt(
-    data: Data, uninterrupted: Path, tmp_path: Path, mean: bool
-) -> None:
+def test_a_run_learns_what_its_first_weights_have_learnt(data: Data, tmp_path: Path, mean: bool) -> None:
     taught: dict[str, Any] = {"quality": "iou", "assignment": "atss", "iou_threshold": 0.45}
     assert train(settings(data, tmp_path / "first", **taught), ALONE, QUIET)
     first = checkpoints.load(tmp_path / "first" / "best.pt")

@@ -32,7 +32,7 @@ def test_there_are_no_more_workers_than_cores(data: Data, tmp_path: Path, monkey
     assert counts == {1}
 
 
-def test_after_an_error_the_workers_end(data: Data, tmp_path: Path) -> None:
+def test_after_an_error_the_workers_end(tmp_path: Path) -> None:
     mine = write_coco(tmp_path, 8)
     file = mine[1] / "picture-3.png"
     file.write_bytes(file.read_bytes()[:100])

@@ -13,7 +13,7 @@ from app.providers import CPU, CUDA
 from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
-from tests.held import Held, HeldDecoder
+from tests.held import HeldDecoder
 from tests.support import DEFAULTS, PICTURE, metadata, served, until, write_model
 
 
@@ -50,7 +50,7 @@ def test_a_swap_under_load_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_model_is_kept_until_those_who_began_with_it_have_their_answers(
-    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = write_model(tmp_path / "m.onnx")
 

@@ -94,7 +94,7 @@ def test_batch_norm_of_one_picture_is_refused(data: Data, tmp_path: Path) -> Non
 # --- its folder
 
 
-def test_a_runs_folder_is_complete(data: Data, uninterrupted: Path) -> None:
+def test_a_runs_folder_is_complete(uninterrupted: Path) -> None:
     found = {file.name for file in uninterrupted.iterdir()}
     assert found == {
         "config.json", "last.pt", "best.pt", "metrics.csv", "metrics.json", "tensorboard",

@@ -126,7 +126,7 @@ def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatc
 
 
 @pytest.mark.parametrize(("provider", "ran"), [(CPU, 5), (CUDA, 8)])
-def test_only_a_gpu_runs_padding(model_file: Path, monkeypatch: pytest.MonkeyPatch, provider: str, ran: int) -> None:
+def test_only_a_gpu_runs_padding(model_file: Path, provider: str, ran: int) -> None:
     runner = replace(OnnxRunner.load(model_file), provider=provider)
     canvas = np.zeros((*runner.metadata.canvases[0], 3), np.uint8)
     assert len(runner.run_batch([canvas] * 5).class_logits) == ran
@@ -139,9 +139,7 @@ def test_there_is_a_session_for_every_share_of_the_cores(widest: int, numbers: l
     assert widths(widest) == numbers
 
 
-def test_a_run_has_as_many_threads_as_it_has_cores_and_gives_the_same(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_has_as_many_threads_as_it_has_cores_and_gives_the_same(model_file: Path) -> None:
     runner = OnnxRunner.load(model_file, threads=1, widest=4)
     sessions = {1: runner.session, **runner.wider}
     assert {count: one.get_session_options().intra_op_num_threads for count, one in sessions.items()} == {
@@ -166,9 +164,7 @@ def test_a_run_has_as_many_threads_as_it_has_cores_and_gives_the_same(
             np.testing.assert_array_equal(one, same)
 
 
-def test_a_gpu_without_room_is_not_the_files_fault(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpu_without_room_is_not_the_files_fault(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = "Available memory of 0 is smaller than requested bytes of 9437184"
     _fail_on_cuda(monkeypatch, full)
     runner = OnnxRunner.load(model_file, "auto")

@@ -454,7 +454,7 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page, width: int) -> None:
     assert canvas["width"] <= width
 
 
-def test_the_drawing_can_be_saved_in_full_size(page: Page, tmp_path: Path) -> None:
+def test_the_drawing_can_be_saved_in_full_size(page: Page) -> None:
     choose(page, file("red.png", RED))
     with page.expect_download() as download:
         page.get_by_role("button", name="Save with boxes").click()
