@@ -24,7 +24,7 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         classes: for VOC, the classes in order; by default, those found in the folder, sorted.
 
     Raises:
-        ValueError: the file or folder is missing, or is none of these; or the pictures are elsewhere.
+        ValueError: the file or folder is missing, is none of these or cannot be read; or the pictures are elsewhere.
     """
     if not path.exists():
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
