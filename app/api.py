@@ -1,7 +1,7 @@
 """The HTTP service: `create_app(settings)`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -52,7 +52,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     """
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         served = await asyncio.to_thread(Service.load, settings) if service is None else service
         app.state.service = served
         warming = asyncio.create_task(served.warm_up())

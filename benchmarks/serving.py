@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -180,7 +180,7 @@ def _windows(systems: list[str], model: Path, picture: Path, options: argparse.N
 @contextmanager
 def _bare(
     model: Path, picture: Path, threads: int, session_threads: int, options: argparse.Namespace
-) -> Iterator[subprocess.Popen[str]]:
+) -> Generator[subprocess.Popen[str]]:
     command = [
         sys.executable, str(HERE / "peers" / "bare.py"), str(model), "--picture", str(picture), "--threads",
         str(threads), "--session-threads", str(session_threads), "--provider", options.provider,
@@ -270,7 +270,7 @@ def _running(system: str, model: Path, options: argparse.Namespace, **changed: s
 
 
 @contextmanager
-def _health_of(system: str, port: int, seconds: float, into: list[tuple[str, float, float, int]]) -> Iterator[None]:
+def _health_of(system: str, port: int, seconds: float, into: list[tuple[str, float, float, int]]) -> Generator[None]:
     """Ask for a sign of life meanwhile, from a process that is not busy itself."""
     if system not in OWN:
         yield
@@ -299,7 +299,7 @@ def _read(text: str) -> list[tuple[str, float, float, int]]:
 
 
 @contextmanager
-def _rss_of(pid: int, into: list[float]) -> Iterator[None]:
+def _rss_of(pid: int, into: list[float]) -> Generator[None]:
     """Note the memory of a process and its children five times a second. Linux only."""
     ended = threading.Event()
 

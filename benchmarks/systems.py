@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -38,7 +38,7 @@ class Running(NamedTuple):
 @contextmanager
 def running(
     system: str, model: Path, provider: str, python: str = sys.executable, **settings: object
-) -> Iterator[Running]:
+) -> Generator[Running]:
     """Run a server until the block ends.
 
     Args:

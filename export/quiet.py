@@ -6,11 +6,11 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def quietly(*names: str) -> Iterator[None]:
+def quietly(*names: str) -> Generator[None]:
     """Keeps warnings, standard output, and what these loggers say below an error from the user."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

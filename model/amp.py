@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ def precision_of(amp: Amp, device: torch.device) -> torch.dtype | None:
 
 
 @contextlib.contextmanager
-def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Iterator[None]:
+def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Generator[None]:
     """A forward pass in `precision`; a gradient through it may be taken outside."""
     with torch.autocast(device.type, precision, enabled=precision is not None):
         if device.type != "cpu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def started(device: str) -> Iterator[Processes]:
+def started(device: str) -> Generator[Processes]:
     """Join the processes that torchrun started; without torchrun, run alone.
 
     Args:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Generator[Path]:
     """A temporary file that takes the path's place once it is whole; a link stays a link. What exists but is not a
     file, such as /dev/stdout or a pipe, is written to directly.
 
@@ -52,7 +52,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _saying(what: str) -> Iterator[None]:
+def _saying(what: str) -> Generator[None]:
     try:
         yield
     except OSError as error:

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def end_workers(loader: Iterable[Batch]) -> None:
 
 
 @contextlib.contextmanager
-def naming_dead_workers() -> Iterator[None]:
+def naming_dead_workers() -> Generator[None]:
     """Raises: ValueError: in place of the RuntimeError that torch raises, wherever the process then is, when the system
     has ended a worker."""
     try:

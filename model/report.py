@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Report:
 
 
 @contextlib.contextmanager
-def progress(what: str, done: int, total: int, console: Console, quiet: bool = False) -> Iterator[Callable[[], None]]:
+def progress(what: str, done: int, total: int, console: Console, quiet: bool = False) -> Generator[Callable[[], None]]:
     """A bar on a terminal, a plain line now and then elsewhere. Yields a function to call after every step."""
     if quiet:
         yield lambda: None

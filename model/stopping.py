@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 
 import torch
@@ -32,7 +32,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_on_signals(processes: Processes) -> Iterator[Stop]:
+def stop_on_signals(processes: Processes) -> Generator[Stop]:
     stop = Stop(processes)
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

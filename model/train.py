@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 if not __package__:  # run as a script: the repository's packages lie one level up
@@ -55,7 +55,7 @@ MENDABLE = (ValueError, OSError, torch.OutOfMemoryError)
 
 
 @contextlib.contextmanager
-def full_memory_as_one_error() -> Iterator[None]:
+def full_memory_as_one_error() -> Generator[None]:
     """Raises: torch.OutOfMemoryError: for a CPU's full memory, too, which torch reports as a RuntimeError."""
     try:
         yield

@@ -1,6 +1,6 @@
 """Fixtures that several test modules share."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded() -> Generator[None]:
     """Networks and pictures as small as a test's only get slower with more threads of torch."""
     import torch  # most tests need none
 

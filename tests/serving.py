@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class NotReady(RuntimeError):
 
 
 @contextmanager
-def served(*, model: Path, **settings: object) -> Iterator[Served]:
+def served(*, model: Path, **settings: object) -> Generator[Served]:
     """Runs `python -m app` until the block ends; `settings` are its FCOS_* variables without that."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -7,7 +7,7 @@ around its point. Grey, which the canvas is padded with, is nothing.
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ DEFAULTS = DetectQuery().parameters
 
 
 @asynccontextmanager
-async def served(model: Path, **settings: Any) -> AsyncIterator[Service]:
+async def served(model: Path, **settings: Any) -> AsyncGenerator[Service]:
     """A service in this process, without HTTP, that is warm."""
     service = Service.load(
         Settings(

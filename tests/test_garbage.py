@@ -5,7 +5,7 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +30,7 @@ TRUNCATED = PICTURE[:-30]
 
 
 @contextmanager
-def running(model: Path) -> Iterator[httpx.Client]:
+def running(model: Path) -> Generator[httpx.Client]:
     settings = Settings(model=model, provider="cpu", max_upload_bytes=100_000)
     server = uvicorn.Server(
         uvicorn.Config(create_app(settings), port=0, http=Connection, ws="none", log_level="warning")

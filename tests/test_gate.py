@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +31,7 @@ KEY, OTHER_KEY = "correct-horse", "battery-staple"
 
 
 @contextmanager
-def client_of(model: Path, **settings: Any) -> Iterator[TestClient]:
+def client_of(model: Path, **settings: Any) -> Generator[TestClient]:
     with TestClient(
         create_app(Settings(model=model, provider="cpu", threads=1, sessions=1, decode_threads=2, **settings))
     ) as client:
@@ -194,7 +194,7 @@ def test_a_form_is_never_written_to_a_disk(model_file: Path, monkeypatch: pytest
 
 
 @contextmanager
-def begun(service: Served, length: int) -> Iterator[socket.socket]:
+def begun(service: Served, length: int) -> Generator[socket.socket]:
     """A request that announces a body, of which only a byte has come."""
     host, port = urlsplit(service.address).netloc.split(":")
     with socket.create_connection((host, int(port))) as client:
