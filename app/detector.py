@@ -55,11 +55,13 @@ class Detector:
         found = postprocess(heads, placement, self.metadata, parameters)
         return replace(found, boxes=unfit(found.boxes, placement))
 
-    def detect(self, picture: Image.Image | NDArray[np.uint8], parameters: Parameters | None = None) -> Detections:
+    def detect(
+        self, picture: Image.Image | NDArray[np.uint8] | Decoded, parameters: Parameters | None = None
+    ) -> Detections:
         """Detects objects in one upright RGB picture.
 
         Args:
-            picture: A Pillow picture of mode RGB, or uint8 [height, width, 3].
+            picture: A Pillow picture of mode RGB, or uint8 [height, width, 3], or the result of `decode`.
             parameters: If None, the model's defaults.
 
         Returns:
