@@ -175,11 +175,11 @@ def test_bad_requests_are_problems_that_say_what_is_wrong(
 
 def test_what_is_no_charset_is_not_remembered(client: TestClient) -> None:
     """Python keeps the name of every charset that it was asked for and does not have."""
-    known = len(encodings._cache)  # type: ignore[attr-defined]
+    known = len(encodings._cache)
     for number in range(20):
         kind = f"multipart/form-data; boundary=B; charset=none-{number}"
         problem(client.post("/detect", content=b"--B--\r\n", headers={"Content-Type": kind}), 400, "malformed_request")
-    assert len(encodings._cache) == known  # type: ignore[attr-defined]
+    assert len(encodings._cache) == known
 
 
 def test_a_request_of_a_thousand_faults_is_answered_shortly(client: TestClient) -> None:

@@ -76,5 +76,5 @@ def test_the_version_follows_the_file() -> None:
 
 def test_metadata_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        metadata().name = "other"  # type: ignore[misc]
+        metadata().name = "other"
     assert isinstance(metadata(), Metadata)
