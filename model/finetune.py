@@ -46,29 +46,26 @@ def adopt(model: FCOS, checkpoint: Checkpoint) -> Adopted:
     known = {name: row for row, name in enumerate(checkpoint.config.classes)}
     names = model.config.classes
     common = [(row, known[name]) for row, name in enumerate(names) if name in known]
-    kept: list[str] = []
-    values: dict[str, Tensor] = {}
+    taken: dict[str, Tensor] = {}
     for key, value in own.items():
         other = checkpoint.weights.get(key)
-        if ".norms." in key and model.config.norm != checkpoint.config.norm:
-            other = None  # GroupNorm's one pair of weights would become that of the first level's BatchNorm
-        if other is not None and key in PER_CLASS and other.shape[1:] == value.shape[1:] and common:
-            value = value.clone()
-            value[[row for row, _ in common]] = other[[row for _, row in common]].to(value)
-            kept.append(key)
-        elif other is not None and key not in PER_CLASS and other.shape == value.shape:
-            value = other
-            kept.append(key)
-        values[key] = value
-    if not any(key.startswith("backbone.") and own[key].ndim > 1 for key in kept):
+        if other is None or (".norms." in key and model.config.norm != checkpoint.config.norm):
+            continue  # GroupNorm's one pair of weights would become that of the first level's BatchNorm
+        if key not in PER_CLASS:
+            if other.shape == value.shape:
+                taken[key] = other
+        elif common and other.shape[1:] == value.shape[1:]:
+            taken[key] = value.clone()
+            taken[key][[row for row, _ in common]] = other[[row for _, row in common]].to(value)
+    if not any(key.startswith("backbone.") and own[key].ndim > 1 for key in taken):
         raise ValueError(
             f"no weight of the checkpoint's backbone ({checkpoint.config.backbone}) fits {model.config.backbone}: "
             "leave --backbone out to keep the checkpoint's"
         )
-    model.load_state_dict(values)
+    model.load_state_dict(own | taken)
     return Adopted(
-        kept=tuple(kept),
-        new=tuple(key for key in own if key not in set(kept)),
+        kept=tuple(taken),
+        new=tuple(key for key in own if key not in taken),
         classes_kept=tuple(name for name in names if name in known),
         classes_new=tuple(name for name in names if name not in known),
     )
