@@ -203,12 +203,13 @@ def _report(environment: Environment, **_: object) -> None:
     assert options is not None
     table = []
     for row in Steps.rows:
-        times_ms = sorted(row["times_ms"]) or [float("nan")]
-        quantiles = {f"p{q}_ms": round(times_ms[min(len(times_ms) - 1, len(times_ms) * q // 100)]) if row["times_ms"]
-                     else float("nan") for q in (50, 95, 99)}  # fmt: skip
+        times_ms = sorted(row["times_ms"])
+        quantiles = {
+            f"p{q}_ms": round(times_ms[len(times_ms) * q // 100]) if times_ms else float("nan") for q in (50, 95, 99)
+        }
         table.append(
             {
-                "users": row["users"], "answers_per_s": round(len(row["times_ms"]) / options.step_s, 1), **quantiles,
+                "users": row["users"], "answers_per_s": round(len(times_ms) / options.step_s, 1), **quantiles,
                 "full": row["failures"]["full"], "wrong": row["failures"]["wrong"],
             }
         )  # fmt: skip
