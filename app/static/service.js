@@ -59,9 +59,9 @@ export const model = async () => answerWith("classes", await send("model"));
 /**
  * POST /detect.
  * @param {Blob} picture
- * @param {Record<string, string> | URLSearchParams} query
- * @param {(seconds: number) => void} onWait told of the time until the next attempt, if the service is busy
- * @param {AbortSignal} signal ends the request, and the wait for the next, with its reason
+ * @param {Record<string, string | number> | URLSearchParams} query
+ * @param {(seconds: number) => void} options.onWait told of the time until the next attempt, if the service is busy
+ * @param {AbortSignal} options.signal ends the request, and the wait for the next, with its reason
  */
 export const detect = async (picture, query, options) => answerWith("detections", await post(picture, query, options));
 
