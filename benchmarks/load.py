@@ -104,7 +104,7 @@ class Load:
                 status = await connection.send(request or self._request)
             if connection.transport is not None:
                 self._idle.append(connection)
-        except (OSError, TimeoutError):
+        except OSError:  # TimeoutError is one
             pass
         ended = perf_counter()
         self.rows.append((kind, (scheduled - self.began) * 1000, (ended - scheduled) * 1000, status))

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -50,7 +49,7 @@ def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 raise NotReady("The service did not get ready; its log is above.") from None
             time.sleep(0.05)
