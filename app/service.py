@@ -144,7 +144,7 @@ class Service:
         """Requests whose pictures have arrived and whose answers have not been taken."""
         return self.requests - self.uploading
 
-    def require_room(self, deadline: float, others: int = 0) -> None:
+    def require_room(self, deadline: float, others: int) -> None:
         """Raises: Refusal: `overloaded`: all places are taken, or there could be no answer before the deadline;
         `deadline_exceeded`: it has passed.
 
