@@ -114,5 +114,5 @@ def read_options(arguments: Sequence[str], description: str | None) -> Settings:
     description = f"{description or ''}\n\n{_SEVERAL}"
     if not given:
         return tyro.cli(Settings, args=rest, description=description)
-    defaults = Settings(**(dict.fromkeys(PATHS, tyro.MISSING) | given))
-    return tyro.cli(Settings, args=rest, description=description, default=defaults)
+    given = dict.fromkeys(PATHS, tyro.MISSING) | given
+    return tyro.cli(Settings, args=rest, description=description, default=Settings(**given))
