@@ -15,7 +15,7 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -390,7 +390,7 @@ class _Places:
         self._answered = 0
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[Callable[[], None]]:
+    async def one(self) -> AsyncGenerator[Callable[[], None]]:
         """Waits for a place, and keeps it for a request. Yields: What to call when that is refused; once counts."""
         await self._free.acquire()
         refused = False
