@@ -15,6 +15,9 @@ are answers, at 0.5, 1, 2 and 5 times what the first server answered in closed l
 that came during the load are counted. It lasts several deadlines, as servers that let none wait too long and those that
 let all wait differ only after the first. Writes serving.csv (a row per request), prints a table.
 
+The other servers have the same deadline, and accept 32 requests at a time (LitServe has no such bound), which two cores
+answer in time. Ours needs no such figure.
+
 With `--peers`, a Python that has them, LitServe, BentoML and Ray Serve are measured, too:
 
     uv venv peers && uv pip install --python peers litserve bentoml "ray[serve]" onnxruntime numpy pillow uvloop

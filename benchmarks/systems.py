@@ -45,7 +45,7 @@ def running(
         system: one of `OWN` and `PEERS`.
         provider: cpu or cuda.
         python: a peer's.
-        settings: our service's FCOS_* variables, without that prefix.
+        settings: our service's FCOS_* variables, without that prefix; `deadline_s` is everybody's.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -56,7 +56,7 @@ def running(
         environment |= {f"FCOS_{name.upper()}": str(value) for name, value in settings.items()}
     else:
         command = [python, str(HERE / "peers" / f"{system}_app.py"), str(model), "--port", str(port)]
-        command += ["--provider", provider]
+        command += ["--provider", provider, "--deadline-s", str(settings.get("deadline_s", 2))]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True

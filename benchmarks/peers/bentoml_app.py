@@ -13,7 +13,12 @@ from pipeline import Pipeline, options
 
 
 @bentoml.service(
-    workers=int(os.environ.get("PEER_THREADS", "1")), traffic={"timeout": 60}, logging={"access": {"enabled": False}}
+    workers=int(os.environ.get("PEER_THREADS", "1")),
+    traffic={
+        "timeout": float(os.environ.get("PEER_DEADLINE_S", "60")),
+        "max_concurrency": int(os.environ.get("PEER_AT_ONCE", "32")),
+    },
+    logging={"access": {"enabled": False}},
 )
 class Detect:
     def __init__(self) -> None:
@@ -33,6 +38,8 @@ if __name__ == "__main__":
         "PEER_THREADS": str(chosen.threads),
         "PEER_SESSION_THREADS": str(chosen.session_threads),
         "PEER_PROVIDER": chosen.provider,
+        "PEER_AT_ONCE": str(chosen.at_once),
+        "PEER_DEADLINE_S": str(chosen.deadline_s),
         "BENTOML_DO_NOT_TRACK": "true",
     }
     os.chdir(Path(__file__).parent)

@@ -29,6 +29,6 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Api(api_path="/detect"), accelerator="cpu", workers_per_device=chosen.threads, timeout=False
+        Api(api_path="/detect"), accelerator="cpu", workers_per_device=chosen.threads, timeout=chosen.deadline_s
     )
     server.run(port=chosen.port, log_level="warning", generate_client_file=False, access_log=False)

@@ -45,5 +45,7 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=core_count(), help="pictures at a time")
     parser.add_argument("--session-threads", type=int, default=1, help="for one picture in the model")
+    parser.add_argument("--at-once", type=int, default=32, help="requests accepted at a time; the others are refused")
+    parser.add_argument("--deadline-s", type=float, default=2, help="of a request, where the server knows such a thing")
     parser.add_argument("--picture", type=Path, help="for bare.py")
     return parser.parse_args()

@@ -16,7 +16,7 @@ from ray import serve
 HERE = str(Path(__file__).parent)
 
 
-@serve.deployment(max_ongoing_requests=8, logging_config={"log_level": "WARNING", "enable_access_log": False})
+@serve.deployment(logging_config={"log_level": "WARNING", "enable_access_log": False})
 class Detect:
     def __init__(self, model: str, session_threads: int, provider: str) -> None:
         sys.path.insert(0, HERE)
@@ -32,8 +32,13 @@ class Detect:
 if __name__ == "__main__":
     chosen = options(__doc__)
     ray.init(num_cpus=chosen.threads + 1, include_dashboard=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": chosen.port})
-    detect = Detect.options(num_replicas=chosen.threads, ray_actor_options={"num_cpus": 1})
+    serve.start(http_options={"host": "127.0.0.1", "port": chosen.port, "request_timeout_s": chosen.deadline_s})
+    detect = Detect.options(
+        num_replicas=chosen.threads,
+        max_ongoing_requests=8,
+        max_queued_requests=max(chosen.at_once - 8 * chosen.threads, 1),
+        ray_actor_options={"num_cpus": 1},
+    )
     serve.run(detect.bind(chosen.model, chosen.session_threads, chosen.provider), route_prefix="/detect")
     while True:
         time.sleep(3600)
