@@ -28,11 +28,11 @@ from torchvision.models.detection.image_list import ImageList
 
 from benchmarks.command import as_command
 from model import checkpoint as checkpoints
-from model import data
 from model.backbone import load_imagenet_weights
 from model.coco import hold_out, with_images
 from model.config import STRIDES, FCOSConfig, InputConfig
 from model.console import plain_console
+from model.data import Annotations, read_usable
 from model.distributed import Processes, choose_device
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS, Heads
@@ -41,6 +41,7 @@ from model.loading import end_workers, make_loader
 from model.losses import Objective
 from model.optim import keep_tensors_memory
 from model.presets import data_folder
+from model.sampling import CanvasBatches, canvas_indices
 from model.scoring import score
 from model.settings import Settings
 
@@ -90,22 +91,20 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     """Train one of the two and measure it."""
     settings = dataclasses.replace(settings, seed=seed)
     processes = Processes(0, 1, choose_device(settings.device))
-    document = data.read_usable(settings.train_annotations, settings.train_images, (), console.print)
+    document = read_usable(settings.train_annotations, settings.train_images, (), console.print)
     classes = [category["name"] for category in document["categories"]]
     if settings.val_annotations is None:
         document, val_document = hold_out(document, settings.val_fraction)
     else:
-        val_document = data.read_usable(settings.val_annotations, settings.scored_images, classes, console.print)
+        val_document = read_usable(settings.val_annotations, settings.scored_images, classes, console.print)
     if pictures:  # the same every time, spread over the set
         document, val_document = (thinned(document, pictures), thinned(val_document, max(pictures // 2, 1)))
-    annotations = data.Annotations.from_document(document)
+    annotations = Annotations.from_document(document)
     config, input_config = settings.network(annotations.classes, None)
     if which == "torchvision":
         config = dataclasses.replace(config, point_offset=0.0, point_step="canvas")
     metadata = checkpoints.metadata_of(config, input_config)
-    batches = data.CanvasBatches(
-        data.canvas_indices(annotations, metadata), metadata.canvases, settings.batch_size, seed
-    )
+    batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, settings.batch_size, seed)
     loader = make_loader(settings, annotations, metadata, batches, processes.device)
     torch.manual_seed(seed)
     model: Any = (Torchvision if which == "torchvision" else FCOS)(config, input_config)

@@ -27,7 +27,7 @@ from app.images import SUFFIXES
 from app.postprocess import Detections, Parameters
 from app.session import OnnxRunner
 from export.quiet import quietly
-from model.data import open_as_served
+from model.pictures import open_as_served
 
 CALIBRATION_PICTURES = 128
 """For int8 to take its ranges from; it is judged on as many others."""

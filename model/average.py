@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,13 @@ from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.coco import hold_out
 from model.console import plain_console
-from model.data import Annotations, plain_batches, read_usable
+from model.data import Annotations, read_usable
 from model.distributed import choose_device
 from model.evaluate import evaluate, torch_runner
 from model.fcos import FCOS
 from model.files import require_folder
 from model.finetune import restate_statistics
+from model.loading import plain_canvases
 from model.presets import data_folder
 from model.settings import HELD_OUT
 
@@ -99,7 +99,7 @@ def restated(part: Checkpoint, annotations: Annotations, images: Path) -> Checkp
 def _pictures(part: Checkpoint, annotations: Annotations, images: Path) -> Iterator[Tensor]:
     """Canvases as they are served, a batch at a time, for statistics."""
     metadata = checkpoints.metadata_of(part.config, part.input_config)
-    return (batch.images for batch in islice(plain_batches(annotations, images, metadata, BATCH), STATISTICS_BATCHES))
+    return plain_canvases(annotations, images, metadata, BATCH, STATISTICS_BATCHES)
 
 
 def training_of(parts: Sequence[Checkpoint]) -> dict[str, Any]:

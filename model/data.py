@@ -1,4 +1,4 @@
-"""Annotations as arrays, the pictures behind them, and batches of pictures that share a canvas.
+"""Annotations as arrays, and what training makes of the pictures drawn: plans, samples, batches.
 
 N pictures, G ground-truth boxes of one picture, B boxes of all. Boxes are xyxy pixels.
 """
@@ -6,8 +6,7 @@ N pictures, G ground-truth boxes of one picture, B boxes of all. Boxes are xyxy 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,16 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from app import images as service_images
-from app.artifact import CANVAS_MULTIPLE, Metadata, Size
-from app.canvas import place, resized_size
-from app.errors import Refusal
+from app.artifact import Metadata, Size
 from model.checks import check
 from model.coco import Document
 from model.formats import read_document
-from model.layout import NO_AUGMENTATION, Augmentation, Content, Layout, lay_out
+from model.layout import Augmentation, Content, Layout, lay_out
+from model.pictures import open_picture
 from model.problems import Problems
 from model.transforms import mix, paint
 
@@ -223,169 +220,3 @@ class Batch(NamedTuple):
 def collate(samples: list[Sample]) -> Batch:
     images, boxes, labels, pictures = zip(*samples, strict=True)
     return Batch(torch.stack(images), list(boxes), list(labels), list(pictures))
-
-
-def open_picture(path: Path) -> Image.Image:
-    """An upright RGB picture in full size.
-
-    Raises:
-        ValueError: there is no file at the path, or it cannot be decoded.
-    """
-    return decode(path, None).picture
-
-
-def open_as_served(path: Path, metadata: Metadata) -> service_images.Decoded:
-    """A picture as the service decodes it for this model: a large JPEG no larger than its canvas needs.
-
-    Raises:
-        ValueError: as `open_picture`.
-    """
-    return decode(path, lambda size: resized_size(size, metadata.resize))
-
-
-def decode(path: Path, resized: Callable[[Size], Size] | None) -> service_images.Decoded:
-    """A picture as the service decodes it, no larger than `resized` of its size; in full size if that is None.
-
-    Raises:
-        ValueError: as `open_picture`.
-    """
-    try:
-        return service_images.decode(path.read_bytes(), service_images.MOST_PIXELS, resized=resized)
-    except OSError as error:
-        raise ValueError(f"no picture at {path} ({error.strerror})") from None
-    except Refusal as refusal:
-        raise ValueError(f"{path}: {refusal.message}") from None
-
-
-def canvas_indices(annotations: Annotations, metadata: Metadata) -> NDArray[np.int64]:
-    """[N], the canvas (an index into `metadata.canvases`) that each picture is served on."""
-    found = [metadata.canvases.index(place(Size(*size), metadata).canvas) for size in annotations.sizes.tolist()]
-    return np.array(found, dtype=np.int64)
-
-
-def repeat_factors(annotations: Annotations, threshold: float) -> NDArray[np.float64]:
-    """How often each picture is drawn per epoch, so that rare classes are seen more (LVIS, arXiv:1908.03195).
-
-    A class found in a fraction f of the pictures repeats them max(1, sqrt(threshold / f)) times; a picture takes the
-    largest of its classes' factors.
-
-    Returns:
-        [N], at least 1.
-    """
-    picture = np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
-    pairs = np.unique(np.stack([picture, annotations.labels], axis=1), axis=0)
-    counts = np.bincount(pairs[:, 1], minlength=len(annotations.classes))
-    of_class = np.maximum(1.0, np.sqrt(threshold * len(annotations) / np.maximum(counts, 1)))
-    factors = np.ones(len(annotations))
-    np.maximum.at(factors, pairs[:, 0], of_class[pairs[:, 1]])
-    return factors
-
-
-class CanvasBatches(Sampler[list[Draw]]):
-    """Batches of pictures that share a canvas; every picture once per epoch, or as often as it is repeated.
-
-    Pictures that do not fill a batch on their own canvas are batched with others, on one that holds them all; only what
-    does not fill the last batch is left out, different pictures every epoch. An epoch depends only on the seed and its
-    number.
-
-    Args:
-        canvas: [N], each picture's canvas, an index into `canvases`.
-        batch_size: of all processes together.
-        seed: of the run.
-        rank: this process.
-        processes: how many the run has; together they draw what one process would.
-        zooms: canvas sizes, relative to the given ones; every batch draws one of them.
-        repeats: [N], how often each picture is drawn per epoch; once if None.
-        multiple: an epoch's number of batches is rounded down to a multiple of this.
-        plain_from: the first epoch without augmentation and zoom; if None, there is none.
-
-    Raises:
-        ValueError: there are too few pictures, or the batch cannot be divided evenly.
-    """
-
-    def __init__(
-        self,
-        canvas: NDArray[np.int64],
-        canvases: Sequence[Size],
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        processes: int = 1,
-        zooms: Sequence[float] = (1.0,),
-        repeats: NDArray[np.float64] | None = None,
-        multiple: int = 1,
-        plain_from: int | None = None,
-    ) -> None:
-        self.canvas, self.canvases, self.batch_size, self.seed = canvas, tuple(canvases), batch_size, seed
-        self.rank, self.processes = rank, processes
-        self.zooms, self.plain_from = tuple(zooms), plain_from
-        self.repeats = np.ones(len(canvas)) if repeats is None else repeats
-        self.epoch = 0
-        self.skip = 0
-        self.pictures = round(float(self.repeats.sum()))
-        self.count = self.pictures // batch_size // multiple * multiple
-        if batch_size % processes:
-            raise ValueError(f"a batch of {batch_size} pictures cannot be divided among {processes} processes")
-        if self.count == 0:
-            raise ValueError(
-                f"{len(canvas)} training pictures do not fill one batch of {batch_size * multiple}: lower --batch-size"
-            )
-
-    def __len__(self) -> int:
-        return self.count
-
-    def start(self, epoch: int, skip: int = 0) -> None:
-        """Draw this epoch next, without its first `skip` batches."""
-        self.epoch, self.skip = epoch, skip
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        drawn = self._draw_pictures(rng)
-        full: list[tuple[Size, NDArray[np.int64]]] = []
-        rest: list[NDArray[np.int64]] = []
-        for canvas in np.unique(self.canvas).tolist():
-            members = rng.permutation(drawn[self.canvas[drawn] == canvas])
-            count = len(members) // self.batch_size
-            parts = members[: count * self.batch_size].reshape(-1, self.batch_size)
-            full += [(self.canvases[canvas], part) for part in parts]
-            rest.append(members[count * self.batch_size :])
-        leftover = rng.permutation(np.concatenate(rest))
-        leftover = leftover[: len(leftover) // self.batch_size * self.batch_size]
-        leftover = leftover[np.argsort(self.canvas[leftover], kind="stable")]  # equal canvases are neighbours
-        full += [(self._canvas_of_all(part), part) for part in leftover.reshape(-1, self.batch_size)]
-        seeds = rng.integers(2**62, size=(len(full), self.batch_size))
-        zooms = rng.choice(self.zooms, size=len(full))
-        plain = self.plain_from is not None and self.epoch >= self.plain_from
-        mine = slice(self.rank, None, self.processes)
-        for position in rng.permutation(len(full))[self.skip : self.count].tolist():
-            whole, members = full[position]
-            zoom = 1.0 if plain else float(zooms[position])
-            canvas = _zoomed(whole, zoom)
-            for_me = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
-            yield [Draw(picture, canvas, zoom, plain, seed) for picture, seed in for_me]
-
-    def _canvas_of_all(self, members: NDArray[np.int64]) -> Size:
-        canvases = [self.canvases[index] for index in self.canvas[members].tolist()]
-        return Size(max(canvas.height for canvas in canvases), max(canvas.width for canvas in canvases))
-
-    def _draw_pictures(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Every picture as often as it is repeated, fractions by systematic sampling: the total is always the same."""
-        order = rng.permutation(len(self.canvas))
-        ends = np.cumsum(self.repeats[order]) * (self.pictures / self.repeats.sum())
-        positions = np.arange(self.pictures) + rng.random()
-        found = np.minimum(np.searchsorted(ends, positions, side="right"), len(order) - 1)
-        return np.sort(order[found])
-
-
-def plain_batches(annotations: Annotations, images: Path, metadata: Metadata, size: int) -> Iterable[Batch]:
-    """The pictures as they are served, in random order, in batches of this size, or of all if there are fewer."""
-    size = min(size, len(annotations))
-    batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, size, seed=0)
-    pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)
-    return DataLoader(pictures, batch_sampler=batches, collate_fn=collate)
-
-
-def _zoomed(canvas: Size, zoom: float) -> Size:
-    """The smallest allowed canvas that holds a given one at this zoom."""
-    return Size(*(math.ceil(side * zoom / CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in canvas))

@@ -44,9 +44,10 @@ from app.postprocess import COCO_SCORE_THRESHOLD, Heads, Parameters
 from model import checkpoint as checkpoints
 from model.coco import Document
 from model.console import plain_console
-from model.data import open_as_served, read_usable
+from model.data import read_usable
 from model.distributed import choose_device
 from model.files import require_folder, write_json
+from model.pictures import open_as_served
 from model.scoring import Evaluation, Found, score
 
 BATCH = 16

@@ -6,17 +6,21 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from app.artifact import Metadata
 from app.cores import core_count
-from model import data
-from model.data import Annotations, Batch, CanvasBatches
+from model.data import Annotations, Batch, Plans, TrainingPictures, collate
+from model.layout import NO_AUGMENTATION
 from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack
+from model.sampling import CanvasBatches, canvas_indices
 from model.settings import Settings
 
 
@@ -29,13 +33,13 @@ def make_loader(
         ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
     """
     _allow_many_files()  # a worker passes on every tensor of a batch as a file
-    plans = data.Plans(annotations, metadata, settings.augmentation, batches.repeats)
+    plans = Plans(annotations, metadata, settings.augmentation, batches.repeats)
     resident = settings.loader == "resident"
     workers = min(settings.workers, core_count())
     loader: DataLoader[Any] = DataLoader(
-        plans if resident else data.TrainingPictures(plans, settings.train_images),
+        plans if resident else TrainingPictures(plans, settings.train_images),
         batch_sampler=batches,
-        collate_fn=pack if resident else data.collate,
+        collate_fn=pack if resident else collate,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
         persistent_workers=workers > 0,
@@ -46,6 +50,18 @@ def make_loader(
     largest = largest_shown(settings.augmentation, settings.zooms)
     pictures = ResidentPictures(annotations, settings.train_images, metadata, device, largest)
     return ResidentBatches(loader, pictures)
+
+
+def plain_canvases(
+    annotations: Annotations, images: Path, metadata: Metadata, size: int, count: int
+) -> Iterator[Tensor]:
+    """The pictures as they are served, uint8 [N, 3, H, W], in random order: at most `count` batches of this size, or of
+    all if there are fewer."""
+    size = min(size, len(annotations))
+    batches = CanvasBatches(canvas_indices(annotations, metadata), metadata.canvases, size, seed=0)
+    pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)
+    loader = DataLoader(pictures, batch_sampler=batches, collate_fn=collate)
+    return (batch.images for batch in islice(loader, count))
 
 
 def _allow_many_files() -> None:

@@ -1,14 +1,18 @@
-"""The files of pictures: which lie in a folder, how large they are, and whether they are whole."""
+"""The files of pictures: which lie in a folder, how large they are, whether they are whole, and what they show."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, orientation
+from app.artifact import Metadata, Size
+from app.canvas import resized_size
+from app.errors import Refusal
+from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, Decoded, decode, orientation
 
 UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -90,3 +94,35 @@ def require_whole(path: Path) -> None:
             picture.load()
     except (SyntaxError, ValueError) as error:
         raise OSError(str(error)) from None
+
+
+def open_picture(path: Path) -> Image.Image:
+    """An upright RGB picture in full size.
+
+    Raises:
+        ValueError: there is no file at the path, or it cannot be decoded.
+    """
+    return open_reduced(path, None).picture
+
+
+def open_as_served(path: Path, metadata: Metadata) -> Decoded:
+    """A picture as the service decodes it for this model: a large JPEG no larger than its canvas needs.
+
+    Raises:
+        ValueError: as `open_picture`.
+    """
+    return open_reduced(path, lambda size: resized_size(size, metadata.resize))
+
+
+def open_reduced(path: Path, resized: Callable[[Size], Size] | None) -> Decoded:
+    """A picture as the service decodes it, no larger than `resized` of its size; in full size if that is None.
+
+    Raises:
+        ValueError: as `open_picture`.
+    """
+    try:
+        return decode(path.read_bytes(), MOST_PIXELS, resized=resized)
+    except OSError as error:
+        raise ValueError(f"no picture at {path} ({error.strerror})") from None
+    except Refusal as refusal:
+        raise ValueError(f"{path}: {refusal.message}") from None

@@ -17,8 +17,9 @@ from PIL import Image
 from app.draw import draw
 from app.schemas import Box, Detection
 from model.coco import Document
-from model.data import Batch, open_picture
+from model.data import Batch
 from model.files import replaced
+from model.pictures import open_picture
 from model.scoring import RECALLS, Evaluation, Found
 
 TILES = 16

@@ -38,7 +38,7 @@ from model.distributed import started
 from model.files import write_json
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
-from model.run import epoch_draws
+from model.sampling import epoch_draws
 from model.settings import HELD_OUT, Settings
 from model.train import MENDABLE, in_words, train
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from app.artifact import Metadata, Resize, Size
 from app.canvas import REDUCING_GAP, resized_size
 from app.cores import core_count
-from model.data import Annotations, Batch, Plan, decode
+from model.data import Annotations, Batch, Plan
 from model.layout import Augmentation, Light
+from model.pictures import open_reduced
 
 
 class Pack(NamedTuple):
@@ -116,7 +117,7 @@ class ResidentPictures:
 
         def load(index: int) -> None:
             path = images / annotations.file_names[index]
-            decoded = decode(path, lambda size: _kept(size, resize, largest))
+            decoded = open_reduced(path, lambda size: _kept(size, resize, largest))
             height, width = self.kept[index].tolist()
             picture = decoded.picture
             if picture.size != (width, height):

@@ -6,7 +6,6 @@ import dataclasses
 import platform
 import shutil
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,19 @@ from rich.console import Console
 
 from app.artifact import Metadata
 from model import checkpoint as checkpoints
-from model import data, plots, report
+from model import plots, report
 from model.backbone import load_imagenet_weights
 from model.checkpoint import Checkpoint
 from model.coco import Document
-from model.data import Annotations, Batch, CanvasBatches
+from model.data import Annotations, Batch
 from model.distributed import Processes
 from model.evaluate import detect, torch_runner
 from model.fcos import FCOS
 from model.files import make_folder, write_json
 from model.finetune import adopt, restate_statistics
 from model.learner import Learner
-from model.loading import Feed, make_loader
+from model.loading import Feed, make_loader, plain_canvases
+from model.sampling import CanvasBatches, canvas_indices, epoch_draws
 from model.scoring import Evaluation, Found, score
 from model.settings import Settings
 from model.start import fingerprint, read_data, require_same_run, short_name
@@ -117,7 +117,7 @@ class Run:
     def _batches(self, repeats: NDArray[np.float64]) -> CanvasBatches:
         settings = self.settings
         return CanvasBatches(
-            data.canvas_indices(self.annotations, self.metadata),
+            canvas_indices(self.annotations, self.metadata),
             self.metadata.canvases,
             settings.batch_size // settings.accumulate,
             settings.seed,
@@ -139,10 +139,8 @@ class Run:
         adopted = adopt(model, start)
         if settings.backbone_norm == "trained":
             part = settings.batch_size // settings.accumulate // self.processes.count
-            plain = data.plain_batches(self.annotations, settings.train_images, self.metadata, part)
-            restate_statistics(
-                model.to(self.processes.device), (one.images for one in islice(plain, STATISTICS_BATCHES))
-            )
+            canvases = plain_canvases(self.annotations, settings.train_images, self.metadata, part, STATISTICS_BATCHES)
+            restate_statistics(model.to(self.processes.device), canvases)
         return {"start": f"{short_name(settings.from_)}: {adopted.describe()}", "before": start.training}
 
     @property
@@ -276,13 +274,6 @@ class Run:
         )
         checkpoints.save(self.settings.output / name, checkpoint)
         self._saved_at = time.monotonic()
-
-
-def epoch_draws(annotations: Annotations, settings: Settings) -> tuple[NDArray[np.float64], float]:
-    """How often each picture is drawn when an epoch goes through them once [N], and how often it does: a small set more
-    than once."""
-    repeats = data.repeat_factors(annotations, settings.repeat_thin)
-    return repeats, max(1.0, settings.epoch_iterations * settings.batch_size / float(repeats.sum()))
 
 
 def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Annotations) -> dict[str, float]:

@@ -13,17 +13,10 @@ from app.artifact import Size
 from model.checkpoint import metadata_of
 from model.checks import check
 from model.config import FCOSConfig, InputConfig
-from model.data import (
-    Annotations,
-    CanvasBatches,
-    Draw,
-    Plans,
-    TrainingPictures,
-    canvas_indices,
-    open_picture,
-    repeat_factors,
-)
+from model.data import Annotations, Draw, Plans, TrainingPictures
 from model.layout import Augmentation
+from model.pictures import open_picture
+from model.sampling import CanvasBatches, canvas_indices, repeat_factors
 from tests.toy import IDS, content, read_annotations, write_coco, write_pictures
 
 CANVASES = (Size(64, 96), Size(96, 64), Size(96, 96))

@@ -27,9 +27,9 @@ from export.precision import LOWER, agreement, choose_pictures, read_bytes_as_qu
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
-from model.data import open_picture
 from model.evaluate import torch_runner
 from model.fcos import FCOS
+from model.pictures import open_picture
 from tests.support import rectangle_picture
 
 INPUT = InputConfig(short=128, long=160, canvases=((128, 160), (160, 128)))

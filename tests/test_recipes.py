@@ -13,10 +13,10 @@ import torch
 
 from model import recipes
 from model.checkpoint import load
-from model.data import repeat_factors
 from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.recipes import RECIPES, settings_of, split
+from model.sampling import repeat_factors
 from model.settings import Settings
 from model.stopping import Stop
 from model.train import train

@@ -17,10 +17,11 @@ from app.artifact import Size
 from model import checkpoint as checkpoints
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.data import Annotations, Batch, CanvasBatches, Draw, Plans, TrainingPictures, collate
+from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate
 from model.layout import NO_AUGMENTATION, Augmentation
 from model.loading import make_loader
 from model.resident import ResidentPictures, largest_shown, pack, turn_hue
+from model.sampling import CanvasBatches
 from model.stopping import Stop
 from model.train import train
 from tests.toy import ALONE, COLOURS, IDS, QUIET, read_annotations, settings, write_coco

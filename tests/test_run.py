@@ -14,9 +14,10 @@ from rich.console import Console
 from app.artifact import Metadata
 from model import checkpoint as checkpoints
 from model import run as runs
-from model.data import Batch, repeat_factors
+from model.data import Batch
 from model.learner import Learner
 from model.run import Run
+from model.sampling import repeat_factors
 from model.train import train
 from tests.toy import ALONE, EVERYTHING, QUIET, Data, read_annotations, rows, settings
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import metadata_of
-from model.data import Batch, CanvasBatches, Plans, TrainingPictures, canvas_indices, collate
+from model.data import Batch, Plans, TrainingPictures, collate
 from model.distributed import Processes, started
 from model.fcos import FCOS
 from model.learner import Learner
 from model.optim import train_mode
+from model.sampling import CanvasBatches, canvas_indices
 from tests.toy import read_annotations, settings
 
 
