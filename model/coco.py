@@ -26,6 +26,11 @@ def with_images(document: Document, images: list[dict[str, Any]]) -> Document:
     return document | {"images": images, "annotations": [a for a in document["annotations"] if a["image_id"] in ids]}
 
 
+def box_count(document: Document) -> int:
+    """The boxes of single objects: crowds are not counted."""
+    return sum(not annotation["iscrowd"] for annotation in document["annotations"])
+
+
 def hold_out(document: Document, share: float) -> tuple[Document, Document]:
     """A document without about this share of its pictures, and one of those. Whether a picture is held out depends on
     its name alone, so that it stays so in a resumed or fine-tuned run, and as pictures are added.

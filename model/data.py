@@ -78,32 +78,31 @@ class Annotations:
         )
 
 
-def read_checked(
-    path: Path, images: Path, classes: Sequence[str] = (), files: bool = True
-) -> tuple[Document, Problems]:
-    """Read annotations of any format and find what is wrong with them; see `model.checks.check`.
+def read_checked(path: Path, images: Path, classes: Sequence[str] = ()) -> tuple[Document, Problems]:
+    """Read annotations of any format and find what is wrong with them and their pictures; see `model.checks.check`.
 
     Args:
         classes: in order, for VOC folders.
-        files: look at every picture's header, too.
     """
-    return check(read_document(path, images, classes), str(path), images if files else None)
+    return check(read_document(path, images, classes), str(path), images)
 
 
 def read_usable(path: Path, images: Path, classes: Sequence[str], say: Callable[[str], object]) -> Document:
-    """Read annotations of any format, leaving out and reporting what is wrong. Pictures are looked at only if the
-    annotations lack their sizes.
+    """Read annotations of any format, leaving out what is wrong. Pictures are looked at only if the annotations lack
+    their sizes.
 
     Args:
         classes: in order, for VOC folders.
-        say: called with what was left out, in words.
+        say: called with what was left out and with what may be wrong, in words.
 
     Raises:
         ValueError: they cannot be read, or no picture is left.
     """
-    document, problems = read_checked(path, images, classes, files=False)
+    document, problems = check(read_document(path, images, classes), str(path))
     if problems.errors:
         say(f"left out: {problems.describe(problems.errors)}")
+    if problems.warnings:
+        say(f"note: {problems.describe(problems.warnings)}")
     if not document["images"]:
         raise ValueError(f"{path} has no pictures")
     return document

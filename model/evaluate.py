@@ -42,7 +42,7 @@ from app.errors import StartError
 from app.launch import raise_again
 from app.postprocess import COCO_SCORE_THRESHOLD, Heads, Parameters
 from model import checkpoint as checkpoints
-from model.coco import Document
+from model.coco import Document, box_count
 from model.console import plain_console
 from model.data import read_usable
 from model.distributed import choose_device
@@ -207,7 +207,7 @@ def main() -> int:
             lambda text: print(f"evaluate: {text}", file=sys.stderr),
         )  # fmt: skip
         _say_unknown(document, metadata.classes)
-        if all(box["iscrowd"] for box in document["annotations"]):
+        if not box_count(document):
             print(f"evaluate: {options.annotations} has no boxes to compare with, so there is no AP", file=sys.stderr)
         found = evaluate(runner, metadata, document, options.images, console)
         for name, values in found.per_class.items():

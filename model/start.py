@@ -12,7 +12,7 @@ from rich.console import Console
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.checks import check_classes
-from model.coco import Document, hold_out
+from model.coco import Document, box_count, hold_out
 from model.data import Annotations, read_checked
 from model.problems import Problems
 from model.settings import PATHS, Settings
@@ -68,12 +68,10 @@ def read_data(settings: Settings, console: Console) -> tuple[Annotations, Docume
     val_document, val_problems = read_checked(settings.val_annotations, settings.val_images, annotations.classes)
     check_classes(annotations.classes, [category["name"] for category in val_document["categories"]], val_problems)
     _complain([problems, val_problems], settings.bad_data == "skip", console)
-    if not _boxes(document):
-        raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
+    _require_boxes(document, settings.train_annotations, "learn from")
     if not val_document["images"]:
         raise ValueError(f"{settings.val_annotations} has no pictures to evaluate on")
-    if not _boxes(val_document):
-        raise ValueError(f"{settings.val_annotations} has no boxes to evaluate on")
+    _require_boxes(val_document, settings.val_annotations, "evaluate on")
     if settings.train_images.resolve() == settings.val_images.resolve():
         shared = set(annotations.file_names.tolist()) & {image["file_name"] for image in val_document["images"]}
         if shared:
@@ -87,13 +85,12 @@ def _held_out(document: Document, settings: Settings, console: Console) -> tuple
     Raises:
         ValueError: one of them has no boxes.
     """
-    if not _boxes(document):
-        raise ValueError(f"{settings.train_annotations} has no boxes to learn from")
+    _require_boxes(document, settings.train_annotations, "learn from")
     learnt, held = hold_out(document, settings.val_fraction)
     share = f"{len(held['images'])} of {len(document['images'])} pictures"
-    if not _boxes(learnt) or not _boxes(held):
+    if not box_count(learnt) or not box_count(held):
         raise ValueError(
-            f"holding out {share} leaves no boxes to {'evaluate on' if _boxes(learnt) else 'learn from'}: "
+            f"holding out {share} leaves no boxes to {'evaluate on' if box_count(learnt) else 'learn from'}: "
             "choose another --val-fraction, or give --val-annotations and --val-images"
         )
     console.print(
@@ -103,8 +100,9 @@ def _held_out(document: Document, settings: Settings, console: Console) -> tuple
     return learnt, held
 
 
-def _boxes(document: Document) -> int:
-    return sum(not annotation["iscrowd"] for annotation in document["annotations"])
+def _require_boxes(document: Document, source: Path, purpose: str) -> None:
+    if not box_count(document):
+        raise ValueError(f"{source} has no boxes to {purpose}")
 
 
 def _complain(sets: list[Problems], skip: bool, console: Console) -> None:

@@ -208,6 +208,17 @@ def test_what_the_model_has_no_class_for_is_said(
     assert not capsys.readouterr().err
 
 
+def test_what_may_be_wrong_with_the_data_is_said(
+    model_file: Path, toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    document = json.loads(toy[0].read_text())
+    document["annotations"].append(document["annotations"][0] | {"id": 100})
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert run(monkeypatch, model_file, "--annotations", tmp_path / "a.json", "--images", toy[1]) == 0
+    assert f"evaluate: note: {tmp_path / 'a.json'} has 1 x duplicate box" in capsys.readouterr().err
+
+
 def test_that_there_is_nothing_to_be_found_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path, toy: tuple[Path, Path]
 ) -> None:
