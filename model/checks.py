@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def check(document: Document, source: str, images: Path | None = None) -> tuple[
     if images is not None:
         pictures = _with_files(pictures, images, problems)
     pictures = _as_in_folder(pictures, problems)
-    annotations = _sound(document["annotations"], document, pictures, categories, problems)
+    annotations = _sound(document, pictures, categories, problems)
 
     used = {annotation["category_id"] for annotation in annotations if not annotation["iscrowd"]}
     for number, category in categories.items():
@@ -91,7 +91,9 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and abs(value) < 2**63
 
 
-def _named(entries: list[Any], what: str, name: str, is_sound: Any, problems: Problems) -> dict[int, dict[str, Any]]:
+def _named(
+    entries: list[Any], what: str, name: str, is_sound: Callable[[Any], bool], problems: Problems
+) -> dict[int, dict[str, Any]]:
     """Images or categories by id, ascending. Of several with the same name, only the first; an id with several names is
     left out, as nobody knows which of them its annotations belong to."""
     meant: dict[int, set[str]] = {}
@@ -155,11 +157,7 @@ def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Pro
 
 
 def _sound(
-    entries: list[Any],
-    document: Document,
-    pictures: dict[int, dict[str, Any]],
-    categories: dict[int, dict[str, Any]],
-    problems: Problems,
+    document: Document, pictures: dict[int, dict[str, Any]], categories: dict[int, dict[str, Any]], problems: Problems
 ) -> list[dict[str, Any]]:
     """The annotations that can be learnt from."""
     # An annotation whose picture or class was left out above is left out silently: that has been reported.
@@ -169,7 +167,7 @@ def _sound(
     }
     sound: list[dict[str, Any]] = []
     seen: set[tuple[Hashable, ...]] = set()
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(document["annotations"]):
         box = _numbers(entry.get("bbox")) if isinstance(entry, dict) else None
         where = _place(entry, "annotation", position)
         if isinstance(entry, dict) and "found_in" not in entry:
@@ -178,34 +176,25 @@ def _sound(
             shown = entry["bbox"] if box is None and isinstance(entry, dict) and "bbox" in entry else entry
             problems.add("unreadable entry", f"{where}: {_short(shown)}")
             continue
-        if not _in(entry["image_id"], listed["images"]):
+        image, category, crowd = entry["image_id"], entry["category_id"], int(bool(entry.get("iscrowd")))
+        if not _in(image, listed["images"]):
             problems.add("unknown image id", where)
             continue
-        if not _in(entry["category_id"], listed["categories"]):
-            problems.add("unknown category id", f"{where}: {entry['category_id']!r}")
+        if not _in(category, listed["categories"]):
+            problems.add("unknown category id", f"{where}: {category!r}")
             continue
-        if entry["image_id"] not in pictures or entry["category_id"] not in categories:
+        if image not in pictures or category not in categories:
             continue
-        if not all(map(math.isfinite, box)) or box[2] <= 0 or box[3] <= 0:
-            problems.add("degenerate box", f"{where}: {box}")
+        if fault := _fault_of(box, pictures[image]):
+            kind, how = fault
+            problems.add(kind, f"{where}: {box}{how}")
             continue
-        picture = pictures[entry["image_id"]]
-        x, y, width, height = box
-        left, top = max(x, 0.0), max(y, 0.0)
-        right, bottom = min(x + width, picture["width"]), min(y + height, picture["height"])
-        if x < -OVERHANG_PX or y < -OVERHANG_PX or x + width > right + OVERHANG_PX or y + height > bottom + OVERHANG_PX:
-            size = f"{picture['width']} x {picture['height']}"
-            problems.add("box outside", f"{where}: {box} in a picture of {size} (width x height)")
-            continue
-        if right - left <= 0 or bottom - top <= 0:
-            problems.add("degenerate box", f"{where}: {box}, on the picture's edge")
-            continue
-        crowd = int(bool(entry.get("iscrowd")))
-        key = (entry["image_id"], entry["category_id"], *box, crowd)
+        key = (image, category, *box, crowd)
         if key in seen:
             problems.add("duplicate box", f"{where}: {box}")
             continue
         seen.add(key)
+        width, height = box[2:]
         if min(width, height) < 1:
             problems.add("box under 1 px", f"{where}: {box}")
         area = entry.get("area")
@@ -213,8 +202,8 @@ def _sound(
         sound.append(
             {
                 "id": len(sound) + 1,  # COCO's protocol takes an id of 0 for "unmatched"
-                "image_id": entry["image_id"],
-                "category_id": entry["category_id"],
+                "image_id": image,
+                "category_id": category,
                 "bbox": box,
                 "area": area,
                 "iscrowd": crowd,
@@ -224,6 +213,20 @@ def _sound(
         problems.add("fractions", f"all {len(sound)} boxes are under 1 px")
         return []
     return sound
+
+
+def _fault_of(box: list[float], picture: dict[str, Any]) -> tuple[str, str] | None:
+    """What is wrong with a box [x, y, width, height] in a picture: the problem's kind, and more of it in words."""
+    x, y, width, height = box
+    if not all(map(math.isfinite, box)) or width <= 0 or height <= 0:
+        return "degenerate box", ""
+    left, top = max(x, 0.0), max(y, 0.0)
+    right, bottom = min(x + width, picture["width"]), min(y + height, picture["height"])
+    if x < -OVERHANG_PX or y < -OVERHANG_PX or x + width > right + OVERHANG_PX or y + height > bottom + OVERHANG_PX:
+        return "box outside", f" in a picture of {picture['width']} x {picture['height']} (width x height)"
+    if right - left <= 0 or bottom - top <= 0:
+        return "degenerate box", ", on the picture's edge"
+    return None
 
 
 def _picture(entry: dict[str, Any], pictures: dict[int, dict[str, Any]]) -> str:
