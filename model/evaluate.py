@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 if not __package__:  # run as a script: the repository's packages lie one level up
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -57,8 +57,14 @@ AHEAD = 256
 MOST_WAITING = 256
 """Pictures that wait for others of their canvas: with many canvases, batches hardly ever fill up."""
 
-Prepared = tuple[int, NDArray[np.uint8], Placement]
-"""A picture's position in the document, its canvas, and where it lies there."""
+
+class Prepared(NamedTuple):
+    """A picture for the network."""
+
+    position: int
+    """In the document."""
+    canvas: NDArray[np.uint8]  # [H, W, 3]
+    placement: Placement
 
 
 def evaluate(runner: Runner, metadata: Metadata, document: Document, images: Path, console: Console) -> Evaluation:
@@ -86,27 +92,28 @@ def detect(
     """
     detector, parameters = Detector(metadata, runner), parameters_for(metadata)
     positions = range(rank, len(document["images"]), processes)
-    entries = [document["images"][position] for position in positions]
-    waiting: dict[tuple[int, int], list[Prepared]] = {}
+    prepared = _prepared(detector, document, positions, images)
+    quiet = rank > 0 or not console.is_terminal
+    shown = track(prepared, "evaluating", len(positions), console=console, transient=True, disable=quiet)
     found: list[Found] = []
-
-    def run(group: list[Prepared]) -> None:
-        heads = detector.run(np.stack([canvas for _, canvas, _ in group]))
+    for group in _groups(shown):
+        heads = detector.run(np.stack([one.canvas for one in group]))
         for index, (position, _, placement) in enumerate(group):
             found.append(Found.of(position, detector.finish(heads.of(index), placement, parameters)))
+    return Found.join(found)
 
-    prepared = _prepared(detector, positions, entries, images)
-    quiet = rank > 0 or not console.is_terminal
-    for one in track(prepared, "evaluating", len(entries), console=console, transient=True, disable=quiet):
-        group = waiting.setdefault(one[2].canvas, [])
+
+def _groups(prepared: Iterable[Prepared]) -> Iterator[list[Prepared]]:
+    """Pictures of one canvas each: batches, as they fill up; the fullest, as too many wait; and at the end the rest."""
+    waiting: dict[tuple[int, int], list[Prepared]] = {}
+    for one in prepared:
+        group = waiting.setdefault(one.placement.canvas, [])
         group.append(one)
         if len(group) == BATCH:
-            run(waiting.pop(one[2].canvas))
+            yield waiting.pop(one.placement.canvas)
         elif sum(map(len, waiting.values())) == MOST_WAITING:
-            run(waiting.pop(max(waiting, key=lambda canvas: len(waiting[canvas]))))
-    for group in waiting.values():
-        run(group)
-    return Found.join(found)
+            yield waiting.pop(max(waiting, key=lambda canvas: len(waiting[canvas])))
+    yield from waiting.values()
 
 
 def parameters_for(metadata: Metadata) -> Parameters:
@@ -117,10 +124,9 @@ def parameters_for(metadata: Metadata) -> Parameters:
     )
 
 
-def _prepared(
-    detector: Detector, positions: Sequence[int], entries: Sequence[dict[str, Any]], images: Path
-) -> Iterator[Prepared]:
-    def prepare(position: int, entry: dict[str, Any]) -> Prepared:
+def _prepared(detector: Detector, document: Document, positions: Sequence[int], images: Path) -> Iterator[Prepared]:
+    def prepare(position: int) -> Prepared:
+        entry = document["images"][position]
         path, size = images / entry["file_name"], Size(int(entry["height"]), int(entry["width"]))
         canvas, placement = detector.fit(open_as_served(path, detector.metadata))
         if placement.picture != size:
@@ -129,11 +135,11 @@ def _prepared(
                 f"{path} is {found.width} x {found.height} upright, but its annotations say {size.width} x "
                 f"{size.height}: their boxes would be scored in the wrong place"
             )
-        return position, canvas, placement
+        return Prepared(position, canvas, placement)
 
     with ThreadPoolExecutor(4) as pool:
-        for first in range(0, len(entries), AHEAD):
-            yield from pool.map(prepare, positions[first : first + AHEAD], entries[first : first + AHEAD])
+        for first in range(0, len(positions), AHEAD):
+            yield from pool.map(prepare, positions[first : first + AHEAD])
 
 
 def torch_runner(model: nn.Module, device: torch.device) -> Runner:
