@@ -82,16 +82,12 @@ class Run:
         assert settings.iou_threshold is not None
         self.settings, self.processes, self.console = settings, processes, console
         self.annotations, self.val_document = read_data(settings, console)
-        if stopped is not None:
+        if stopped is None:
+            self.config, self.input_config = settings.network(self.annotations.classes, start)
+        else:
             require_same_run(stopped, settings, self.annotations)
             self.config, self.input_config = stopped.config, stopped.input_config
-        else:
-            self.config, self.input_config = settings.network(self.annotations.classes, start)
-        if self.config.norm == "bn" and settings.batch_size == settings.accumulate * processes.count:
-            raise ValueError(
-                "--norm bn takes its statistics from the pictures that go through the network together, here only one: "
-                "choose --norm gn, a larger --batch-size or a smaller --accumulate"
-            )
+        self._require_several_pictures()
         self.metadata = checkpoints.metadata_of(self.config, self.input_config, iou_threshold=settings.iou_threshold)
         repeats, self._times = epoch_draws(self.annotations, settings)
         self.batches = self._batches(repeats * self._times)
@@ -99,20 +95,22 @@ class Run:
         self.length = len(self.batches) // settings.accumulate
 
         model = FCOS(self.config, self.input_config)
-        if stopped is not None:
-            self._origin: dict[str, Any] = {
-                key: stopped.training[key] for key in ("start", "before") if key in stopped.training
-            }
-        else:
-            self._origin = self._begin(model, start)
+        self._origin = _origin_of(stopped) if stopped is not None else self._begin(model, start)
         self.learner = Learner(model, settings, processes, settings.epochs * self.length)
         self.position = Position()
-        if stopped is not None and stopped.resume is not None:
-            self.learner.restore(stopped.resume, stopped.weights)
-            names = (field.name for field in dataclasses.fields(Position))
-            self.position = Position(**{name: stopped.resume[name] for name in names})
+        if stopped is not None:
+            self._resume(stopped)
         self._same = {"options": settings.of_the_result(), "data": fingerprint(self.annotations)}
         self._saved_at = time.monotonic()
+
+    def _require_several_pictures(self) -> None:
+        """Raises: ValueError: BatchNorm would have a single picture to take its statistics from."""
+        settings = self.settings
+        if self.config.norm == "bn" and settings.batch_size == settings.accumulate * self.processes.count:
+            raise ValueError(
+                "--norm bn takes its statistics from the pictures that go through the network together, here only one: "
+                "choose --norm gn, a larger --batch-size or a smaller --accumulate"
+            )
 
     def _batches(self, repeats: NDArray[np.float64]) -> CanvasBatches:
         settings = self.settings
@@ -142,6 +140,13 @@ class Run:
             canvases = plain_canvases(self.annotations, settings.train_images, self.metadata, part, STATISTICS_BATCHES)
             restate_statistics(model.to(self.processes.device), canvases)
         return {"start": f"{short_name(settings.from_)}: {adopted.describe()}", "before": start.training}
+
+    def _resume(self, stopped: Checkpoint) -> None:
+        """Continue where a run stopped."""
+        assert stopped.resume is not None
+        self.learner.restore(stopped.resume, stopped.weights)
+        names = (field.name for field in dataclasses.fields(Position))
+        self.position = Position(**{name: stopped.resume[name] for name in names})
 
     @property
     def iteration(self) -> int:
@@ -274,6 +279,11 @@ class Run:
         )
         checkpoints.save(self.settings.output / name, checkpoint)
         self._saved_at = time.monotonic()
+
+
+def _origin_of(stopped: Checkpoint) -> dict[str, Any]:
+    """What a stopped run's model file says about its initial weights."""
+    return {key: stopped.training[key] for key in ("start", "before") if key in stopped.training}
 
 
 def step(learner: Learner, parts: list[Batch], iteration: int, annotations: Annotations) -> dict[str, float]:
