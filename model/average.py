@@ -85,15 +85,20 @@ def mixed(parts: Sequence[Checkpoint]) -> bool:
     return frozen and any(name.startswith("backbone.") for name in differing_norms(parts))
 
 
-def restated(part: Checkpoint, annotations: Annotations, images: Path) -> Checkpoint:
+def restated(part: Checkpoint, annotations: Annotations, images: Path, device: torch.device) -> Checkpoint:
     """The same detector with its backbone's statistics measured on these pictures, and weights that go with them.
 
     Weights that learnt with frozen statistics, ImageNet's perhaps, mean something else than others do: their mean with
     weights that learnt with measured ones detects less than either.
     """
-    model = part.model()
+    model = part.model().to(device)
     restate_statistics(model, _pictures(part, annotations, images))
-    return dataclasses.replace(part, weights=model.state_dict())
+    return dataclasses.replace(part, weights=_weights_of(model))
+
+
+def _weights_of(model: FCOS) -> dict[str, Tensor]:
+    """On the CPU, as a checkpoint holds them."""
+    return {key: value.cpu() for key, value in model.state_dict().items()}
 
 
 def _pictures(part: Checkpoint, annotations: Annotations, images: Path) -> Iterator[Tensor]:
@@ -149,15 +154,14 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     else:
         document, val_document = hold_out(document, parts[-1].options.get("val-fraction", HELD_OUT))
     annotations, images = Annotations.from_document(document), paths["train_images"]
+    device = choose_device("auto")
     if mixed(parts):
-        parts = [restated(part, annotations, images) for part in parts]
+        parts = [restated(part, annotations, images, device) for part in parts]
     checkpoint = dataclasses.replace(parts[-1], weights=mean_weights(parts), training=training_of(parts), resume=None)
 
-    device = choose_device("auto")
     model = checkpoint.model().to(device).to(memory_format=torch.channels_last)
     measure_statistics(model, parts, annotations, images)
-    weights = {key: value.cpu() for key, value in model.state_dict().items()}
-    checkpoint = dataclasses.replace(checkpoint, weights=weights)
+    checkpoint = dataclasses.replace(checkpoint, weights=_weights_of(model))
     if small:
         checkpoint = checkpoint.small()
     runner = torch_runner(checkpoint.model().to(device).to(memory_format=torch.channels_last), device)
