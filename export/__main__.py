@@ -31,6 +31,7 @@ from app.errors import StartError, first_line
 from app.launch import raise_again
 from app.session import OnnxRunner
 from export import precision as precisions
+from export.agreement import LOWER, agreement
 from export.graph import add_metadata, to_onnx
 from export.verify import Difference, compare
 from model import checkpoint as checkpoints
@@ -64,17 +65,17 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
     """Convert an exported fp32 file, compare detections on pictures, write.
 
     Args:
-        precision: one of `precision.LOWER`.
+        precision: one of `LOWER`.
         pictures: files of real ones; int8 takes its ranges from every other one and is judged on the rest.
 
     Returns:
-        The two files' agreement, and the number of fp32's detections: `precision.agreement`.
+        The two files' agreement, and the number of fp32's detections: see `agreement`.
 
     Raises:
         ValueError: they agree too little, fp32 finds nothing, or a picture cannot be read.
         OSError: the file cannot be written.
     """
-    reference, bounds = OnnxRunner.load(fp32), precisions.LOWER[precision]
+    reference, bounds = OnnxRunner.load(fp32), LOWER[precision]
     # fp32's metrics do not hold for it.
     metadata = reference.metadata.model_copy(update={"precision": precision, "metrics": {}})
     if precision == "int8":
@@ -87,7 +88,7 @@ def lower_precision(fp32: Path, precision: str, pictures: Sequence[Path], output
         converted = Path(folder) / output.name
         write_bytes(converted, proto.SerializeToString())
         try:
-            share, count = precisions.agreement(reference, OnnxRunner.load(converted), pictures, bounds)
+            share, count = agreement(reference, OnnxRunner.load(converted), pictures, bounds)
         except StartError as error:
             raise ValueError(f"the {precision} graph does not run ({first_line(error.__cause__ or error)})") from error
     if not count:
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="torchvision's fcos_resnet50_fpn weights for COCO; downloaded if no file is given",
     )
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
-    parser.add_argument("--precision", choices=("fp32", *precisions.LOWER), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", *LOWER), default="fp32")
     parser.add_argument(
         "--calibration-images",
         type=Path,

@@ -1,31 +1,22 @@
-"""fp16 and int8 variants of an exported graph, and how well they agree with it.
-
-Both are judged by what matters, their detections on real pictures: a precision that answers differently is refused.
-"""
+"""fp16 and int8 variants of an exported graph."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
-from torchvision.ops import box_iou
 
 from app.artifact import INPUT, Metadata
 from app.canvas import fit
-from app.detector import Detector
 from app.images import SUFFIXES
-from app.postprocess import Detections, Parameters
-from app.session import OnnxRunner
 from export.quiet import quietly
 from model.pictures import open_as_served
 
@@ -33,20 +24,6 @@ CALIBRATION_PICTURES = 128
 """For int8 to take its ranges from; it is judged on as many others."""
 _QUANTIZED = ("Conv", "Add", "Clip", "Relu", "Resize", "MaxPool")
 """Operations between convolutions are quantised as well, or every edge would pay for a conversion."""
-
-
-class Bounds(NamedTuple):
-    """What a precision must reach. AP is measured by model/evaluate.py."""
-
-    share: float
-    """Of fp32's detections that it must give, too, and of its own that fp32 must give."""
-    iou: float
-    """At least, for two detections to count as the same."""
-    score: float
-    """Largest difference between their scores."""
-
-
-LOWER = {"fp16": Bounds(0.98, 0.95, 0.02), "int8": Bounds(0.80, 0.75, 0.15)}
 
 
 def choose_pictures(folder: Path) -> list[Path]:
@@ -192,43 +169,6 @@ def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[s
         node = readers[0]
         found.append(node)
     return found
-
-
-def agreement(reference: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path], bounds: Bounds) -> tuple[float, int]:
-    """How far the detections of two files agree at the default threshold.
-
-    Returns:
-        Share of the reference's detections that the other gives too, or of the other's that the reference gives,
-        whichever is less; and the number that it is a share of, 0 if the reference has none.
-
-    Raises:
-        ValueError: one of the pictures cannot be read.
-    """
-    detector, lower = Detector(reference.metadata, reference), Detector(other.metadata, other)
-    parameters = detector.parameters()
-    # A detection just above the threshold may fall just below it: that is not a disagreement.
-    margin = max(0.0, parameters.score_threshold - bounds.score)
-    with_margin = Parameters(margin, parameters.iou_threshold, 3 * parameters.max_detections)
-    found, wanted = np.zeros(2, int), np.zeros(2, int)
-    for picture in pictures:
-        canvas, placement = detector.fit(open_as_served(picture, reference.metadata))
-        heads = [(one, one.run(canvas[None]).of(0)) for one in (detector, lower)]
-        sure = [one.finish(head, placement, parameters) for one, head in heads]
-        likely = [one.finish(head, placement, with_margin) for one, head in heads]
-        for way in (0, 1):
-            found[way] += _matched(sure[way], likely[1 - way], bounds)
-            wanted[way] += len(sure[way])
-    if not wanted[0]:
-        return 0.0, 0
-    ways = [way for way in (0, 1) if wanted[way]]  # what is not sure of anything contradicts nothing
-    return min((float(found[way] / wanted[way]), int(wanted[way])) for way in ways)
-
-
-def _matched(expected: Detections, got: Detections, bounds: Bounds) -> int:
-    iou = box_iou(torch.from_numpy(expected.boxes), torch.from_numpy(got.boxes)).numpy()
-    same = expected.class_ids[:, None] == got.class_ids[None]
-    close = np.abs(expected.scores[:, None] - got.scores[None]) <= bounds.score
-    return int((same & close & (iou >= bounds.iou)).any(1).sum())
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]

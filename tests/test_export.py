@@ -22,8 +22,9 @@ from app.detector import Detector
 from app.postprocess import Detections, Heads, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
+from export.agreement import LOWER, agreement
 from export.graph import ServedGraph, to_onnx
-from export.precision import LOWER, agreement, choose_pictures, read_bytes_as_quantized, to_fp16
+from export.precision import choose_pictures, read_bytes_as_quantized, to_fp16
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
