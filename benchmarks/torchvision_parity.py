@@ -9,8 +9,6 @@ ours has one of the same label with IoU > 0.99 and a score within 1e-3. Without 
 Exits with 1 if less than 99 % match on the same pixels.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import sys

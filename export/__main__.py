@@ -10,8 +10,6 @@ The graph is always compared with torch, and a lower precision with fp32 on real
 written.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

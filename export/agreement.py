@@ -3,8 +3,6 @@
 It is judged by what matters, the detections on real pictures: a precision that answers differently is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 N pictures, H, W canvas, P points, C classes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import onnx

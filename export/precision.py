@@ -1,7 +1,5 @@
 """fp16 and int8 variants of an exported graph."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Silence for libraries that print their progress, and advice for their own developers."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

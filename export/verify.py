@@ -4,8 +4,6 @@ Exporters have had bugs that silently give wrong numbers, such as shapes taken f
 several canvases and batch sizes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

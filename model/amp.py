@@ -1,7 +1,5 @@
 """Mixed precision: the data type that training computes in, and where autocast's own choice is too slow."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Generator
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 N pictures, P points, G ground-truth boxes of one picture, B of all. Distances and boxes are canvas pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -10,8 +10,6 @@ pictures as they would be served. Then the network is scored on val, for its met
 --data FOLDER has a layout that model/train.py knows, too. Without a val, that of the last run is held out of train.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -1,7 +1,5 @@
 """Feature maps C3, C4, C5 from any timm `features_only` model, and its ImageNet weights."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

@@ -1,13 +1,11 @@
 """Checkpoints: everything needed to rebuild a detector, in one file of plain tensors (never a pickle of code)."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -61,7 +59,7 @@ class Checkpoint:
         options: dict[str, Any] = training.get("options", {})
         return options
 
-    def small(self) -> Checkpoint:
+    def small(self) -> Self:
         """A copy to pass on: convolutions in fp16, half the size, and nothing to resume from."""
         weights = {
             key: value.half() if value.is_floating_point() and value.ndim > 1 else value

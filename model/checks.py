@@ -1,7 +1,5 @@
 """What is wrong with a data set, found before any work."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable

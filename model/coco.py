@@ -4,8 +4,6 @@ A document is `{"images": [...], "annotations": [...], "categories": [...]}` as 
 format, it also has `"format"`, and its entries have `found_in`, a place that a person can look up.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

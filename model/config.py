@@ -1,7 +1,5 @@
 """What a detector is: its network and the pictures it takes. Every checkpoint holds both."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal, Self
 from unicodedata import normalize

@@ -1,7 +1,5 @@
 """The scripts' console, which prints every text as it is."""
 
-from __future__ import annotations
-
 from typing import IO
 
 from rich.console import Console

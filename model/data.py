@@ -3,12 +3,10 @@
 N pictures, G ground-truth boxes of one picture, B boxes of all. Boxes are xyxy pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -52,7 +50,7 @@ class Annotations:
         return Size(height, width)
 
     @classmethod
-    def from_document(cls, document: Document) -> Annotations:
+    def from_document(cls, document: Document) -> Self:
         """The arrays of a document that `model.checks.check` has cleaned. Crowds are left out, boxes clipped."""
         images, categories = document["images"], document["categories"]
         # Ids often have gaps; a class's label is its position.
@@ -208,7 +206,7 @@ class Batch(NamedTuple):
     labels: list[Tensor]  # N of [G]
     pictures: list[int]
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> "Batch":
         def moved(parts: list[Tensor]) -> list[Tensor]:  # in one transfer
             return list(torch.split(torch.cat(parts).to(device, non_blocking=True), [len(part) for part in parts]))
 

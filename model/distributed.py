@@ -1,7 +1,5 @@
 """The processes of a run: one, or as many as torchrun starts."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

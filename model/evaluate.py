@@ -10,8 +10,6 @@ json, a folder of VOC xml, or a folder of YOLO txt. --json writes
 column per detected one, in the order of `per_class`; the last row is what is not there, the last column what is missed.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import Counter

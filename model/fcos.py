@@ -1,7 +1,5 @@
 """The detector: backbone, pyramid and head as one module."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

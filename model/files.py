@@ -1,8 +1,6 @@
 """Writing files: only into a folder that exists, and whole or not at all, as a service or another run may be watching
 them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

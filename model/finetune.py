@@ -1,7 +1,5 @@
 """Weights of one detector as the start of another, whose classes and pictures may differ."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from functools import partial

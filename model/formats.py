@@ -2,8 +2,6 @@
 formats alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

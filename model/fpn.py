@@ -1,7 +1,5 @@
 """Feature pyramid, P3 to P7 (Lin et al., arXiv:1612.03144; P6 and P7 as in RetinaNet, from P5)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """The head that all levels share (FCOS, arXiv:1904.01355; centerness on the box branch as in arXiv:2006.09214)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

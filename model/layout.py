@@ -6,8 +6,6 @@ in batches (`model.resident`), paint the same layout.
 G ground-truth boxes. Boxes are xyxy.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -56,7 +54,7 @@ class Augmentation:
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"augmentation.hue must be 0 to 0.5, but got {self.hue}")
 
-    def plain(self) -> Augmentation:
+    def plain(self) -> "Augmentation":
         """What is left of it in the last epochs: the flip."""
         return dataclasses.replace(NO_AUGMENTATION, flip=self.flip)
 

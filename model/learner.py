@@ -1,7 +1,5 @@
 """What learns: network, optimizer and averaged weights, one iteration at a time, in one process or in several."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Sequence

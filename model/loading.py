@@ -1,7 +1,5 @@
 """An epoch's batches: from worker processes, or from a device's memory."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import sys

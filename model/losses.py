@@ -5,8 +5,6 @@ distributed run, as otherwise a process's loss would depend on which pictures it
 FCOS's authors).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal

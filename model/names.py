@@ -1,7 +1,5 @@
 """Which pictures are meant by the names that annotations give them."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable

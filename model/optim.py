@@ -1,7 +1,5 @@
 """What is trained, and how fast: frozen parts, parameter groups, the learning rate of each iteration, memory."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The files of pictures: which lie in a folder, how large they are, whether they are whole, and what they show."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

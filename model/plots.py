@@ -1,7 +1,5 @@
 """Pictures for the run's folder: what the network sees, what it finds, and how good that is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache

@@ -3,8 +3,6 @@
 N pictures, P points, G ground-truth boxes, C classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -4,8 +4,6 @@
 `everyday` is to replace that: meant for ten to twenty minutes on a GPU; its numbers are estimates until one has run it.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

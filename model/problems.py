@@ -1,7 +1,5 @@
 """What is wrong with a data set, in words: every problem with its id, and what to do about each kind."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 

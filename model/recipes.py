@@ -13,8 +13,6 @@ takes it like any other checkpoint. It trains for as many epochs as fit into --m
 its learning rate comes down in time: a rehearsal of two epochs measures how many fit, and fails early if the run would.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import dataclasses

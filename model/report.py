@@ -1,7 +1,5 @@
 """What a run prints and writes as it goes: console, CSV, TensorBoard."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import time

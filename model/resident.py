@@ -10,13 +10,11 @@ A picture's rows and columns of weights also crop it, place it and mirror it; ro
 N pictures of a batch, M canvases (more than N with mixup), L layers (more than M with mosaics). Boxes are xyxy.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,7 +45,7 @@ class Pack(NamedTuple):
     target: Tensor  # float32 [L, 4], xyxy, canvas pixels, whole numbers
     light: Tensor  # float32 [L, 4], as `Light`
 
-    def to(self, device: torch.device) -> Pack:
+    def to(self, device: torch.device) -> Self:
         """A copy with all that painting needs on the device; boxes and labels stay where they are."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)

@@ -1,7 +1,5 @@
 """A training run: what it learns with and from, how far it has got, and its saves."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 import shutil

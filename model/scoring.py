@@ -3,8 +3,6 @@
 K detections, G ground-truth boxes, C classes. Boxes are xyxy pixels of the upright picture.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -39,17 +37,17 @@ class Found:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, chosen: NDArray[Any]) -> Found:
+    def take(self, chosen: NDArray[Any]) -> "Found":
         return Found(self.pictures[chosen], self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
 
     @staticmethod
-    def of(position: int, detections: Detections) -> Found:
+    def of(position: int, detections: Detections) -> "Found":
         """The detections on one picture, whose position in the document's images is given."""
         pictures = np.full(len(detections), position, dtype=np.int64)
         return Found(pictures, detections.boxes, detections.scores, detections.class_ids.astype(np.int64))
 
     @staticmethod
-    def join(parts: Sequence[Found]) -> Found:
+    def join(parts: Sequence["Found"]) -> "Found":
         """One after the other; without parts, no detections."""
         if not parts:
             return Found(

@@ -1,12 +1,10 @@
 """What a training run can be told, and what follows from it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import timm
 import tyro
@@ -227,7 +225,7 @@ class Settings:
         given = {"quality": self.quality, "assignment": self.assignment}
         return Objective(**{key: value for key, value in given.items() if value})  # type: ignore[arg-type]
 
-    def settled(self, begun: Checkpoint | None) -> Settings:
+    def settled(self, begun: Checkpoint | None) -> Self:
         """A copy with what is learnt and the IoU threshold filled in, if not given: from the run that is resumed or
         whose weights this one starts from; without either, from the paper."""
         options = dataclasses.asdict(Objective()) | (begun.options if begun else {})

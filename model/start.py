@@ -1,7 +1,5 @@
 """Where a run starts: its data, its initial weights, and whether a run to resume is the same."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Signals that ask a run to stop: it saves first."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Generator

@@ -4,8 +4,6 @@ The same network under other names, with the same point convention, resize rule 
 80 classes that COCO uses. Checked against `torchvision.models.detection.fcos_resnet50_fpn`: detections are the same.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -21,8 +21,6 @@ the network sees) and, with every evaluation, `metrics.json` (as `model/evaluate
 at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Generator

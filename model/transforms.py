@@ -1,7 +1,5 @@
 """Layouts painted by Pillow, one picture at a time. Pixels are resized once, from the picture to the canvas."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pascal VOC: a folder with an xml file per picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """YOLO: a folder with a txt file per picture, and the names of the classes near it."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

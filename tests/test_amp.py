@@ -1,7 +1,5 @@
 """model/amp.py: what a forward pass is computed in while it learns."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
