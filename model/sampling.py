@@ -107,6 +107,20 @@ class CanvasBatches(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng((self.seed, self.epoch))
+        full = self._full_batches(rng)
+        seeds = rng.integers(2**62, size=(len(full), self.batch_size))
+        zooms = rng.choice(self.zooms, size=len(full))
+        plain = self.plain_from is not None and self.epoch >= self.plain_from
+        mine = slice(self.rank, None, self.processes)
+        for position in rng.permutation(len(full))[self.skip : self.count].tolist():
+            whole, members = full[position]
+            zoom = 1.0 if plain else float(zooms[position])
+            canvas = _zoomed(whole, zoom)
+            for_me = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
+            yield [Draw(picture, canvas, zoom, plain, seed) for picture, seed in for_me]
+
+    def _full_batches(self, rng: np.random.Generator) -> list[tuple[Size, NDArray[np.int64]]]:
+        """An epoch's batches, in no particular order: the canvas and the pictures [batch_size] of each."""
         drawn = self._draw_pictures(rng)
         full: list[tuple[Size, NDArray[np.int64]]] = []
         rest: list[NDArray[np.int64]] = []
@@ -119,17 +133,7 @@ class CanvasBatches(Sampler[list[Draw]]):
         leftover = rng.permutation(np.concatenate(rest))
         leftover = leftover[: len(leftover) // self.batch_size * self.batch_size]
         leftover = leftover[np.argsort(self.canvas[leftover], kind="stable")]  # equal canvases are neighbours
-        full += [(self._canvas_of_all(part), part) for part in leftover.reshape(-1, self.batch_size)]
-        seeds = rng.integers(2**62, size=(len(full), self.batch_size))
-        zooms = rng.choice(self.zooms, size=len(full))
-        plain = self.plain_from is not None and self.epoch >= self.plain_from
-        mine = slice(self.rank, None, self.processes)
-        for position in rng.permutation(len(full))[self.skip : self.count].tolist():
-            whole, members = full[position]
-            zoom = 1.0 if plain else float(zooms[position])
-            canvas = _zoomed(whole, zoom)
-            for_me = zip(members[mine].tolist(), seeds[position][mine].tolist(), strict=True)
-            yield [Draw(picture, canvas, zoom, plain, seed) for picture, seed in for_me]
+        return full + [(self._canvas_of_all(part), part) for part in leftover.reshape(-1, self.batch_size)]
 
     def _canvas_of_all(self, members: NDArray[np.int64]) -> Size:
         canvases = [self.canvases[index] for index in self.canvas[members].tolist()]
