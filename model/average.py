@@ -162,7 +162,7 @@ def average(files: Sequence[Path], data: Path, output: Path, console: Console, *
     checkpoint = dataclasses.replace(checkpoint, weights=_weights_of(model))
     if small:
         checkpoint = checkpoint.small()
-    runner = torch_runner(checkpoint.model().to(device).to(memory_format=torch.channels_last), device)
+    runner = torch_runner(checkpoint.model(), device)
     evaluation = evaluate(runner, checkpoint.metadata("mean"), val_document, paths.get("val_images", images), console)
     scored = dataclasses.replace(checkpoint, metrics=evaluation.metrics, score_threshold=evaluation.score_threshold)
     checkpoints.save(output, scored)

@@ -141,7 +141,8 @@ def _prepared(detector: Detector, document: Document, positions: Sequence[int], 
 
 
 def torch_runner(model: nn.Module, device: torch.device) -> Runner:
-    """The network with the interface of an ONNX session."""
+    """The network, moved to the device, with the interface of an ONNX session."""
+    model.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(canvases: NDArray[np.uint8]) -> Heads:
@@ -173,9 +174,7 @@ def open_model(path: Path, device: str = "auto") -> tuple[Runner, Metadata]:
     if path.suffix != ".pt":
         raise ValueError(f"{path} is neither a .pt checkpoint nor an .onnx model")
     checkpoint = checkpoints.load(path)
-    place = choose_device(device)
-    model = checkpoint.model().to(place).to(memory_format=torch.channels_last)
-    return torch_runner(model, place), checkpoint.metadata("checkpoint")
+    return torch_runner(checkpoint.model(), choose_device(device)), checkpoint.metadata("checkpoint")
 
 
 def _say_unknown(document: Document, classes: Sequence[str]) -> None:
