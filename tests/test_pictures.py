@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from model.checks import check
 from model.coco import Document
 from model.formats import read_document
-from model.pictures import upright_size
+from model.pictures import open_picture, upright_size
 from model.presets import data_folder
 from tests.toy import write_coco
 
@@ -44,3 +44,11 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"set\.zip is packed: unpack it"):
             read()
+
+
+def test_a_missing_or_broken_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.jpg"):
+        open_picture(tmp_path / "gone.jpg")
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    with pytest.raises(ValueError, match=r"bad\.jpg"):
+        open_picture(tmp_path / "bad.jpg")
