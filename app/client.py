@@ -441,7 +441,7 @@ def _read(picture: Picture) -> bytes:
     if not isinstance(data, bytes):
         raise TypeError(
             f"A picture is a file's bytes, its path, or a file opened in binary mode, but this is a "
-            f"{type(picture).__name__}."
+            f"{type(picture).__name__}. Pixels must be encoded first, as PNG or JPEG."
         )
     return data
 

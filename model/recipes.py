@@ -120,7 +120,7 @@ def run(settings: Settings, until: float) -> dict[str, Any]:
 
 def _train(settings: Settings) -> None:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with _log(settings).open("a") as log:
+    with _log(settings).open("a", encoding="utf-8", errors="backslashreplace") as log:
         console = plain_console(log)
         try:
             with started(settings.device) as processes:
@@ -136,7 +136,7 @@ def _log(settings: Settings) -> Path:
 
 
 def _last_words(log: Path) -> str:
-    return f"\n{log.read_text()}".rpartition("\ntrain: ")[2].strip()
+    return f"\n{log.read_text('utf-8')}".rpartition("\ntrain: ")[2].strip()
 
 
 def _begun(folder: Path) -> bool:
