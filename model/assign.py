@@ -38,11 +38,12 @@ def assign(points: Tensor, strides: Tensor, boxes: Sequence[Tensor], rule: Rule 
     Returns:
         [N, P], the box's index among all pictures' boxes, -1 for background.
     """
+    costs_of = {"fcos": fcos_costs, "atss": atss_costs}[rule]
     flat = torch.cat(list(boxes))
     if len(flat) == 0:
         return torch.full((len(boxes), len(points)), -1, dtype=torch.long, device=points.device)
     # All pictures' boxes at once: launching one picture's work on a GPU takes longer than the work itself.
-    costs = (atss_costs if rule == "atss" else fcos_costs)(points, strides, flat).T  # [B, P]
+    costs = costs_of(points, strides, flat).T  # [B, P]
     counts = torch.tensor([len(part) for part in boxes], device=flat.device)
     picture = torch.repeat_interleave(counts, output_size=len(flat))[:, None].expand_as(costs)
     lowest = costs.new_full((len(boxes), len(points)), torch.inf).scatter_reduce_(0, picture, costs, "amin")

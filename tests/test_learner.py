@@ -2,18 +2,19 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from model import checkpoint as checkpoints
+from model.assign import Rule
 from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_checked
 from model.fcos import FCOS
 from model.layout import NO_AUGMENTATION
 from model.learner import Learner
-from model.losses import Objective
+from model.losses import Objective, Quality
 from model.run import evaluate_on_val
 from model.stopping import Stop
 from model.train import train
@@ -40,8 +41,8 @@ def test_four_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     assert evaluation.f1 > 0.9 and 0.05 <= evaluation.score_threshold <= 0.95
 
 
-@pytest.mark.parametrize("quality", ["centerness", "iou"])
-@pytest.mark.parametrize("assignment", ["fcos", "atss"])
+@pytest.mark.parametrize("quality", get_args(Quality))
+@pytest.mark.parametrize("assignment", get_args(Rule))
 def test_batches_without_a_single_box_train(data: Data, tmp_path: Path, quality: Any, assignment: Any) -> None:
     options = settings(data, tmp_path, quality=quality, assignment=assignment)
     config, input_config = options.network(tuple(IDS), None)
