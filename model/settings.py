@@ -208,8 +208,7 @@ class Settings:
         Raises:
             ValueError: they do not fit together.
         """
-        keys = ("backbone", "channels", "head_convs", "head_conv", "head_kernel", "norm")
-        given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        given = self._given(FCOSConfig)
         if start is None:
             config = FCOSConfig(classes=classes, **given)
             return config, _input(self.size or InputConfig().long, config.backbone)
@@ -222,20 +221,22 @@ class Settings:
     @property
     def objective(self) -> Objective:
         """What is learnt; as in the paper if not given."""
-        given = {"quality": self.quality, "assignment": self.assignment}
-        return Objective(**{key: value for key, value in given.items() if value})  # type: ignore[arg-type]
+        return Objective(**self._given(Objective))
 
     def settled(self, begun: Checkpoint | None) -> Self:
         """A copy with what is learnt and the IoU threshold filled in, if not given: from the run that is resumed or
         whose weights this one starts from; without either, from the paper."""
-        options = dataclasses.asdict(Objective()) | (begun.options if begun else {})
-        iou_threshold = begun.iou_threshold if begun else IOU_THRESHOLD
+        options, iou_threshold = (begun.options, begun.iou_threshold) if begun else ({}, IOU_THRESHOLD)
+        learnt = {key: options.get(_option(key), value) for key, value in dataclasses.asdict(Objective()).items()}
+        learnt |= self._given(Objective)
         return dataclasses.replace(
-            self,
-            quality=self.quality or options["quality"],
-            assignment=self.assignment or options["assignment"],
-            iou_threshold=iou_threshold if self.iou_threshold is None else self.iou_threshold,
+            self, **learnt, iou_threshold=iou_threshold if self.iou_threshold is None else self.iou_threshold
         )
+
+    def _given(self, config: type[FCOSConfig | Objective]) -> dict[str, Any]:
+        """The options that are called as fields of the config, as far as they are given."""
+        values = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(config)}
+        return {key: value for key, value in values.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, by the names of the options."""
