@@ -292,19 +292,8 @@ class Service:
 
     def info(self) -> ModelInfo:
         """Returns: What is served."""
-        metadata = self.runner.metadata
-        return ModelInfo(
-            **self.model.model_dump(),
-            provider_note=self.runner.fallback,
-            classes=list(metadata.classes),
-            precision=metadata.precision,
-            canvases=list(metadata.canvases),
-            resize=metadata.resize,
-            defaults=metadata.defaults,
-            metrics=metadata.metrics,
-            training=metadata.training,
-            checkpoint_sha256=metadata.checkpoint_sha256,
-        )
+        shown = dict(self.runner.metadata) | dict(self.model) | {"provider_note": self.runner.fallback}
+        return ModelInfo.model_validate(shown)  # which leaves out what it has no field for
 
 
 @cache
