@@ -8,8 +8,6 @@ from app.images import FORMATS_TEXT
 SHOWN = 10
 
 ADVICE = {
-    "unreadable entry": "give every image id, file_name, width and height, every category id and name (1 to 200 "
-    "characters), every annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none",
     "duplicate id": "give each image and each category its own id and its own name",
     "missing picture": "put the files into the pictures' folder, or correct file_name",
     "unreadable picture": f"save it again ({FORMATS_TEXT} can be read), or remove the picture",
@@ -28,11 +26,13 @@ ADVICE = {
     "unknown class": "train and val need the same class names",
 }
 UNREADABLE = {
+    "COCO": "give every image id, file_name, width and height, every category id and name (1 to 200 characters), every "
+    "annotation image_id, category_id, bbox [x, y, width, height] and iscrowd 0 or 1, or none",
     "VOC": "give every picture its size, and every object its name (1 to 200 characters) and bndbox",
     "YOLO": "a line is `class cx cy w h` or a polygon `class x1 y1 x2 y2 x3 y3 ...`, and a class name has 1 to 200 "
     "characters",
 }
-"""What to do about an unreadable entry, where COCO's advice does not fit."""
+"""What to do about an unreadable entry, by the annotations' format."""
 LOSING = {"unreadable entry", "duplicate id", "unknown category id", "degenerate box", "box outside", "fractions"}
 """Kinds that may cost a picture the box of an object."""
 WARNINGS = {"duplicate box", "box under 1 px", "class without boxes", "class names alike", "name in another writing"}
@@ -72,5 +72,4 @@ class Problems:
         return "\n".join(lines + [f"  what to do ({kind}): {self._advice(kind)}" for kind in kinds])
 
     def _advice(self, kind: str) -> str:
-        special = UNREADABLE.get(self.form) if kind == "unreadable entry" else None
-        return special or ADVICE[kind]
+        return UNREADABLE[self.form] if kind == "unreadable entry" else ADVICE[kind]
