@@ -3,8 +3,7 @@
     python model/evaluate.py model/weights/fcos-everyday.onnx --annotations data/val.json --images data/val
     python model/evaluate.py runs/first/best.pt --annotations data/val.json --images data/val --json out.json
 
-What is reported is what is served: pictures are opened, resized, decoded and filtered by `app`. Annotations are a COCO
-json, a folder of VOC xml, or a folder of YOLO txt. --json writes
+What is reported is what is served: pictures are opened, resized, decoded and filtered by `app`. --json writes
 {"metrics": {"AP", "AP50", "AP75", ...}, "per_class": {name: {"AP", "AP50"}}, "best_f1": {"f1", "score_threshold",
 "confusion"}}. -1 is COCO's word for: no such boxes. `confusion` counts boxes at that threshold: a row per true class, a
 column per detected one, in the order of `per_class`; the last row is what is not there, the last column what is missed.

@@ -8,11 +8,8 @@
     torchrun --nproc-per-node 4 model/train.py ...                # four GPUs; --batch-size is still the total
     python -m export runs/first/best.pt --output first.onnx       # then serve it: FCOS_MODEL=first.onnx python -m app
 
---data and --preset stand for several of the other options, which win over them if given as well. --data takes a folder
-in one of the usual layouts: train.json with train/, Roboflow's COCO, YOLO's; and val's, or else some of train is held
-out.
-
-Annotations are a COCO json, a folder of Pascal VOC xml, or a folder of YOLO txt; they are checked before any work.
+--data and --preset stand for several of the other options, which win over them if given as well (`model/presets.py`).
+Annotations are checked before any work.
 
 The run's folder gets `config.json` (every option, the network), `last.pt` (resumable until the run is finished),
 `best.pt` (highest AP on val, averaged weights), `metrics.csv` (a line per epoch), `tensorboard/`, `batches.jpg` (what
