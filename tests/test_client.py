@@ -1,6 +1,7 @@
 """What the Python client makes of answers, of refusals, and of what is neither."""
 
 import asyncio
+import dataclasses
 import inspect
 import io
 import pickle
@@ -17,8 +18,9 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from app import schemas
 from app.api import create_app
-from app.client import Answer, AsyncClient, Client, ServiceProblem
+from app.client import Answer, AsyncClient, Box, Client, Detection, ServiceProblem
 from app.settings import Settings
 from tests.support import PICTURE
 
@@ -167,6 +169,12 @@ def test_both_clients_have_the_same_methods() -> None:
         return {name: str(inspect.signature(member)) for name, member in public.items()}
 
     assert signatures(Client) == signatures(AsyncClient)
+
+
+@pytest.mark.parametrize(("own", "services"), [(Detection, schemas.Detection), (Box, schemas.Box)])
+def test_a_detection_has_all_that_the_service_says_of_it(own: Any, services: type[schemas.Answerable]) -> None:
+    names = [field.name for field in dataclasses.fields(own)]
+    assert names == list(services.model_fields), "`Answer.of` reads them"
 
 
 def test_a_clients_connections_end_with_its_block() -> None:

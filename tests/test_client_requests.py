@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from app.client import AsyncClient, Client, ServiceProblem
+from app.detect_route import picture_query
+from app.schemas import DetectQuery
 from tests.support import PICTURE
 
 ANSWER = {"detections": [], "image": {"width": 1, "height": 1}, "model": {}, "timing_ms": {}}
@@ -76,6 +78,25 @@ def test_a_body_says_what_it_is() -> None:
     assert detect == draw == "application/octet-stream"
     assert batch.startswith("multipart/form-data; boundary=")
     assert model == "none"
+
+
+def test_all_that_the_service_takes_can_be_asked_for_and_arrives_under_its_name() -> None:
+    values: dict[str, Any] = {
+        "score_threshold": 0.1, "iou_threshold": 0.2, "max_detections": 3, "classes": ["cat", "dog"],
+        "class_agnostic": True,
+    }  # fmt: skip
+    assert values.keys() == DetectQuery.model_fields.keys(), "add it to both clients' `detect`, to `_Asked`, and here"
+    transport = Scripted(answered(), answered())
+    with Client(transport=transport) as client:
+        client.detect(PICTURE, **values)
+
+    async def ask() -> None:
+        async with AsyncClient(transport=transport) as client:
+            await client.detect(PICTURE, **values)
+
+    asyncio.run(ask())
+    for request in transport.sent:
+        assert picture_query(request.url.query).model_dump(exclude={"draw"}) == values
 
 
 def test_a_key_with_its_lines_end_is_sent_without_it() -> None:
