@@ -1,5 +1,6 @@
-"""README and docs: their examples run, their table of settings is the settings', their links lead somewhere."""
+"""README and docs: their examples run, their tables and answers are the service's, their links lead somewhere."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.schemas import Answer, DetectQuery
 from app.settings import settings_table
 from tests.serving import Served, served
 from tests.support import metadata, rectangle_picture, write_model
@@ -57,10 +59,19 @@ def test_an_example_runs(page: str, language: str, code: str, model: Path, servi
 
 
 def test_the_table_of_settings_is_current() -> None:
-    """`python -m app settings` prints it."""
     text = (ROOT / "docs/operating.md").read_text()
     table = text.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
-    assert table == settings_table()
+    assert table == settings_table(), "`python -m app settings` prints it"
+
+
+def test_the_table_of_parameters_has_all() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(DetectQuery.model_fields)
+
+
+def test_readmes_answer_is_one_and_whole() -> None:
+    text = (ROOT / "README.md").read_text().partition("http://127.0.0.1:8000/detect\n")[2].partition("```")[0]
+    assert Answer.model_validate_json(text).model_dump() == json.loads(text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
