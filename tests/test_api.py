@@ -390,6 +390,8 @@ def test_the_documentation_shows_both_ways_to_send_and_every_problem(client: Tes
         "score_threshold", "iou_threshold", "max_detections", "classes", "class_agnostic", "draw", "x-deadline-ms"
     }  # fmt: skip
     text = str(schema)
+    of_no_address = ["not_found", "method_not_allowed"]
+    assert [code for code in KINDS if f"`{code}`: " not in text] == of_no_address, "`problem_docs` says which has it"
     for reference in {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}:
         assert reference in schema["components"]["schemas"]
 
