@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/detector.json").read_text())
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NAMING_SETTINGS = [
+    *(ROOT / name for name in ("docker-compose.yml", "Dockerfile", "deploy/up", "deploy/detector.env", "README.md")),
+    *(ROOT / "deploy" / name for name in ("kubernetes/detector.yaml", "ray_serve.py")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMPILED = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
 
 
@@ -51,6 +57,18 @@ def test_a_figure_on_the_dashboard_is_what_holds_now() -> None:
     figures = [target for panel in DASHBOARD["panels"] if panel["type"] == "stat" for target in panel["targets"]]
     assert figures
     assert all(target["instant"] and not target["range"] for target in figures)
+
+
+def test_panels_have_numbers_and_places_of_their_own() -> None:
+    """Which a copied one has not."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for one, other in combinations([panel["gridPos"] for panel in panels], 2):
+        apart = [
+            max(one[start], other[start]) >= min(one[start] + one[size], other[start] + other[size])
+            for start, size in (("x", "w"), ("y", "h"))
+        ]
+        assert any(apart), (one, other)
 
 
 def test_the_gpu_is_reserved_for_the_service_and_never_for_the_cpu_variant() -> None:
@@ -84,12 +102,11 @@ def test_profiles_keep_the_rest_out_of_a_plain_up() -> None:
     assert services["locust"]["profiles"] == ["loadtest"]
 
 
-@pytest.mark.parametrize("path", ["docker-compose.yml", "deploy/kubernetes/detector.yaml", "Dockerfile"])
-def test_settings_in_deployment_files_exist(path: str) -> None:
+@pytest.mark.parametrize("path", NAMING_SETTINGS, ids=lambda path: path.name)
+def test_settings_in_deployment_files_and_pages_exist(path: Path) -> None:
     """An unknown FCOS_ variable would keep the service from starting."""
     known = {f"FCOS_{name.upper()}" for name in Settings.model_fields}
-    text = (ROOT / path).read_text()
-    assert set(re.findall(r"\bFCOS_[A-Z_]+\b", text)) <= known
+    assert set(re.findall(r"\bFCOS_[A-Z0-9_]+\b", path.read_text())) <= known
 
 
 def test_the_image_holds_no_torch() -> None:
