@@ -24,6 +24,7 @@ INPUT = "images"  # the graph's: canvases, uint8 [N, H, W, 3]
 METADATA_KEY = "fcos"
 FORMAT_VERSION = 1
 CANVAS_MULTIPLE = 32
+MOST_DETECTIONS = 1000  # that a request may ask for
 LONGEST_CANVAS = 4096  # pixels of a side: a canvas too large for memory would end the service
 
 
@@ -68,11 +69,15 @@ class Resize(Part):
 class Defaults(Part):
     score_threshold: Fraction
     iou_threshold: Fraction
-    max_detections: Annotated[int, Field(ge=1, le=1000)]
+    max_detections: Annotated[int, Field(ge=1, le=MOST_DETECTIONS)]
 
 
 class Metadata(Part):
-    """What a model file says about itself. A class's id is its index in `classes`."""
+    """What a model file says about itself. A class's id is its index in `classes`.
+
+    Files of before lack a new field, and releases of before refuse it: what the service itself does not need goes into
+    `training`, which is free-form, and which `GET /model` shows.
+    """
 
     format_version: Literal[1]
     name: Name

@@ -6,7 +6,7 @@ from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from app.artifact import Defaults, Metadata, Resize, Size
+from app.artifact import MOST_DETECTIONS, Defaults, Metadata, Resize, Size
 from app.errors import Refusal
 from app.negotiation import answer_type
 from app.postprocess import Parameters
@@ -29,7 +29,7 @@ class DetectQuery(BaseModel):
         ),
     ] = None
     max_detections: Annotated[
-        int | None, Field(ge=1, le=1000, description="At most this many, best first. Default: the model's.")
+        int | None, Field(ge=1, le=MOST_DETECTIONS, description="At most this many, best first. Default: the model's.")
     ] = None
     classes: Annotated[
         list[str] | None, Field(description="Only these classes, by name; repeat it for several. Default: all.")

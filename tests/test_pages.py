@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api import create_app
+from app.artifact import MOST_DETECTIONS
 from app.pages import STATIC
 from app.settings import Settings
 
@@ -51,6 +52,10 @@ def test_modules_import_only_what_is_there() -> None:
     for path in STATIC.glob("*.js"):
         for imported in re.findall(r"""(?:from|import\()\s*"\./([^"]+)""", path.read_text()):
             assert imported in FILES, f"{path.name} imports {imported}"
+
+
+def test_the_page_asks_for_as_many_detections_as_the_service_allows() -> None:
+    assert f"const MOST_DETECTIONS = {MOST_DETECTIONS};" in (STATIC / "page.js").read_text()
 
 
 def test_scripts_and_labels_name_elements_that_exist() -> None:
