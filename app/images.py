@@ -1,6 +1,7 @@
 """Untrusted bytes → an upright RGB picture.
 
-The format is read only from the bytes; a file's name and a request's content type are never trusted.
+The format is read only from the bytes; a file's name and a request's content type are never trusted. Training and
+evaluation read their pictures here, too: what is refused here cannot be learnt from either.
 """
 
 import re
