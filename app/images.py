@@ -111,7 +111,7 @@ def decode(
     try:
         file = BoundedFile(data)
         picture = Image.open(file, formats=FORMATS)
-    except Refusal:
+    except (Refusal, MemoryError):
         raise
     except UnidentifiedImageError:
         raise _unknown(data) from None
@@ -142,7 +142,7 @@ def decode(
                 size = Size(picture.height, picture.width)  # loading applies a TIFF's orientation
             turn = orientation(picture)
             upright = _upright(_rgb(picture), turn)
-        except Refusal:
+        except (Refusal, MemoryError):  # the service's own lack says nothing about the picture
             raise
         except Exception as error:
             raise _corrupt(error) from None

@@ -215,6 +215,15 @@ def png_that_claims(width: int, height: int) -> bytes:
     )
 
 
+def test_a_picture_for_which_there_is_no_memory_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(MemoryError):
+        opened(encoded(quarters()), MAX_PIXELS)
+
+
 @pytest.mark.parametrize("side", [1001, 10_000, 15_000, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     assert refused(png_that_claims(side, side)) == "picture_too_large"
