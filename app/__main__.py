@@ -4,12 +4,13 @@ python -m app settings                                               every setti
 
 Settings are environment variables: FCOS_MODEL, FCOS_HOST, FCOS_PORT, FCOS_PROVIDER (auto, cuda or cpu) and those of
 app/settings.py. Exit codes: 0; 1 if a picture failed, or the service had to leave something that hung; 2 if it cannot
-start or write its output; 130 if Ctrl-C ends `detect` or the start of the service.
+start or write its output; 130 if Ctrl-C ends `detect` or the start of the service, or is pressed again while it ends.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.launch import end_at_once, require_packages
+    from app.launch import end_at_once, open_standard_files, require_packages
 
+    open_standard_files()
     end_at_once()
     require_packages()
 

@@ -31,6 +31,14 @@ def require_packages() -> None:
         sys.exit(2)
 
 
+def open_standard_files() -> None:
+    """Opens whichever of stdin, stdout and stderr is closed, on nothing: the event loop's own files would get their
+    numbers, and libuv aborts a process in which it is to close one of these."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(file)
+
+
 def end_at_once() -> None:
     """From here on SIGINT ends the process with 130, as later, and without a traceback. Where it is ignored, as under
     nohup, it stays so."""

@@ -3,7 +3,7 @@
 SIGTERM   /readyz says 503 for `drain_s`, so that load balancers send no more; then the port closes, accepted requests
           are finished, and the process exits with 0. A second one closes the port at once. If a picture or the model
           hangs, it exits with 1 without finishing it.
-SIGINT    the same without the wait
+SIGINT    the same without the wait. Another one: the process ends at once, with 130
 SIGHUP    the model file is loaded again
 """
 
@@ -82,7 +82,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         assert self.config.timeout_graceful_shutdown is not None
-        last = threading.Timer(self.config.timeout_graceful_shutdown + LAST_S, _leave)
+        last = threading.Timer(
+            self.config.timeout_graceful_shutdown + LAST_S, _leave, (1, "Something hangs: the process ends without it.")
+        )
         last.daemon = True
         last.start()
         await super().shutdown(sockets)  # which closes the service, and waits for its threads
@@ -95,6 +97,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            _leave(130, "The process ends at once: Ctrl-C was pressed again.")
         if sig != signal.SIGTERM or self._service.draining or self._loop is None or not self._drain_s:
             self._service.draining = True
             super().handle_exit(sig, frame)
@@ -120,9 +124,9 @@ class Server(uvicorn.Server):
             log.exception("The model was not reloaded.")
 
 
-def _leave() -> None:
-    log.error("Something hangs: the process ends without it.")
-    os._exit(1)  # anything milder would wait for the thread that hangs
+def _leave(code: int, reason: str) -> None:
+    log.error("%s", reason)
+    os._exit(code)  # anything milder would wait for the threads
 
 
 def _listen(host: str, port: int) -> socket.socket:

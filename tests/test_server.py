@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -99,7 +100,9 @@ def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
     assert {status for status, _ in clients.answers} == {200}
 
 
-def test_sigterm_does_not_wait_for_what_never_comes_back(model_file: Path) -> None:
+@contextlib.contextmanager
+def hanging(model_file: Path) -> Generator[tuple[subprocess.Popen[str], http.client.HTTPConnection]]:
+    """A service in which a picture hangs, and the client that waits for it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     script = f"""
@@ -118,17 +121,49 @@ app.server.serve(Settings(model={str(model_file)!r}, port={port}, provider="cpu"
     )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        client.request("POST", "/detect", PICTURE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "hangs\n"
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+            client.request("POST", "/detect", PICTURE)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "hangs\n"
+            yield process, client
+    finally:
+        process.kill()
+
+
+def test_sigterm_does_not_wait_for_what_never_comes_back(model_file: Path) -> None:
+    with hanging(model_file) as (process, client):
         process.terminate()
         assert client.getresponse().status == 504
         log = process.communicate(timeout=20)[1]
-    finally:
-        process.kill()
     assert process.returncode == 1
     assert "Something hangs" in log
+
+
+def test_a_second_ctrl_c_waits_for_nothing(model_file: Path) -> None:
+    with hanging(model_file) as (process, client):
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(ConnectionError):
+            while True:  # until the port is closed, so the first one has been seen
+                socket.create_connection((client.host, client.port)).close()
+        process.send_signal(signal.SIGINT)
+        log = process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in log
+    assert "Ctrl-C was pressed again" in log
+
+
+def test_it_runs_without_stdin_stdout_and_stderr(model_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"FCOS_MODEL": str(model_file), "FCOS_PORT": str(port), "FCOS_PROVIDER": "cpu", "FCOS_DRAIN_S": "0"}
+    command = f"exec {sys.executable} -m app <&- >&- 2>&-"
+    process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=os.environ | settings)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
 
 
 def test_sigterm_does_not_wait_for_who_was_cut_off(model_file: Path) -> None:
