@@ -152,14 +152,19 @@ def test_a_second_ctrl_c_waits_for_nothing(model_file: Path) -> None:
     assert "Ctrl-C was pressed again" in log
 
 
-def test_it_runs_without_stdin_stdout_and_stderr(model_file: Path) -> None:
+@pytest.mark.parametrize("command", ["exec %s -m app <&- >&- 2>&-", "ulimit -S -n 64; exec %s -m app"])
+def test_it_serves_many_where_a_shell_leaves_it_few_files_or_none(model_file: Path, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = {"FCOS_MODEL": str(model_file), "FCOS_PORT": str(port), "FCOS_PROVIDER": "cpu", "FCOS_DRAIN_S": "0"}
-    command = f"exec {sys.executable} -m app <&- >&- 2>&-"
-    process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=os.environ | settings)
+    process = subprocess.Popen(["sh", "-c", command % sys.executable], cwd=ROOT, env=os.environ | settings)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
+        with contextlib.ExitStack() as stack:
+            for _ in range(100):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+                assert b" 200 " in client.recv(65536)
         process.terminate()
         assert process.wait(60) == 0
     finally:
