@@ -1,6 +1,7 @@
 """How the cores are shared out: sessions, threads, batches. The model's pace decides what the settings leave open."""
 
-from time import perf_counter
+import sys
+from time import perf_counter, thread_time
 
 import numpy as np
 
@@ -57,13 +58,16 @@ def session_threads(settings: Settings) -> int:
 
 
 def seconds_per_picture(runner: OnnxRunner, size: int = 1, times: int = 1) -> float:
-    """Returns: How long a picture takes in a batch of this size, on one core, in the least disturbed of some runs."""
+    """Returns: How long a picture takes in a batch of this size, on one core, in the least disturbed of some runs. On
+    the CPU, what others do meanwhile does not count: a service may reload its model under load."""
+    coarse = sys.platform == "win32"  # there a thread's time rises in steps of 16 ms
+    clock = perf_counter if runner.provider == CUDA or coarse else thread_time
     canvas = max(runner.metadata.canvases, key=lambda canvas: canvas.area)
     batch = [np.full((*canvas, 3), 127, np.uint8)] * size
 
     def seconds() -> float:
-        begun = perf_counter()
+        begun = clock()
         runner.run_batch(batch)
-        return perf_counter() - begun
+        return clock() - begun
 
     return min(seconds() for _ in range(times)) / size
