@@ -109,4 +109,4 @@ def keep_tensors_memory() -> None:
     320 x 416, two busy cores). In a second pair of runs, faults fell from 467,000 to 8,300, but the time rose from
     8.5 s to 9.7: fewer faults are certain, less time is not.
     """
-    keep_freed_memory(block_bytes=2**31 - 1, trim_bytes=2**31 - 1, top_pad_bytes=100_000_000)
+    keep_freed_memory(block_bytes=2**31 - 1, trim_bytes=2**31 - 1, top_pad_bytes=100_000_000, heaps=0)
