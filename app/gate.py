@@ -122,7 +122,7 @@ def _deadline_s(scope: Scope, longest_s: float) -> float:
     if not text.isdecimal() or not digits:
         raise Refusal(
             "invalid_parameter",
-            f"The header {DEADLINE_HEADER.decode()} has value {text[:100]!r}: a whole number of ms is needed.",
+            f"The header {DEADLINE_HEADER.decode()} has value {text[:100]!r}: a whole number of ms above 0 is needed.",
         )
     return min(longest_s, int(digits) / 1000)
 

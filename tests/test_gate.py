@@ -292,6 +292,7 @@ def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pyte
         for value in ("0", "soon", "-5", "1.5", "²"):
             bad = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": value.encode()})
             assert (bad.status_code, bad.json()["code"]) == (422, "invalid_parameter")
+            assert "a whole number of ms above 0" in bad.json()["detail"]  # as 0 is a whole number, too
         for value in ("60000 ", "00000000000000060000"):
             assert client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": value}).status_code == 200
 
