@@ -59,7 +59,9 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
     canvas = ImageDraw.Draw(drawn)
     scale = (picture.width * picture.height) ** 0.5
     line = max(1, round(scale / 250))
-    font = _font("".join(detection.label for detection in detections), max(10, scale / 32))
+    # On one line: of a lone line break, which a class's name may have, Pillow cannot make a mask.
+    texts = [" ".join(f"{detection.label} {detection.score:.2f}".split()) for detection in detections]
+    font = _font("".join(texts), max(10, scale / 32))
     padding = max(1, line)
 
     for detection in reversed(detections):
@@ -69,8 +71,7 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
         canvas.rectangle(tuple(map(min, corners, limits)), outline=class_colour(detection.class_id), width=line)
 
     labels: list[tuple[Rectangle, tuple[float, float], str, Colour]] = []
-    for detection in detections:  # the best are placed first, and painted last
-        text = f"{detection.label} {detection.score:.2f}"
+    for detection, text in zip(detections, texts, strict=True):  # the best are placed first, and painted last
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         size = (right - left + 2 * padding, bottom - top + 2 * padding)
         place = _label_place(detection.box, size, drawn.size, [label[0] for label in labels])

@@ -58,6 +58,14 @@ def test_labels_outside_ascii_are_written_where_a_font_knows_them(monkeypatch: p
     _installed.cache_clear()
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x1c", "\x85", "\u2028", "\u2029", "\t"])
+@pytest.mark.parametrize("word", ["cat", "été"])
+def test_a_class_name_of_several_lines_is_written_on_one(word: str, end: str) -> None:
+    blank, found = Image.new("RGB", (320, 240)), detection(100, 100, 200, 200)
+    one, several = (found.model_copy(update={"label": label}) for label in (f"{word} {word}", f"{word}{end}{word}"))
+    assert draw(blank, [several]).tobytes() == draw(blank, [one]).tobytes()
+
+
 def test_a_font_that_knows_all_letters_comes_before_one_that_does_not() -> None:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     plain, symbols = (ImageFont.truetype(folder / name, 20) for name in ("DejaVuSans.ttf", "STIXSizOneSymReg.ttf"))
