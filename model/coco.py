@@ -74,7 +74,7 @@ def document_of(
 def read_json(path: Path, images: Path) -> Document:
     """COCO's json. Sizes that it lacks are the pictures' own, and boxes that it lacks are those around its polygons."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), object_hook=_with_box_only)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable json: {error}") from None
     keys = ("images", "annotations", "categories")
@@ -88,10 +88,16 @@ def read_json(path: Path, images: Path) -> Document:
         if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
             picture |= size_entry(images / str(picture.get("file_name")))
     document["categories"] = _without_dummy(document)
-    for annotation in document["annotations"]:
-        if isinstance(annotation, dict) and not annotation.get("bbox") and (points := _points(annotation)):
-            annotation["bbox"] = around(points)
     return document
+
+
+def _with_box_only(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the json as it is read: once it has a box, its polygons go, which are most of a large file."""
+    if not entry.get("bbox") and (points := _points(entry)):
+        entry["bbox"] = around(points)
+    if entry.get("bbox"):
+        entry.pop("segmentation", None)
+    return entry
 
 
 def _without_dummy(document: Document) -> list[Any]:

@@ -30,6 +30,20 @@ def test_what_is_no_polygon_is_no_box(tmp_path: Path, segmentation: Any) -> None
     assert [kind for kind, _ in read_checked(tmp_path / "boxes.json", tmp_path)[1].errors] == ["unreadable entry"]
 
 
+def test_polygons_beside_their_boxes_are_not_kept(tmp_path: Path) -> None:
+    """They are most of a large json, and all that is read from it stays in memory until it is checked."""
+    document = write_pictures(tmp_path, 1)
+    polygon = [[1, 2, 3, 4, 5, 6]]
+    for annotation in document["annotations"]:
+        annotation["segmentation"] = polygon
+    document["annotations"][1].pop("bbox")
+    boxes = [document["annotations"][0]["bbox"], [1, 2, 4, 4]]
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    found = read_document(tmp_path / "boxes.json", tmp_path)["annotations"]
+    assert [one["bbox"] for one in found] == boxes
+    assert not any("segmentation" in one for one in found)
+
+
 def test_sizes_that_a_json_lacks_are_the_pictures_own(tmp_path: Path) -> None:
     document = write_pictures(tmp_path, 3)
     sizes = [(image["width"], image["height"]) for image in document["images"]]
