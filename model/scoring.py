@@ -23,6 +23,8 @@ MATCH_IOU = 0.5
 """IoU from which a box counts as found, for F1 and for the confusion matrix."""
 RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO takes the precision."""
+PAIRS = 200_000
+"""Pairs of a picture and a class that are compared together: each takes about a kilobyte, even if it has no boxes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,29 @@ def _some(names: Sequence[str]) -> str:
 def _coco(
     found: Found, document: Document, position_of: dict[int, int], names: list[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, NDArray[np.float64]]]:
-    document = _numbered(document, position_of)
+    ids = list(position_of)  # in the order of `names`
+    at_once = max(1, PAIRS // max(1, len(document["images"])))
+    precisions, recalls = [], []
+    with contextlib.redirect_stdout(io.StringIO()):
+        for first in range(0, len(ids), at_once):
+            group = {number: position for position, number in enumerate(ids[first : first + at_once])}
+            own = found.take((first <= found.class_ids) & (found.class_ids < first + at_once))
+            own = dataclasses.replace(own, class_ids=own.class_ids - first)
+            coco = _compared(own, _numbered(document, group))
+            precisions.append(coco.eval["precision"])
+            recalls.append(coco.eval["recall"])
+        # [IoU thresholds, recalls, classes, areas, max detections], -1: no ground truth
+        precision = np.concatenate(precisions, axis=2)
+        coco.eval = {"precision": precision, "recall": np.concatenate(recalls, axis=1)}
+        coco.summarize()
+    metrics = {key: float(value) for key, value in zip(METRICS, coco.stats, strict=False)}
+    curves = {name: precision[:, :, position, 0, -1] for position, name in enumerate(names)}
+    per_class = {name: {"AP": _mean(curve), "AP50": _mean(curve[0])} for name, curve in curves.items()}
+    return metrics, per_class, {name: curve[0] for name, curve in curves.items()}
+
+
+def _compared(found: Found, document: Document) -> Any:
+    """COCO's comparison of detections with a document that is `_numbered`, for all of its classes."""
     xywh = found.boxes.copy()
     xywh[:, 2:] -= xywh[:, :2]
     rows = zip(found.pictures.tolist(), xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True)
@@ -133,17 +157,11 @@ def _coco(
     ]
     # An empty list is refused; one detection outside its picture stands for it.
     beside = {"image_id": 1, "category_id": 1, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(document)
-        coco = COCOeval_faster(truth, truth.loadRes(results or [beside]), iouType="bbox")
-        coco.evaluate()
-        coco.accumulate()
-        coco.summarize()
-    metrics = {key: float(value) for key, value in zip(METRICS, coco.stats, strict=False)}
-    precision = coco.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections], -1: no ground truth
-    curves = {name: precision[:, :, position, 0, -1] for position, name in enumerate(names)}
-    per_class = {name: {"AP": _mean(curve), "AP50": _mean(curve[0])} for name, curve in curves.items()}
-    return metrics, per_class, {name: curve[0] for name, curve in curves.items()}
+    truth = COCO(document)
+    coco = COCOeval_faster(truth, truth.loadRes(results or [beside]), iouType="bbox")
+    coco.evaluate()
+    coco.accumulate()
+    return coco
 
 
 def _numbered(document: Document, position_of: dict[int, int]) -> Document:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from app.service import Service
 from app.settings import Settings
-from model import evaluate
+from model import evaluate, scoring
 from model.checks import check
 from model.data import read_checked
 from model.scoring import METRICS, Found, score
@@ -272,6 +272,31 @@ def test_the_order_of_the_models_classes_does_not_matter(tmp_path: Path) -> None
         for name in classes:
             assert evaluation.per_class[name]["AP"] == pytest.approx(float(name == "red"), abs=1e-3)
             assert evaluation.curves[name].mean() == pytest.approx(float(name == "red"), abs=1e-3)
+
+
+def test_many_pictures_are_compared_a_few_classes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation takes memory for each pair of a picture and a class."""
+    document = document_of(tmp_path, 6)
+    found = truth_as_found(document)
+    found = dataclasses.replace(found, boxes=found.boxes + np.linspace(0, 6, len(found), dtype=np.float32)[:, None])
+    found = found.take(found.class_ids > 0)  # of one class nothing
+    whole = score(found, document, CLASSES)
+    compared: list[int] = []
+    compare = scoring._compared
+
+    def noted(own: Found, part: dict[str, Any]) -> Any:
+        compared.append(len(part["categories"]))
+        return compare(own, part)
+
+    monkeypatch.setattr(scoring, "_compared", noted)
+    for pairs, sizes in ((1, [1, 1, 1]), (12, [2, 1]), (18, [3])):
+        monkeypatch.setattr(scoring, "PAIRS", pairs)
+        compared.clear()
+        parts = score(found, document, CLASSES)
+        assert compared == sizes
+        assert 0 < parts.metrics["AP"] < 1
+        assert parts.metrics == whole.metrics and parts.per_class == whole.per_class
+        assert all(np.array_equal(parts.curves[name], whole.curves[name]) for name in CLASSES)
 
 
 def test_ids_of_any_size_are_told_apart(tmp_path: Path) -> None:
