@@ -3,7 +3,7 @@
 N pictures, P points, G ground-truth boxes of one picture, B of all. Distances and boxes are canvas pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -22,7 +22,8 @@ ATSS_CANDIDATES = 9
 """Per level and box: the paper's k."""
 ATSS_SQUARE = 8
 """Side, in strides, of the square that stands for a point."""
-
+PAIRS = 2**24
+"""Pairs of a point and a box that are compared together, unless one picture has more: each takes about 40 bytes."""
 
 Rule = Literal["fcos", "atss"]
 
@@ -38,11 +39,34 @@ def assign(points: Tensor, strides: Tensor, boxes: Sequence[Tensor], rule: Rule 
     Returns:
         [N, P], the box's index among all pictures' boxes, -1 for background.
     """
+    parts: list[Tensor] = []
+    before = 0
+    for group in _groups(boxes, PAIRS // len(points)):
+        part = _assign(points, strides, group, rule)
+        parts.append(torch.where(part < 0, part, part + before))
+        before += sum(map(len, group))
+    return torch.cat(parts)
+
+
+def _groups(boxes: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Successive pictures that have at most this many boxes together, or are alone.
+
+    If possible all at once: launching one picture's work on a GPU takes longer than the work itself.
+    """
+    group: list[Tensor] = []
+    for part in boxes:
+        if group and sum(map(len, group)) + len(part) > most:
+            yield group
+            group = []
+        group.append(part)
+    yield group
+
+
+def _assign(points: Tensor, strides: Tensor, boxes: list[Tensor], rule: Rule) -> Tensor:
     costs_of = {"fcos": fcos_costs, "atss": atss_costs}[rule]
-    flat = torch.cat(list(boxes))
+    flat = torch.cat(boxes)
     if len(flat) == 0:
         return torch.full((len(boxes), len(points)), -1, dtype=torch.long, device=points.device)
-    # All pictures' boxes at once: launching one picture's work on a GPU takes longer than the work itself.
     costs = costs_of(points, strides, flat).T  # [B, P]
     counts = torch.tensor([len(part) for part in boxes], device=flat.device)
     picture = torch.repeat_interleave(counts, output_size=len(flat))[:, None].expand_as(costs)

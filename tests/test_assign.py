@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model import assign as assigning
 from model.assign import CENTER_RADIUS, LEVEL_RANGES, Rule, assign
 from model.config import STRIDES, FCOSConfig
 from model.points import canvas_points, decode, encode
@@ -152,6 +153,27 @@ def test_a_pictures_assignment_does_not_depend_on_its_batch_mates(seed: int, cou
             alone = one(mine, rule)
             assert together.equal(torch.where(alone < 0, alone, alone + first))
             first += len(mine)
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_crowded_pictures_are_assigned_a_few_at_a_time(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = torch.rand(40, 2, 2, generator=torch.Generator().manual_seed(7)) * 200
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1).split([5, 0, 9, 12, 3, 1, 0, 10])
+    expected = assign(POINTS, POINT_STRIDES, boxes, rule)
+    compared: list[int] = []
+    costs = getattr(assigning, f"{rule}_costs")
+
+    def noted(points: Tensor, strides: Tensor, flat: Tensor) -> Tensor:
+        compared.append(len(flat))
+        found: Tensor = costs(points, strides, flat)
+        return found
+
+    monkeypatch.setattr(assigning, f"{rule}_costs", noted)
+    for most, counts in ((11, [5, 9, 12, 4, 10]), (15, [14, 15, 11]), (40, [40])):
+        monkeypatch.setattr(assigning, "PAIRS", most * len(POINTS))
+        compared.clear()
+        assert assign(POINTS, POINT_STRIDES, boxes, rule).equal(expected)
+        assert compared == counts
 
 
 def test_of_two_equal_boxes_the_first_is_learnt() -> None:
