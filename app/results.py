@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -194,13 +195,16 @@ def drawings_of(files: Sequence[Path], directory: Path) -> list[Path]:
         raise StartError(f"The folder {directory} cannot be made: {error.strerror}.") from None
     taken = {os.path.realpath(file) for file in files}
     drawings: dict[Path, None] = {}
+    names: dict[str, Iterator[str]] = {}  # by stem: those that no file has tried yet
     for file in files:
-        drawing, number = directory / f"{file.stem}.png", 1
-        while drawing in drawings or os.path.realpath(drawing) in taken:
-            number += 1
-            drawing = directory / f"{file.stem}-{number}.png"
-        drawings[drawing] = None
+        untried = map(directory.joinpath, names.setdefault(file.stem, _drawing_names(file.stem)))
+        drawings[next(one for one in untried if one not in drawings and os.path.realpath(one) not in taken)] = None
     return list(drawings)
+
+
+def _drawing_names(stem: str) -> Iterator[str]:
+    yield f"{stem}.png"
+    yield from (f"{stem}-{number}.png" for number in count(2))
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -206,6 +206,19 @@ def test_no_drawing_is_written_over(tmp_path: Path) -> None:
     assert names == ["a.png", "a-2.png", "a-2-2.png", "a-3.png"]
 
 
+def test_each_name_of_a_drawing_is_tried_once(tmp_path: Path) -> None:
+    """A thousand folders may each have a frame.jpg."""
+    tried: list[str] = []
+
+    class Folder(type(tmp_path)):  # type: ignore[misc]
+        def joinpath(self, *names: str) -> Path:
+            tried.extend(names)
+            return tmp_path.joinpath(*names)
+
+    files = [Path(f"{number}/frame.jpg") for number in range(100)]
+    assert len(set(drawings_of(files, Folder(tmp_path)))) == len(tried) == 100
+
+
 def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert any(path.suffix == ".png" for path in before)
