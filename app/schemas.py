@@ -1,6 +1,7 @@
 """What a request may say and what an answer looks like: the service's HTTP contract."""
 
 import difflib
+from functools import lru_cache
 from typing import Annotated, Literal
 from unicodedata import normalize
 
@@ -69,10 +70,8 @@ class PictureQuery(DetectQuery):
 def _class_id(name: str, classes: tuple[str, ...]) -> int:
     if name in classes:
         return classes.index(name)
-    # An accent may be written as a part of its letter or after it.
-    composed = [normalize("NFC", known) for known in classes]
-    if normalize("NFC", name) in composed:
-        return composed.index(normalize("NFC", name))
+    if (composed := _composed(classes).get(normalize("NFC", name))) is not None:
+        return composed
     folded: dict[str, str] = {}
     for known in classes:
         folded.setdefault(known.casefold(), known)
@@ -82,6 +81,15 @@ def _class_id(name: str, classes: tuple[str, ...]) -> int:
         f"The model has no class {name[:100]!r}. The nearest it has: {', '.join(near)}.",
         nearest=near,
     )
+
+
+@lru_cache(maxsize=2)  # a reloaded model beside the one before
+def _composed(classes: tuple[str, ...]) -> dict[str, int]:
+    """Returns: Class ids by names in which accents are a part of their letters: a request may write them after these.
+
+    Kept, as a request may name a thousand classes, on the event loop.
+    """
+    return {normalize("NFC", classes[number]): number for number in reversed(range(len(classes)))}
 
 
 class Answerable(BaseModel):

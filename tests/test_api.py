@@ -5,13 +5,14 @@ import io
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.formparsers import MultiPartException
 
+from app import schemas
 from app.api import create_app
 from app.artifact import file_version
 from app.detect_route import _read_query_once
@@ -88,6 +89,21 @@ def test_an_accent_may_be_written_behind_its_letter(tmp_path: Path) -> None:
             ready(client)
             for asked in ("\u00e9toile", "e\u0301toile"):
                 assert client.post("/detect", content=PICTURE, params={"classes": asked}).status_code == 200
+
+
+def test_many_classes_are_looked_up_without_going_through_all_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    normalised: list[str] = []
+    normalize = schemas.normalize
+
+    def noted(form: Literal["NFC"], text: str) -> str:
+        normalised.append(text)
+        return normalize(form, text)
+
+    monkeypatch.setattr(schemas, "normalize", noted)
+    model = metadata(classes=[f"\u00e9toile {number}" for number in range(100)])
+    asked = schemas.DetectQuery(classes=[f"e\u0301toile {number}" for number in reversed(range(100))])
+    assert asked.parameters(model).class_ids == tuple(reversed(range(100)))
+    assert len(normalised) == len(model.classes) + 100
 
 
 def test_generated_clients_have_short_names(client: TestClient) -> None:
