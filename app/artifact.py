@@ -5,6 +5,7 @@ The exporter writes it to `metadata_props["fcos"]`. Sizes are (height, width), i
 
 import hashlib
 import json
+from collections import Counter
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -99,7 +100,7 @@ class Metadata(Part):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"class names must be unique, but {repeated[0]!r} occurs more than once")
         if any(b <= a for a, b in zip(self.strides, self.strides[1:], strict=False)):
