@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from model.console import SAY_EVERY_S
 from model.files import replaced
-
-SAY_EVERY_S = 30.0
-"""Between lines if there is no terminal to draw a bar on."""
 
 
 def count(number: int, one: str, more: str) -> str:

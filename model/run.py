@@ -18,6 +18,7 @@ from model import plots, report
 from model.backbone import load_imagenet_weights
 from model.checkpoint import Checkpoint
 from model.coco import Document
+from model.console import waiting
 from model.data import Annotations, Batch
 from model.distributed import Processes
 from model.evaluate import detect, torch_runner
@@ -79,7 +80,8 @@ class Run:
         settings = settings.settled(stopped or start)
         assert settings.iou_threshold is not None
         self.settings, self.processes, self.console = settings, processes, console
-        self.annotations, self.val_document = read_data(settings, console)
+        with waiting("reading and checking the data", console):
+            self.annotations, self.val_document = read_data(settings, console)
         if stopped is None:
             self.config, self.input_config = settings.network(self.annotations.classes, start)
         else:
@@ -89,7 +91,8 @@ class Run:
         self.metadata = checkpoints.metadata_of(self.config, self.input_config, iou_threshold=settings.iou_threshold)
         repeats, self._times = epoch_draws(self.annotations, settings)
         self.batches = self._batches(repeats * self._times)
-        self.loader = make_loader(settings, self.annotations, self.metadata, self.batches, processes.device)
+        with waiting("preparing the pictures", console):  # those of a resident loader are all decoded
+            self.loader = make_loader(settings, self.annotations, self.metadata, self.batches, processes.device)
         self.length = len(self.batches) // settings.accumulate
 
         model = FCOS(self.config, self.input_config)

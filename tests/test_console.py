@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from model import average, recipes, train
+from model import average, console, recipes, train
 from model.console import plain_console
 from tests.toy import settings
 
@@ -41,6 +42,20 @@ def test_a_script_says_it_so(
     monkeypatch.setattr(sys, "argv", [work, *words.split()])
     assert script.main() == 0
     assert capsys.readouterr().out == TEXT + "\n"
+
+
+def test_a_log_tells_long_work_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, said, threads = io.StringIO(), threading.Event(), threading.active_count()
+    monkeypatch.setattr(file, "flush", said.set, raising=False)
+    monkeypatch.setattr(console, "SAY_EVERY_S", 0.01)
+    with console.waiting("reading", plain_console(file)):
+        assert said.wait(10)
+    lines = file.getvalue().splitlines()
+    assert set(lines) == {"reading: 0 s so far"}
+    monkeypatch.setattr(console, "SAY_EVERY_S", 30)
+    with console.waiting("reading", plain_console(file)):
+        pass
+    assert file.getvalue().splitlines() == lines and threading.active_count() == threads
 
 
 def test_so_does_the_log_of_a_recipe(tmp_path: Path) -> None:
