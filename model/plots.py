@@ -22,6 +22,8 @@ from model.scoring import RECALLS, Evaluation, Found
 
 TILES = 16
 TILE_PX = 416
+MOST_NAMES = 150
+"""Along a side of the confusion matrix; more would overlap, so only every second, third ... class is named then."""
 
 
 def draw_batch(batch: Batch, classes: Sequence[str], path: Path) -> None:
@@ -102,8 +104,9 @@ def _confusion(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names) + 1), [*names, "missed"], rotation=90)
-    axes.set_yticks(range(len(names) + 1), [*names, "nothing there"])
+    named = range(len(names), -1, -(1 + len(names) // MOST_NAMES))  # counted from the last, which is no class
+    axes.set_xticks(named, [[*names, "missed"][place] for place in named], rotation=90)
+    axes.set_yticks(named, [[*names, "nothing there"][place] for place in named])
     axes.set(xlabel=f"detected as (score above {evaluation.score_threshold:.2f})", ylabel="truth")
     if len(names) <= 30:
         for row, column in np.argwhere(counts > 0).tolist():
