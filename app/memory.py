@@ -1,4 +1,4 @@
-"""How a process keeps its memory."""
+"""How a process keeps its memory, and how many files it may have open."""
 
 import ctypes
 import gc
@@ -43,3 +43,17 @@ def forget_garbage() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def allow_files(most: int | None = None) -> None:
+    """Raises the process's limit of open files to this number, or to the most that it may have: many shells and service
+    managers set 1,024. It never lowers it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    unlimited = resource.RLIM_INFINITY
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if most is None or (hard != unlimited and hard < most) else most
+    if soft != unlimited and (wanted == unlimited or soft < wanted):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -23,7 +23,7 @@ from app import tracing
 from app.api import create_app
 from app.connection import Connection
 from app.errors import Refusal, StartError
-from app.memory import keep_freed_memory
+from app.memory import allow_files, keep_freed_memory
 from app.service import Service
 from app.settings import Settings
 
@@ -32,14 +32,14 @@ log = logging.getLogger("app")
 FINISH_S = 30  # accepted requests may take this long, or their deadline if that is longer
 LAST_S = 5  # and then work that nobody waits for
 BACKLOG = 2048  # connections that have not been accepted yet: as many as uvicorn lets wait
-MOST_FILES = 10_240  # connections are files, and an idle one holds 12 KB; macOS allows no more
+MOST_FILES = 10_240  # who connects beyond that is cut off without a word; an idle one holds 12 KB; macOS has no more
 _SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def serve(settings: Settings) -> int:
     """Answers requests until a signal. Returns: The exit code. Raises: StartError."""
     keep_freed_memory()
-    _allow_connections()
+    allow_files(MOST_FILES)
     tracing.configure()
     # Until uvicorn handles signals, and again after it: it raises the signal that ended it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -129,19 +129,6 @@ class Server(uvicorn.Server):
 def _leave(code: int, reason: str) -> None:
     log.error("%s", reason)
     os._exit(code)  # anything milder would wait for the threads
-
-
-def _allow_connections() -> None:
-    """Raises the limit of open files, as far as the system allows. Many shells and service managers set 1,024, and who
-    connects beyond that is cut off without a word."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

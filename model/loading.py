@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from app.artifact import Metadata
 from app.cores import core_count
+from app.memory import allow_files
 from model.data import Annotations, Batch, Plans, TrainingPictures, collate
 from model.layout import NO_AUGMENTATION
 from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack
@@ -30,7 +30,7 @@ def make_loader(
     Raises:
         ValueError: the pictures are to be resident, but do not fit into memory, or one cannot be decoded.
     """
-    _allow_many_files()  # a worker passes on every tensor of a batch as a file
+    allow_files()  # a worker passes on every tensor of a batch as a file
     plans = Plans(annotations, metadata, settings.augmentation, batches.repeats)
     resident = settings.loader == "resident"
     workers = min(settings.workers, core_count())
@@ -60,15 +60,6 @@ def plain_canvases(
     pictures = TrainingPictures(Plans(annotations, metadata, NO_AUGMENTATION), images)
     loader = DataLoader(pictures, batch_sampler=batches, collate_fn=collate)
     return (batch.images for batch in islice(loader, count))
-
-
-def _allow_many_files() -> None:
-    """Raise the process's limit of open files to the most it may have: the usual 1,024 are soon in use."""
-    if sys.platform != "win32":
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
