@@ -49,10 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--coco",
         type=Path,
         metavar="OUT",
-        help="write COCO results; output files then list all above 0.01, which AP needs, or above --score-threshold",
+        help="write COCO results; they and the lists then hold all above 0.01, as AP needs, or above --score-threshold",
     )
     detect.add_argument(
         "--coco-annotations", type=Path, metavar="J", help="take the image and category ids of this file for --coco"
+    )
+    detect.add_argument(
+        "--labels",
+        type=Path,
+        metavar="OUT",
+        help="write COCO annotations, to be corrected in a labelling tool and trained on",
     )
     detect.add_argument("--draw", type=Path, metavar="DIR", help="write each picture with its boxes into this folder")
     detect.add_argument("--model", type=Path, metavar="M.onnx", help="the model file (default: FCOS_MODEL)")
@@ -99,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _say_what_is_lost(options: argparse.Namespace, complain: Callable[[str], object]) -> None:
-    lost = [str(path) for path in (options.json, options.coco) if path is not None]
+    lost = [str(path) for path in (options.json, options.coco, options.labels) if path is not None]
     if lost:
         kept = "keeps what is done" if options.json_lines is None else "has what was done"
         complain(f"Stopped: nothing was written to {' and '.join(lost)}; --json-lines {kept}.")
@@ -128,7 +134,14 @@ def _detect(settings: Settings, options: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     if options.model is not None:
         settings = settings.model_copy(update={"model": options.model})
-    outputs = Outputs(options.json, options.json_lines, options.coco, options.coco_annotations, options.draw)
+    outputs = Outputs(
+        json=options.json,
+        json_lines=options.json_lines,
+        coco=options.coco,
+        coco_annotations=options.coco_annotations,
+        labels=options.labels,
+        drawings=options.draw,
+    )
     return asyncio.run(detect_files(settings, options.pictures, outputs, query))
 
 

@@ -33,8 +33,9 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
     failures = 0
     with ExitStack() as stack:
         service = stack.enter_context(closing(Service.load(settings)))
+        metadata = service.runner.metadata
         try:
-            shown_above = query.parameters(service.runner.metadata).score_threshold
+            shown_above = query.parameters(metadata).score_threshold
         except Refusal as refusal:  # of an unknown class
             raise StartError(refusal.message) from None
         if outputs.coco is not None and query.score_threshold is None:
@@ -50,7 +51,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
             progress.step()
             failures += "problem" in result
             results.add(result)
-    results.write()
+    results.write(metadata.classes, shown_above)
     return 1 if failures else 0
 
 

@@ -1,4 +1,4 @@
-"""What `python -m app detect` writes: JSON, JSON lines, COCO results, and how its drawings are called."""
+"""What `python -m app detect` writes: JSON, JSON lines, COCO results and annotations; and its drawings' names."""
 
 import json
 import os
@@ -23,6 +23,7 @@ class Outputs:
         json_lines: One result per line, each written as it comes.
         coco: COCO's results format, as `COCO.loadRes` reads it.
         coco_annotations: The annotation file whose image and category ids `coco` uses.
+        labels: COCO annotations, as labelling tools and model/train.py read them.
         drawings: A folder for the pictures with their boxes, as PNG.
     """
 
@@ -30,6 +31,7 @@ class Outputs:
     json_lines: Path | None = None
     coco: Path | None = None
     coco_annotations: Path | None = None
+    labels: Path | None = None
     drawings: Path | None = None
 
     def require(self, pictures: Sequence[Path]) -> None:
@@ -37,7 +39,8 @@ class Outputs:
         if self.coco_annotations is not None and self.coco is None:
             raise StartError("--coco-annotations needs --coco: name a file for the results, or leave it out.")
         taken = {os.path.realpath(picture): "is one of the pictures" for picture in pictures}
-        for option, path in (("--json", self.json), ("--json-lines", self.json_lines), ("--coco", self.coco)):
+        written = {"json": self.json, "json-lines": self.json_lines, "coco": self.coco, "labels": self.labels}
+        for option, path in ((f"--{name}", path) for name, path in written.items()):
             if path is None:
                 continue
             if is_folder(path):
@@ -68,6 +71,8 @@ class Results:
         self._ids = CocoIds.read(outputs.coco_annotations)
         if outputs.coco is not None:
             self._ids.require(pictures)
+        if outputs.labels is not None:
+            _require_names(pictures)
         self.drawings: Sequence[Path | None] = (
             [None] * len(pictures) if outputs.drawings is None else drawings_of(pictures, outputs.drawings)
         )
@@ -86,16 +91,23 @@ class Results:
     def add(self, result: Result) -> None:
         if self._lines is not None:
             self._lines.append(json.dumps(result, ensure_ascii=False) + "\n")
-        if self._outputs.json is not None or self._outputs.coco is not None:
+        if any((self._outputs.json, self._outputs.coco, self._outputs.labels)):
             self._kept.append(result)
 
-    def write(self) -> None:
-        """Writes what is only written as a whole."""
+    def write(self, classes: Sequence[str], above: float) -> None:
+        """Writes what is only written as a whole.
+
+        Args:
+            classes: The model's.
+            above: The score above which a detection is a label.
+        """
         if self._outputs.json is not None:
             write(self._outputs.json, json.dumps(self._kept, indent=1, ensure_ascii=False) + "\n")
         if self._outputs.coco is not None:
             rows = [row for result in self._kept for row in self._ids.rows(result)]
             write(self._outputs.coco, json.dumps(rows) + "\n")
+        if self._outputs.labels is not None:
+            write(self._outputs.labels, json.dumps(labels_of(self._kept, classes, above), ensure_ascii=False) + "\n")
 
 
 class Lines:
@@ -164,11 +176,10 @@ class CocoIds:
         """Yields a row for each detection. Raises: StartError: A class is not in the annotations."""
         file = Path(result["file"])
         for detection in result.get("detections", ()):
-            box = detection["box"]
             yield {
                 "image_id": self._image(file),
                 "category_id": self._category(detection),
-                "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
+                "bbox": _xywh(detection["box"]),
                 "score": detection["score"],
             }
 
@@ -185,6 +196,47 @@ class CocoIds:
         if detection["label"] not in self.categories:
             raise StartError(f"{self.source} has no category {detection['label']!r}, but the model has it.")
         return self.categories[detection["label"]]
+
+
+def labels_of(results: Sequence[Result], classes: Sequence[str], above: float) -> dict[str, Any]:
+    """COCO annotations: of each picture that could be read, the detections above a score."""
+    images: list[Result] = []
+    annotations: list[Result] = []
+    for result in results:
+        if "problem" in result:
+            continue
+        images.append({"id": len(images) + 1, "file_name": Path(result["file"]).name, **result["image"]})
+        for detection in result["detections"]:
+            if detection["score"] > above:
+                box = _xywh(detection["box"])
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": images[-1]["id"],
+                        "category_id": detection["class_id"] + 1,  # some tools take 0 for the background
+                        "bbox": box,
+                        "area": round(box[2] * box[3], 3),
+                        "iscrowd": 0,
+                        "score": detection["score"],
+                    }
+                )
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _require_names(files: Iterable[Path]) -> None:
+    """Raises: StartError: Two files have the same name, by which labels find their picture."""
+    files_of: dict[str, Path] = {}
+    for file in files:
+        other = files_of.setdefault(file.name, file)
+        if other is not file:
+            raise StartError(f"{other} and {file} would be one picture in --labels: take one at a time.")
+
+
+def _xywh(box: Mapping[str, float]) -> list[float]:
+    """COCO's [x, y, width, height], in pixels to three decimals, as `box` is."""
+    width, height = box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]
+    return [box["xmin"], box["ymin"], round(width, 3), round(height, 3)]
 
 
 def drawings_of(files: Sequence[Path], directory: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from faster_coco_eval import COCO
+from PIL import Image
 
 from app.detect_files import Progress, detect_files, pictures_in
 from app.detector import Detector
@@ -19,6 +20,7 @@ from app.postprocess import Detections
 from app.results import Outputs, drawings_of
 from app.schemas import DetectQuery
 from app.settings import Settings
+from model.data import read_usable
 from tests.support import rectangle_picture
 
 SURE = DetectQuery(score_threshold=0.3)
@@ -61,8 +63,38 @@ def test_coco_results_are_read_by_cocos_own_tools(model_file: Path, folder: Path
     rows = json.loads(out.read_text())
     assert {(row["image_id"], row["category_id"]) for row in rows} == {(100, 10), (101, 20), (102, 30)}
     box = json.loads(answers.read_text())[0]["detections"][0]["box"]
-    assert rows[0]["bbox"] == [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]]
+    sides = [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]]
+    assert rows[0]["bbox"] == pytest.approx(sides, abs=1e-3)
     assert len(COCO(str(path)).loadRes(str(out)).anns) == len(rows)
+
+
+def test_labels_are_annotations_to_train_on(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    """Of every picture that can be read, also one without objects; and only what is shown, even beside COCO results."""
+    Image.new("RGB", (70, 50), "white").save(folder / "empty.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    outputs = {"labels": tmp_path / "labels.json", "coco": tmp_path / "coco.json", "json": tmp_path / "a.json"}
+    assert run(model_file, folder, **outputs) == 1
+    (folder / "broken.png").unlink()  # or training would refuse the folder
+    document = read_usable(outputs["labels"], folder, (), pytest.fail)
+    assert [category["name"] for category in document["categories"]] == ["red", "green", "blue"]
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    assert list(names.values()) == ["0007.png", "0008.png", "0009.png", "empty.png"]
+    classes = {category["id"]: category["name"] for category in document["categories"]}
+    found = [(names[one["image_id"]], classes[one["category_id"]]) for one in document["annotations"]]
+    assert set(found) == {("0007.png", "red"), ("0008.png", "green"), ("0009.png", "blue")}
+    listed = json.loads(outputs["json"].read_text())
+    above = [one for result in listed for one in result.get("detections", ()) if one["score"] > 0.3]
+    assert len(found) == len(above) < sum(len(result.get("detections", ())) for result in listed)
+    x, y, width, height = document["annotations"][0]["bbox"]
+    assert (x, y, x + width, y + height) == pytest.approx(tuple(above[0]["box"].values()), abs=2e-3)
+
+
+def test_two_pictures_of_one_name_have_no_labels(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    same = tmp_path / "same"
+    same.mkdir()
+    (same / "0007.png").write_bytes((folder / "0007.png").read_bytes())
+    with pytest.raises(StartError, match=r"0007\.png would be one picture in --labels"):
+        run(model_file, folder, same, labels=tmp_path / "labels.json")
 
 
 def test_two_pictures_of_one_id_stop_before_any_work(model_file: Path, folder: Path, tmp_path: Path) -> None:
@@ -129,13 +161,13 @@ def test_a_file_that_the_annotations_lack_stops_before_any_work(
         run(model_file, folder, coco=tmp_path / "coco.json", coco_annotations=path)
 
 
-@pytest.mark.parametrize("kind", ["json", "json_lines", "coco"])
+@pytest.mark.parametrize("kind", ["json", "json_lines", "coco", "labels"])
 def test_a_place_that_cannot_be_written_is_named_before_the_work(kind: str, folder: Path, model_file: Path) -> None:
     with pytest.raises(StartError, match=r"nowhere.*cannot be written"):
         run(model_file, folder, **{kind: folder / "nowhere" / "out.json"})
 
 
-@pytest.mark.parametrize("kind", ["json", "json_lines", "coco"])
+@pytest.mark.parametrize("kind", ["json", "json_lines", "coco", "labels"])
 def test_no_output_takes_the_place_of_what_is_wanted(kind: str, folder: Path, model_file: Path, tmp_path: Path) -> None:
     """As where the option's own value was forgotten, and the first picture became it."""
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -228,7 +260,7 @@ def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("output", ["json", "json_lines", "coco"])
+@pytest.mark.parametrize("output", ["json", "json_lines", "coco", "labels"])
 def test_a_full_disk_is_named(model_file: Path, folder: Path, output: str) -> None:
     with pytest.raises(StartError, match="/dev/full cannot be written: No space"):
         run(model_file, folder, **{output: Path("/dev/full")})
