@@ -72,15 +72,17 @@ def _class_id(name: str, classes: tuple[str, ...]) -> int:
         return classes.index(name)
     if (composed := _composed(classes).get(normalize("NFC", name))) is not None:
         return composed
-    folded: dict[str, str] = {}
-    for known in classes:
-        folded.setdefault(known.casefold(), known)
-    near = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3)] or list(classes[:3])
-    raise Refusal(
-        "unknown_class",
-        f"The model has no class {name[:100]!r}. The nearest it has: {', '.join(near)}.",
-        nearest=near,
-    )
+    several = [part.strip() for part in name.split(",")]
+    if set(several) <= set(classes):
+        near, hint = several, "Give each name as a value of its own"
+    else:
+        folded: dict[str, str] = {}
+        for known in classes:
+            folded.setdefault(known.casefold(), known)
+        near = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3)] or list(classes[:3])
+        hint = "The nearest it has"
+    message = f"The model has no class {name[:100]!r}. {hint}: {', '.join(near)}."
+    raise Refusal("unknown_class", message, nearest=near)
 
 
 @lru_cache(maxsize=2)  # a reloaded model beside the one before

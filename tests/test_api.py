@@ -219,6 +219,12 @@ def test_an_unknown_class_names_the_nearest(client: TestClient) -> None:
         assert response.json()["detail"].endswith("green. GET /model lists all.")
 
 
+def test_classes_in_one_value_are_told_to_be_given_each(client: TestClient) -> None:
+    detail = client.post("/detect", params={"classes": "green, red"}, content=PICTURE).json()["detail"]
+    assert "no class 'green, red'. Give each name as a value of its own: green, red." in detail
+    assert "The nearest" in client.post("/detect", params={"classes": "green,"}, content=PICTURE).json()["detail"]
+
+
 def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
     problem(client.get("/detections"), 404, "not_found")
     problem(client.post("/detect/", content=PICTURE, follow_redirects=False), 404, "not_found")
