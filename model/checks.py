@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from app.images import MOST_PIXELS
 from model.coco import Document
 from model.config import service_name
-from model.pictures import require_whole, upright_size
+from model.pictures import for_each, require_whole, upright_size
 from model.problems import Problems
 
 SHOWN_LENGTH = 60
@@ -146,8 +145,7 @@ def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Pro
             return "wrong size", f"{where} is {size[1]} x {size[0]} upright, but its entry says {says} (width x height)"
         return None
 
-    with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(look, pictures.values()))
+    outcomes = for_each(look, pictures.values())
     for outcome in outcomes:
         if outcome is not None:
             problems.add(*outcome)

@@ -13,7 +13,7 @@ from typing import Any
 from unicodedata import normalize
 
 from model.names import find_pictures
-from model.pictures import size_entry
+from model.pictures import add_sizes
 
 Document = dict[str, Any]
 
@@ -83,10 +83,9 @@ def read_json(path: Path, images: Path) -> Document:
         raise ValueError(f"{path} is not a COCO detection json: it has no list of {' and no list of '.join(missing)}")
     assert isinstance(document, dict)
     find_pictures(document["images"], path, images)
-    for picture in document["images"]:
-        # Only if both are missing: if only one is, something else is wrong.
-        if isinstance(picture, dict) and not (picture.get("width") or picture.get("height")):
-            picture |= size_entry(images / str(picture.get("file_name")))
+    entries = [picture for picture in document["images"] if isinstance(picture, dict)]
+    # Only if both are missing: if only one is, something else is wrong.
+    add_sizes([one for one in entries if not (one.get("width") or one.get("height"))], images)
     document["categories"] = _without_dummy(document)
     return document
 

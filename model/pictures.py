@@ -1,9 +1,10 @@
 """The files of pictures: which lie in a folder, how large they are, whether they are whole, and what they show."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -14,6 +15,8 @@ from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, Decoded, decode, 
 
 UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
 
 
@@ -36,6 +39,12 @@ def unreadable_in(folder: Path) -> list[str]:
 def is_unreadable(name: str) -> bool:
     """Whether a picture's format cannot be read, by its name."""
     return name.lower().endswith(UNREADABLE)
+
+
+def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
+    """What `look` finds for each item, in order. Several are looked at once, as a disk on a network answers late."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(look, items))
 
 
 def is_there(path: Path) -> bool:
@@ -66,14 +75,18 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise OSError(str(error)) from None
 
 
-def size_entry(path: Path) -> dict[str, Any]:
-    """A picture's `width` and `height` for its entry. If they cannot be read both are None, and `unreadable` says
-    whether there is a file at all."""
-    try:
-        height, width = upright_size(path)
-    except OSError:
-        return {"width": None, "height": None, "unreadable": is_there(path)}
-    return {"width": width, "height": height}
+def add_sizes(entries: list[dict[str, Any]], images: Path) -> None:
+    """Add the pictures' `width` and `height` to their entries. If they cannot be read both are None, and `unreadable`
+    says whether there is a file at all."""
+
+    def look(entry: dict[str, Any]) -> None:
+        path = images / str(entry.get("file_name"))
+        try:
+            entry["height"], entry["width"] = upright_size(path)
+        except OSError:
+            entry |= {"width": None, "height": None, "unreadable": is_there(path)}
+
+    for_each(look, entries)
 
 
 def require_whole(path: Path) -> None:

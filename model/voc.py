@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from model.coco import Document, document_of, number_of
 from model.names import find_pictures, pictures_of
-from model.pictures import size_entry
+from model.pictures import add_sizes
 
 
 def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
@@ -38,9 +38,7 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             label = normalize("NFC", (found.findtext("name") or "").strip())
             objects.append((number, label, corners, crowd))
     find_pictures(pictures, path, images)
-    for picture in pictures:
-        if not (picture["width"] and picture["height"]):
-            picture |= size_entry(images / picture["file_name"])
+    add_sizes([picture for picture in pictures if not (picture["width"] and picture["height"])], images)
     first = 0 if any(0 in corners[:2] and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})
     # An unknown name serves as its own id, so that the check can report it.

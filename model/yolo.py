@@ -7,23 +7,24 @@ from typing import Any
 from app.errors import first_line
 from model.coco import Document, around, document_of, number_of
 from model.names import pictures_of, require_some
-from model.pictures import pictures_in, size_entry
+from model.pictures import add_sizes, pictures_in
 
 
 def read_yolo(path: Path, images: Path) -> Document:
     """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0. A line may also be a
     polygon, `class x1 y1 x2 y2 x3 y3 ...`, which is turned into its box."""
     names = _class_names(path)
-    pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     own = pictures_of({file.stem for file in path.glob("*.txt")} - {"classes"}, images)
     own = {label: found for label, found in own.items() if found or not is_prose(path / f"{label}.txt")}
     require_some(own, [label for label, found in own.items() if found], path, images)
     # One for all pictures that differ only in the suffix.
     labels = {name: label for label, found in own.items() for name in found or [f"{label}.jpg"]}
-    for number, name in enumerate(sorted({*pictures_in(images), *labels}), 1):
-        picture: dict[str, Any] = {"id": number, "file_name": name} | size_entry(images / name)
-        pictures.append(picture)
+    names_in_order = enumerate(sorted({*pictures_in(images), *labels}), 1)
+    pictures: list[dict[str, Any]] = [{"id": number, "file_name": name} for number, name in names_in_order]
+    add_sizes(pictures, images)
+    for picture in pictures:
+        name = picture["file_name"]
         if (label := labels.get(name)) is None:
             continue
         if label != Path(name).stem:
@@ -31,7 +32,7 @@ def read_yolo(path: Path, images: Path) -> Document:
         for count, line in enumerate(_text(path / f"{label}.txt").splitlines(), 1):
             if line.strip():
                 box = _box(line, picture["width"] or 0, picture["height"] or 0)
-                annotations.append({"found_in": f"{label}.txt line {count}", "image_id": number} | box)
+                annotations.append({"found_in": f"{label}.txt line {count}", "image_id": picture["id"]} | box)
     return document_of("YOLO", pictures, annotations, enumerate(names))
 
 
