@@ -126,7 +126,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         query.parameters(served.runner.metadata)
         pictures = await in_time(served, record, pictures_bytes(request))
         gone = partial(disconnected, request.receive)
-        return await detect_each(served, pictures, query.parameters, deadline=record.deadline, gone=gone)
+        return await detect_each(served, pictures, query, deadline=record.deadline, gone=gone)
 
     @app.head(MODEL, include_in_schema=False)
     @app.get(MODEL, summary="The served model", responses=problem_docs("unauthorized"))

@@ -4,10 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from app.artifact import Metadata
 from app.errors import ClientGone, Refusal, failed
-from app.postprocess import Parameters
-from app.schemas import Answer, BatchAnswer, Problem, Refused
+from app.schemas import Answer, BatchAnswer, DetectQuery, Problem, Refused
 from app.service import Service
 
 log = logging.getLogger(__name__)
@@ -18,7 +16,7 @@ AT_ONCE = 16  # enough to fill the model's largest batch, and few enough to leav
 async def detect_each(
     service: Service,
     pictures: Sequence[bytes],
-    parameters: Callable[[Metadata], Parameters],
+    query: DetectQuery,
     *,
     deadline: float,
     gone: Callable[[], Awaitable[None]],
@@ -26,7 +24,7 @@ async def detect_each(
     """Takes pictures through the pipeline together. A fault in one does not affect the others.
 
     Args:
-        parameters, deadline, gone: As for `Service.detect`, and the same for all pictures.
+        query, deadline, gone: As for `Service.detect`, and the same for all pictures.
 
     Returns:
         One result per picture, in order.
@@ -34,7 +32,7 @@ async def detect_each(
     Raises:
         ClientGone: Nobody waits for the answer any more; the work that is left is dropped.
     """
-    work = asyncio.ensure_future(_detect_all(service, pictures, parameters, deadline))
+    work = asyncio.ensure_future(_detect_all(service, pictures, query, deadline))
     left = asyncio.ensure_future(gone())
     try:
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
@@ -46,18 +44,13 @@ async def detect_each(
         work.cancel()
 
 
-async def _detect_all(
-    service: Service,
-    pictures: Sequence[bytes],
-    parameters: Callable[[Metadata], Parameters],
-    deadline: float,
-) -> BatchAnswer:
+async def _detect_all(service: Service, pictures: Sequence[bytes], query: DetectQuery, deadline: float) -> BatchAnswer:
     free = asyncio.Semaphore(min(AT_ONCE, service.settings.max_queue))
 
     async def detect(data: bytes) -> Answer | Refused:
         async with free:
             try:
-                return (await service.detect_in_time(data, parameters, deadline=deadline)).answer
+                return (await service.detect_in_time(data, query, deadline=deadline)).answer
             except Refusal as refusal:
                 return refused(refusal)
             except Exception:

@@ -94,9 +94,7 @@ async def _detect_each(
 async def _detect(service: Service, file: Path, drawing: Path | None, query: DetectQuery) -> Result:
     try:
         data = await asyncio.to_thread(_read, file)
-        outcome = await service.detect_in_time(
-            data, query.parameters, deadline=math.inf, draw=None if drawing is None else PNG
-        )
+        outcome = await service.detect_in_time(data, query, deadline=math.inf, draw=None if drawing is None else PNG)
     except Refusal as expected:
         return {"file": _name(file), "problem": expected.problem()}
     except Exception:

@@ -93,7 +93,7 @@ async def _detect(request: Request) -> Response:
     data = await in_time(service, record, picture_bytes(request))
     outcome = await service.detect(
         data,
-        query.parameters,
+        query,
         deadline=record.deadline,
         gone=partial(disconnected, request.receive),
         draw=None if media_type == JSON else media_type,

@@ -14,7 +14,6 @@ from typing import Self
 
 from PIL import Image
 
-from app.artifact import Metadata
 from app.budget import Budget
 from app.engine import Engine
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
@@ -22,7 +21,6 @@ from app.job import Job
 from app.memory import forget_garbage
 from app.metrics import Metrics
 from app.outcome import Outcome
-from app.postprocess import Parameters
 from app.providers import CUDA, nvidia_is_here, reason_of
 from app.schemas import DetectQuery, ModelInfo, ModelName
 from app.session import OnnxRunner
@@ -130,7 +128,7 @@ class Service:
         if not self._engine.failing:
             return
         try:
-            await self.detect(_grey_picture(), DetectQuery().parameters)
+            await self.detect(_grey_picture(), DetectQuery())
         except Refusal:
             pass  # too busy to find out
         except Exception as error:
@@ -170,7 +168,7 @@ class Service:
     async def detect(
         self,
         data: bytes,
-        parameters: Callable[[Metadata], Parameters],
+        query: DetectQuery,
         *,
         deadline: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
@@ -180,7 +178,7 @@ class Service:
 
         Args:
             data: A whole picture file, not to be trusted.
-            parameters: Makes them for the model that takes the picture: `DetectQuery.parameters`.
+            query: Gives the parameters for the model that takes the picture.
             deadline: On `time.perf_counter`'s clock; if None, what the settings say, from now on.
             gone: Returns once nobody waits for the answer any more.
             draw: The media type, JPEG or PNG, if the picture with its boxes is wanted as well.
@@ -192,8 +190,8 @@ class Service:
         now = perf_counter()
         deadline = now + self.settings.deadline_s if deadline is None else deadline
         self.require_room(deadline, self.answering - 1)
-        engine = self._engine
-        job = Job(data, parameters(engine.metadata), draw, deadline, now, asyncio.get_running_loop().create_future())
+        engine, loop = self._engine, asyncio.get_running_loop()
+        job = Job(data, query.parameters(engine.metadata), draw, deadline, now, loop.create_future())
         self._in_flight += 1
         engine.users += 1
         timer = self.timers.call_at(deadline, partial(_expire, job))
@@ -215,17 +213,12 @@ class Service:
             del job, timer, watch
 
     async def detect_in_time(
-        self,
-        data: bytes,
-        parameters: Callable[[Metadata], Parameters],
-        *,
-        deadline: float,
-        draw: str | None = None,
+        self, data: bytes, query: DetectQuery, *, deadline: float, draw: str | None = None
     ) -> Outcome:
         """Like `detect`, but if there is no room, waits for some until the deadline."""
         while True:
             try:
-                return await self.detect(data, parameters, deadline=deadline, draw=draw)
+                return await self.detect(data, query, deadline=deadline, draw=draw)
             except Refusal as refusal:
                 if refusal.code != "overloaded" or perf_counter() + LOOK_FOR_ROOM_S > deadline:
                     raise

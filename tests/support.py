@@ -140,7 +140,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 PICTURE = encoded(rectangle_picture())
-DEFAULTS = DetectQuery().parameters
+DEFAULTS = DetectQuery()
 
 
 @asynccontextmanager

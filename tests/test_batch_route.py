@@ -12,12 +12,10 @@ from app.api import create_app
 from app.batch_route import detect_each
 from app.detector import Detector
 from app.errors import ClientGone
-from app.postprocess import Parameters
 from app.settings import Settings
 from app.uploads import MOST_PICTURES
-from tests.support import encoded, problem, ready, rectangle_picture
+from tests.support import DEFAULTS, encoded, problem, ready, rectangle_picture
 
-PARAMETERS = Parameters(0.3, 0.6, 100)
 COLOURS = ("red", "green", "blue")
 
 
@@ -119,7 +117,7 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
 
     async def ask() -> None:
         with pytest.raises(ClientGone):
-            await detect_each(Slow(), [b"a", b"b"], lambda _: PARAMETERS, deadline=math.inf, gone=leave)  # type: ignore[arg-type]
+            await detect_each(Slow(), [b"a", b"b"], DEFAULTS, deadline=math.inf, gone=leave)  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         assert sorted(dropped) == [b"a", b"b"]  # here: the end of the loop would cancel them anyway
 

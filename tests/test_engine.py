@@ -74,11 +74,11 @@ def test_parameters_in_a_shared_batch_give_what_they_give_alone(
 
     async def run() -> None:
         async with served(model_file, max_batch=8) as service:
-            alone = [await service.detect(PICTURE, query.parameters) for query in queries]
+            alone = [await service.detect(PICTURE, query) for query in queries]
             held.install(monkeypatch)
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
             await until(lambda: held.batches == [1])
-            tasks = [asyncio.create_task(service.detect(PICTURE, query.parameters)) for query in queries]
+            tasks = [asyncio.create_task(service.detect(PICTURE, query)) for query in queries]
             await until(lambda: len(service._engine._batcher) == len(queries))
             held.open.set()
             together = await asyncio.gather(*tasks)

@@ -3,13 +3,12 @@ import asyncio
 import pytest
 
 from app.job import Job
-from app.schemas import DetectQuery
-from tests.support import metadata
+from tests.support import DEFAULTS, metadata
 
 
 def test_the_stages_times_add_up_to_all_of_its_time() -> None:
     async def job() -> Job:
-        parameters = DetectQuery().parameters(metadata())
+        parameters = DEFAULTS.parameters(metadata())
         return Job(b"", parameters, None, 9.0, 1.0, asyncio.get_running_loop().create_future())
 
     one = asyncio.run(job())
