@@ -18,11 +18,6 @@ class Budget:
     def used(self) -> int:
         return self._used
 
-    def take(self, amount: int) -> "Share | None":
-        """Returns: The share; None if the budget does not have that much left."""
-        share = Share(self)
-        return share if share.grow(amount) else None
-
     def _add(self, own: int, amount: int) -> bool:
         with self._lock:
             others = self._used - own
@@ -33,20 +28,20 @@ class Budget:
 
 
 class Share:
-    """A part of a budget. One thread at a time holds it."""
+    """A part of a budget, at first nothing. One thread at a time holds it."""
 
     def __init__(self, budget: Budget) -> None:
-        self._budget = budget
+        self.budget = budget
         self._amount = 0
 
     def grow(self, amount: int) -> bool:
         """Returns: Whether the budget had that much more; if not, the share stays as it is."""
-        fits = self._budget._add(self._amount, amount)
+        fits = self.budget._add(self._amount, amount)
         self._amount += amount if fits else 0
         return fits
 
     def shrink(self, amount: int) -> None:
         """Keeps at most `amount`."""
         if amount < self._amount:
-            self._budget._add(self._amount, amount - self._amount)
+            self.budget._add(self._amount, amount - self._amount)
             self._amount = amount

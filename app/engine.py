@@ -25,7 +25,6 @@ from time import perf_counter
 import numpy as np
 
 from app.batcher import Batch, Batcher
-from app.budget import Budget
 from app.detector import Detector
 from app.draw import MOST_JPEG_PIXELS, drawing
 from app.errors import Refusal, first_line
@@ -54,19 +53,13 @@ class Engine:
     """A model with its queue.
 
     Attributes:
-        users: Requests that began with this model; it is closed only when there are none.
+        users: Pictures that wait for this model's answer; it is closed only when there are none.
         failing: The model failed on a picture, and has not worked since.
         pace: How long pictures take at the moment.
     """
 
     def __init__(
-        self,
-        runner: OnnxRunner,
-        settings: Settings,
-        workers: Workers,
-        drawers: Workers,
-        pixels: Budget,
-        metrics: Metrics,
+        self, runner: OnnxRunner, settings: Settings, workers: Workers, drawers: Workers, metrics: Metrics
     ) -> None:
         self.runner = runner
         self.metadata = runner.metadata
@@ -79,7 +72,6 @@ class Engine:
         self._max_pixels = settings.max_pixels
         self._workers = workers
         self._drawers = drawers
-        self._pixels = pixels
         self._metrics = metrics
         self._batch_is_set = settings.max_batch > 0
         self._cores = 1  # that a lone picture may have
@@ -167,10 +159,10 @@ class Engine:
         thread = threading.get_ident()
         job.decode_begun = self._running[thread] = perf_counter()
         try:
-            decoded = self.detector.decode(job.data, self._max_pixels, partial(self._reserve, job))
+            decoded = self.detector.decode(job.data, self._max_pixels, job.reserve)
             job.canvas, job.placement = self.detector.fit(decoded)
             del decoded
-            job.keep_pixels(job.canvas.shape[0] * job.canvas.shape[1])
+            job.pixels.shrink(job.placement.canvas.area)
             job.decode_ended = perf_counter()
             job.ticket = self._batcher.put(job.placement.canvas, job, job.deadline)
         except Exception as error:
@@ -180,16 +172,6 @@ class Engine:
             del self._running[thread]
         if job.abandoned:  # while it was decoded
             self._drop_if_queued(job)
-
-    def _reserve(self, job: Job, pixels: int) -> None:
-        job.pixels = self._pixels.take(pixels)
-        if job.pixels is None:
-            raise Refusal(
-                "overloaded",
-                f"{self._pixels.used} pixels are being processed, and at most {self._pixels.limit} may be. "
-                "Try again later.",
-                headers={"Retry-After": "1"},
-            )
 
     def _serve(self) -> None:
         """The session's thread, on CUDA."""
@@ -315,11 +297,7 @@ class Engine:
                 f"{outcome.size.height}. Ask for PNG.",
             )
         copy = outcome.size.area  # that is drawn on
-
-        def reserve(pixels: int) -> None:
-            self._reserve(job, pixels + copy)
-
-        picture = decode(job.data, self._max_pixels, reserve=reserve).picture
+        picture = decode(job.data, self._max_pixels, reserve=lambda pixels: job.reserve(pixels + copy)).picture
         return drawing(picture, outcome.answer.detections, media_type)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,16 +35,16 @@ class Job:
     deadline: float
     begun: float
     answered: "asyncio.Future[Outcome]"
+    pixels: Share
     abandoned: bool = False
     settled: bool = False
-    pixels: Share | None = None
     canvas: NDArray[np.uint8] | None = None
     placement: Placement | None = None
     ticket: "Ticket[Job] | None" = None
-    decode_begun: float = field(default=0, init=False)
-    decode_ended: float = field(default=0, init=False)
-    run_begun: float = field(default=0, init=False)
-    run_ended: float = field(default=0, init=False)
+    decode_begun: float = 0.0
+    decode_ended: float = 0.0
+    run_begun: float = 0.0
+    run_ended: float = 0.0
 
     @property
     def decoded(self) -> NDArray[np.uint8]:
@@ -52,14 +52,20 @@ class Job:
         assert self.canvas is not None
         return self.canvas
 
-    def keep_pixels(self, count: int) -> None:
-        if self.pixels is not None:
-            self.pixels.shrink(count)
+    def reserve(self, pixels: int) -> None:
+        """Enlarges the share. Raises: Refusal: `overloaded`: The budget has not that many pixels left."""
+        if not self.pixels.grow(pixels):
+            budget = self.pixels.budget
+            raise Refusal(
+                "overloaded",
+                f"{budget.used} pixels are being processed, and at most {budget.limit} may be. Try again later.",
+                headers={"Retry-After": "1"},
+            )
 
     def release(self) -> None:
         """Frees the canvas and the share of the pixel budget."""
         self.canvas = None
-        self.keep_pixels(0)
+        self.pixels.shrink(0)
 
     def finish(self, outcome: Outcome) -> None:
         """From any thread."""

@@ -14,7 +14,7 @@ from typing import Self
 
 from PIL import Image
 
-from app.budget import Budget
+from app.budget import Budget, Share
 from app.engine import Engine
 from app.errors import ArtifactError, ClientGone, Refusal, StartError
 from app.job import Job
@@ -191,7 +191,9 @@ class Service:
         deadline = now + self.settings.deadline_s if deadline is None else deadline
         self.require_room(deadline, self.answering - 1)
         engine, loop = self._engine, asyncio.get_running_loop()
-        job = Job(data, query.parameters(engine.metadata), draw, deadline, now, loop.create_future())
+        job = Job(
+            data, query.parameters(engine.metadata), draw, deadline, now, loop.create_future(), Share(self._pixels)
+        )
         self._in_flight += 1
         engine.users += 1
         timer = self.timers.call_at(deadline, partial(_expire, job))
@@ -271,7 +273,7 @@ class Service:
         return self.info()
 
     def _new_engine(self, runner: OnnxRunner) -> Engine:
-        return Engine(runner, self.settings, self._workers, self._drawers, self._pixels, self.metrics)
+        return Engine(runner, self.settings, self._workers, self._drawers, self.metrics)
 
     def _announce(self) -> None:
         model, precision = self.model, self.runner.metadata.precision

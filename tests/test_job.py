@@ -2,14 +2,15 @@ import asyncio
 
 import pytest
 
+from app.budget import Budget, Share
 from app.job import Job
 from tests.support import DEFAULTS, metadata
 
 
 def test_the_stages_times_add_up_to_all_of_its_time() -> None:
     async def job() -> Job:
-        parameters = DEFAULTS.parameters(metadata())
-        return Job(b"", parameters, None, 9.0, 1.0, asyncio.get_running_loop().create_future())
+        parameters, answered = DEFAULTS.parameters(metadata()), asyncio.get_running_loop().create_future()
+        return Job(b"", parameters, None, 9.0, 1.0, answered, Share(Budget(0)))
 
     one = asyncio.run(job())
     one.decode_begun, one.decode_ended, one.run_begun, one.run_ended = 1.001, 1.011, 1.111, 2.111
