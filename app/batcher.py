@@ -20,7 +20,6 @@ Item = TypeVar("Item")
 class Ticket(Generic[Item]):
     """An item's place in the queue."""
 
-    number: int  # rises from ticket to ticket
     key: Hashable
     item: Item
     deadline_s: float  # on the batcher's clock
@@ -49,8 +48,7 @@ class Batcher(Generic[Item]):
         self.largest = largest
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
-        self._queued: dict[int, Ticket[Item]] = {}  # by number, so the oldest first
-        self._next_number = 0
+        self._queued: dict[Ticket[Item], None] = {}  # the oldest first
         self._closed = False
 
     def __len__(self) -> int:
@@ -72,9 +70,8 @@ class Batcher(Generic[Item]):
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            ticket = Ticket(self._next_number, key, item, deadline_s)
-            self._next_number += 1
-            self._queued[ticket.number] = ticket
+            ticket = Ticket(key, item, deadline_s)
+            self._queued[ticket] = None
             self._changed.notify()
             return ticket
 
@@ -97,21 +94,24 @@ class Batcher(Generic[Item]):
                 self._changed.wait()
             now_s = self._clock()
             latest_s = now_s + needed_s()
-            late = [ticket for ticket in self._queued.values() if ticket.deadline_s < latest_s]
-            in_time = [ticket for ticket in self._queued.values() if ticket.deadline_s >= latest_s]
+            late = [ticket for ticket in self._queued if ticket.deadline_s < latest_s]
+            in_time = [ticket for ticket in self._queued if ticket.deadline_s >= latest_s]
             items = [ticket for ticket in in_time if ticket.key == in_time[0].key][: self.largest]
             last = max(late, key=lambda ticket: ticket.deadline_s, default=None)
             if not items and last is not None and last.deadline_s >= now_s:
                 late.remove(last)
                 items = [last]
             for ticket in (*items, *late):
-                del self._queued[ticket.number]
+                del self._queued[ticket]
             return Batch([ticket.item for ticket in items], [ticket.item for ticket in late])
 
     def cancel(self, ticket: Ticket[Item]) -> bool:
         """Takes an item back. Returns: Whether it was still queued; if not, it has been handed out."""
         with self._changed:
-            return self._queued.pop(ticket.number, None) is not None
+            if ticket not in self._queued:
+                return False
+            del self._queued[ticket]
+            return True
 
     def close(self) -> None:
         """Accepts no more items. What is queued can still be taken."""

@@ -70,7 +70,7 @@ class Machine(RuleBasedStateMachine):
             self.queued.remove(ticket)
             self.handed_out[ticket.item] += 1
         else:
-            gone = Ticket(self.put_so_far + 1, 0, -1, math.inf)
+            gone = Ticket(0, -1, math.inf)
             assert not self.batcher.cancel(gone)
 
     @invariant()
