@@ -1,7 +1,6 @@
 """What the pipeline found in one picture, before it becomes an answer of some form."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from pydantic_core import to_json
@@ -30,7 +29,7 @@ class Outcome:
     timing_ms: dict[str, float]
     drawn: bytes | None = None
 
-    @cached_property
+    @property
     def answer(self) -> Answer:
         """The answer of POST /detect."""
         return Answer.model_validate(self._document())
