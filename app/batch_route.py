@@ -58,7 +58,7 @@ async def _detect_all(service: Service, pictures: Sequence[bytes], query: Detect
                 return refused(failed("picture"))
 
     def refused(refusal: Refusal) -> Refused:
-        service.metrics.refuse(refusal)
+        service.metrics.refusals[refusal.code].inc()
         return Refused(problem=Problem.model_validate(refusal.problem()))
 
     async with asyncio.TaskGroup() as group:

@@ -89,7 +89,6 @@ class Refusal(Exception):
         self.kind = KINDS[code]
         self.headers = dict(headers or {})
         self.members = members
-        self.counted = False  # in the metrics
 
     def problem(self) -> dict[str, Any]:
         """Returns: The problem document, as RFC 9457 lays it out."""

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.gc_collector import GCCollector
 
 from app.addresses import KEYED
-from app.errors import KINDS, Refusal
+from app.errors import KINDS
 from app.session import BATCH_SIZES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -98,12 +98,6 @@ class Metrics:
         counter = self._responses.get((path if path in KEYED else OTHER, status // 100))
         if counter is not None:
             counter.inc()
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Counts a refusal once, however often it is handed on."""
-        if not refusal.counted:
-            refusal.counted = True
-            self.refusals[refusal.code].inc()
 
     def text(self) -> bytes:
         """Returns: All metrics, in Prometheus's text format."""

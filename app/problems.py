@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from app.addresses import DETECT
-from app.errors import KINDS, ClientGone, Refusal, failed
+from app.errors import KINDS, ClientGone, Refusal
 from app.record import record_of
 from app.schemas import DetectQuery, PictureQuery, Problem
 
@@ -23,17 +23,13 @@ LONGEST_QUOTE = 100  # characters of what was sent, in an answer
 EXPECTED = (Refusal, RequestValidationError, HTTPException, ClientDisconnect, ClientGone)
 
 
-def problem_response(refusal: Refusal) -> Response:
+def counted_response(scope: Scope, refusal: Refusal) -> Response:
+    """Returns: The answer to a request, counted in the service's metrics, and noted in the request's record."""
+    scope["app"].state.service.metrics.refusals[refusal.code].inc()
+    record_of(scope).code = refusal.code
     return Response(
         to_json(refusal.problem()), status_code=refusal.kind.status, headers=refusal.headers, media_type=MEDIA_TYPE
     )
-
-
-def counted_response(scope: Scope, refusal: Refusal) -> Response:
-    """Returns: The answer to a request, counted in the service's metrics, and noted in the request's record."""
-    scope["app"].state.service.metrics.refuse(refusal)
-    record_of(scope).code = refusal.code
-    return problem_response(refusal)
 
 
 def problem_docs(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -64,11 +60,6 @@ def response_of(scope: Scope, error: Exception) -> Response:
         error = _http(scope, error)
     assert isinstance(error, Refusal)
     return counted_response(scope, error)
-
-
-def internal_error(scope: Scope) -> Response:
-    """Returns: The answer if the service itself failed, counted."""
-    return counted_response(scope, failed("request"))
 
 
 def nothing_at(path: str) -> Refusal:

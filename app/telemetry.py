@@ -11,8 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
 from app.addresses import KEYED
+from app.errors import failed
 from app.metrics import Metrics
-from app.problems import internal_error
+from app.problems import counted_response
 from app.record import Record, note_record, record_of
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Failures:
             request_id = record_of(scope).request_id
             log.exception("The service failed on the request %s.", request_id, extra={"request_id": request_id})
             tracing.note_exception(error)
-            await internal_error(scope)(scope, receive, send)
+            await counted_response(scope, failed("request"))(scope, receive, send)
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
