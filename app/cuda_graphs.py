@@ -24,9 +24,8 @@ from app.providers import reason_of
 
 log = logging.getLogger(__name__)
 
-_RECORDING_RUNS = (
-    3  # ONNX Runtime allocates in the first, may still choose in the second, and has recorded by the third
-)
+# ONNX Runtime allocates in the first, may still choose in the second, and has recorded by the third.
+_RECORDING_RUNS = 3
 
 # While one session records, another's work on the GPU, from its own thread, may break the recording: ONNX Runtime
 # records in CUDA's global mode. It happens when a model is reloaded under load.

@@ -14,16 +14,15 @@ def answer_type(accept: str) -> str:
     """Returns: The one of `ANSWERS` that an Accept header prefers. Raises: Refusal: `not_acceptable`."""
     if len(accept) > LONGEST:
         raise Refusal("not_acceptable", f"The header Accept has more than {LONGEST} characters.")
-    liked = {answer: preference(answer, accept) for answer in ANSWERS}
+    liked = {answer: _preference(answer, accept) for answer in ANSWERS}
     best = max(ANSWERS, key=lambda answer: liked[answer])
     if liked[best] <= 0:
         raise Refusal("not_acceptable", f"Accept: {accept[:100]} allows none of {', '.join(ANSWERS)}.")
     return best
 
 
-def preference(media_type: str, accept: str) -> float:
-    """Returns: The quality, 0 to 1, that an Accept header gives a media type, or Accept-Encoding an encoding (RFC 9110,
-    section 12.5)."""
+def _preference(media_type: str, accept: str) -> float:
+    """Returns: The quality, 0 to 1, that an Accept header gives a media type (RFC 9110, section 12.5.1)."""
     if not accept.strip():
         return 1.0
     names = ("*/*", media_type.partition("/")[0] + "/*", media_type)  # the most specific range decides
