@@ -126,7 +126,7 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_more(self, kept: asyncio.TimerHandle | None = None) -> None:
         """Args: kept: uvicorn's timer for an idle connection before these bytes came: any byte stops it."""
-        if self._in_head or self._in_body:
+        if self.is_receiving:
             if self._timer is None:
                 self.limit_time(HEAD_S if self._in_head else REST_S)
         elif self.cycle is not None and self.timeout_keep_alive_task is None:

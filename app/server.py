@@ -70,15 +70,15 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=max(FINISH_S, int(settings.deadline_s) + 1),
         )
         with contextlib.suppress(KeyboardInterrupt):
-            Server(config, service, settings.drain_s).run(sockets=[listener])
+            Server(config, service).run(sockets=[listener])
     return 0
 
 
 class Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._drain_s = drain_s
+        self._drain_s = service.settings.drain_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloading: set[asyncio.Task[None]] = set()
 

@@ -102,9 +102,8 @@ def test_nothing_of_a_picture_waits_for_the_collector(
         async with served(model_file) as service:
             gc.collect()
             gc.disable()
-            before = len(
-                left()
-            )  # again so in the end: a worker may have a picture in hand for a moment after its answer
+            # Again so in the end: a worker may have a picture in hand for a moment after its answer.
+            before = len(left())
             for _ in range(3):
                 assert await service.detect(PICTURE, DEFAULTS)
                 assert await service.detect(PICTURE, DEFAULTS, draw="image/png")
