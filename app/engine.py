@@ -62,7 +62,6 @@ class Engine:
         self, runner: OnnxRunner, settings: Settings, workers: Workers, drawers: Workers, metrics: Metrics
     ) -> None:
         self.runner = runner
-        self.metadata = runner.metadata
         self.detector = Detector(runner.metadata, runner)
         self.model = ModelName(name=runner.metadata.name, version=runner.version, provider=runner.provider)
         self.users = 0
@@ -258,7 +257,7 @@ class Engine:
                 self._metrics.stages[stage].observe(milliseconds / 1000)
             self._metrics.detections.observe(len(found))
             self.failing = False
-            outcome = Outcome(job.placement.picture, found, self.metadata.classes, self.model, timing_ms)
+            outcome = Outcome(job.placement.picture, found, self.runner.metadata.classes, self.model, timing_ms)
         except Exception as error:
             self.failing = True
             log.exception("Post-processing failed.")

@@ -1,7 +1,5 @@
 """What the service measures about itself, for Prometheus: base units, and labels whose values are few and known."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.gc_collector import GCCollector
 
@@ -55,14 +53,14 @@ class Metrics:
         }
         refusals = Counter("fcos_refusals", "Refused requests and pictures, by reason.", ["reason"], registry=registry)
         self.refusals = {code: refusals.labels(code) for code in KINDS}
-        self._waiting = Gauge(
+        self.waiting = Gauge(
             "fcos_queue_pictures", "Pictures that wait to be decoded, or for the session.", registry=registry
         )
-        self._in_flight = Gauge(
+        self.in_flight = Gauge(
             "fcos_in_flight_pictures", "Pictures that are accepted and not answered.", registry=registry
         )
-        self._pixels = Gauge("fcos_in_flight_pixels", "Decoded pixels that are held.", registry=registry)
-        self._ready = Gauge("fcos_ready", "1 if /readyz says ready.", registry=registry)
+        self.pixels = Gauge("fcos_in_flight_pixels", "Decoded pixels that are held.", registry=registry)
+        self.ready = Gauge("fcos_ready", "1 if /readyz says ready.", registry=registry)
         self._model = Gauge(
             "fcos_model_info", "The served model; always 1.", ["name", "version", "provider", "precision"],
             registry=registry,
@@ -75,19 +73,6 @@ class Metrics:
         self.reloads = {outcome: reloads.labels(outcome) for outcome in ("done", "refused")}
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-
-    def watch(
-        self,
-        waiting: Callable[[], float],
-        in_flight: Callable[[], float],
-        pixels: Callable[[], float],
-        ready: Callable[[], float],
-    ) -> None:
-        """Gives the gauges their sources, which are called when somebody reads the metrics."""
-        self._waiting.set_function(waiting)
-        self._in_flight.set_function(in_flight)
-        self._pixels.set_function(pixels)
-        self._ready.set_function(ready)
 
     def serve_model(self, name: str, version: str, provider: str, precision: str) -> None:
         self._model.clear()

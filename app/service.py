@@ -62,11 +62,12 @@ class Service:
         self._engine = self._new_engine(runner)
         self._reloading = asyncio.Lock()
         self._idle = asyncio.Event()
-        self.metrics.watch(
-            lambda: self._engine.waiting,
-            lambda: self._in_flight,
-            lambda: self._pixels.used,
-            lambda: not (self.not_ready or self.draining or self._engine.failing or self._engine.hangs),
+        # Asked for when somebody reads the metrics.
+        self.metrics.waiting.set_function(lambda: self._engine.waiting)
+        self.metrics.in_flight.set_function(lambda: self._in_flight)
+        self.metrics.pixels.set_function(lambda: self._pixels.used)
+        self.metrics.ready.set_function(
+            lambda: not (self.not_ready or self.draining or self._engine.failing or self._engine.hangs)
         )
 
     @classmethod
@@ -191,9 +192,8 @@ class Service:
         deadline = now + self.settings.deadline_s if deadline is None else deadline
         self.require_room(deadline, self.answering - 1)
         engine, loop = self._engine, asyncio.get_running_loop()
-        job = Job(
-            data, query.parameters(engine.metadata), draw, deadline, now, loop.create_future(), Share(self._pixels)
-        )
+        parameters = query.parameters(engine.runner.metadata)
+        job = Job(data, parameters, draw, deadline, now, loop.create_future(), Share(self._pixels))
         self._in_flight += 1
         engine.users += 1
         timer = self.timers.call_at(deadline, partial(_expire, job))
