@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from app.providers import CPU, CUDA, CudaOptions, open_session, why_no_cuda
 from app.service import open_runner
 from app.session import OnnxRunner, widths
 from app.settings import Settings
+from tests.serving import ROOT
 from tests.support import METADATA, metadata, write_model
 
 
@@ -259,3 +263,12 @@ def test_a_file_that_cannot_be_reached_is_refused_as_one_that_cannot_be_read(tmp
     """Which a folder above it that may not be entered makes of it, too, though not for root."""
     with pytest.raises(ArtifactError, match="cannot be read \\(File name too long\\)"):
         OnnxRunner.load(tmp_path / f"{'x' * 300}.onnx")
+
+
+def test_serving_a_model_leaves_no_trace_of_a_telemetry_client(model_file: Path, tmp_path: Path) -> None:
+    """Where ONNX Runtime reports to its maker, it keeps an identifier and a queue under the home directory."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    code = "import sys, pathlib, app.session as s; s.OnnxRunner.load(pathlib.Path(sys.argv[1]), 'cpu')"
+    subprocess.run([sys.executable, "-c", code, str(model_file)], cwd=ROOT, env=environment, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []
