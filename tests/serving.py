@@ -1,9 +1,10 @@
-"""A service in a process of its own, for tests that need a real port."""
+"""A service in a process, or an application in a thread, of its own, for tests that need a real port."""
 
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Generator
@@ -11,6 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.connection import Connection
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,3 +59,20 @@ def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 raise NotReady("The service did not get ready; its log is above.") from None
             time.sleep(0.05)
+
+
+@contextmanager
+def in_thread(app: ASGIApp, **options: Any) -> Generator[tuple[str, int]]:
+    """Answers with an application, at this host and port, until the block ends; `options` are uvicorn's."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, ws="none", log_level="warning", **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline_s = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()
+    finally:
+        server.should_exit = True
+        thread.join(20)

@@ -7,7 +7,6 @@ import io
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,33 +14,21 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from app import schemas
 from app.api import create_app
 from app.client import Answer, AsyncClient, Box, Client, Detection, ServiceProblem
 from app.settings import Settings
+from tests.serving import in_thread
 from tests.support import PICTURE
 
 
 @pytest.fixture(scope="module")
 def address(model_file: Path) -> Iterator[str]:
     """A real service on a port of its own."""
-    app = create_app(Settings(model=model_file, provider="cpu", threads=1))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline_s = time.monotonic() + 20
-    while not server.started:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
+    with in_thread(create_app(Settings(model=model_file, provider="cpu", threads=1))) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @pytest.fixture

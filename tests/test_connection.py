@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from app.connection import HEAD_BYTES, MOST_PIPELINED, Connection
+from app.connection import HEAD_BYTES, MOST_PIPELINED
+from tests.serving import in_thread
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 200000\r\n\r\n" + bytes(200_000)
 PIECE = b"a" * 20_000
@@ -41,19 +41,11 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def client() -> Iterator[socket.socket]:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            answer, port=0, http=Connection, ws="none", lifespan="off", log_level="warning", timeout_keep_alive=1
-        )
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=20) as connection:
+    with (
+        in_thread(answer, lifespan="off", timeout_keep_alive=1) as address,
+        socket.create_connection(address, timeout=20) as connection,
+    ):
         yield connection
-    server.should_exit = True
-    thread.join(20)
 
 
 def more_from(client: socket.socket) -> bytes:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,18 +11,17 @@ from time import perf_counter
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from app.api import create_app
 from app.batch_route import detect_each
-from app.connection import Connection
 from app.errors import Refusal
 from app.job import Job
 from app.record import Record
 from app.schemas import Refused
 from app.settings import Settings
 from tests.held import Held
+from tests.serving import in_thread
 from tests.support import DEFAULTS, PICTURE, served, until
 
 TRUNCATED = PICTURE[:-30]
@@ -32,22 +30,10 @@ TRUNCATED = PICTURE[:-30]
 @contextmanager
 def running(model: Path) -> Generator[httpx.Client]:
     settings = Settings(model=model, provider="cpu", max_upload_bytes=100_000)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=0, http=Connection, ws="none", log_level="warning")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
+    with in_thread(create_app(settings)) as (host, port), httpx.Client(base_url=f"http://{host}:{port}") as client:
+        while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.01)
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(20)
+        yield client
 
 
 def left() -> list[object]:
