@@ -86,8 +86,8 @@ def read_json(path: Path, images: Path) -> Document:
     entries = [picture for picture in document["images"] if isinstance(picture, dict)]
     # Only if both are missing: if only one is, something else is wrong.
     add_sizes([one for one in entries if not (one.get("width") or one.get("height"))], images)
-    document["categories"] = _without_dummy(document)
-    return document
+    # Of what else it has, a "format" would be taken for ours.
+    return {key: document[key] for key in keys} | {"categories": _without_dummy(document)}
 
 
 def _with_box_only(entry: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from model.checks import check
 from model.data import read_checked
 from model.formats import read_document
+from model.problems import UNREADABLE
 from tests.toy import IDS, read_annotations, write_pictures
 
 
@@ -42,6 +43,14 @@ def test_polygons_beside_their_boxes_are_not_kept(tmp_path: Path) -> None:
     found = read_document(tmp_path / "boxes.json", tmp_path)["annotations"]
     assert [one["bbox"] for one in found] == boxes
     assert not any("segmentation" in one for one in found)
+
+
+def test_a_json_that_names_a_format_of_its_own_is_cocos(tmp_path: Path) -> None:
+    document = write_pictures(tmp_path, 1) | {"format": "coco", "info": {"year": 2026}}
+    document["annotations"][0]["bbox"] = "here"
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    problems = read_checked(tmp_path / "boxes.json", tmp_path)[1]
+    assert UNREADABLE["COCO"] in problems.describe(problems.errors)
 
 
 def test_sizes_that_a_json_lacks_are_the_pictures_own(tmp_path: Path) -> None:
