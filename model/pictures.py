@@ -111,7 +111,7 @@ def open_picture(path: Path) -> Image.Image:
     """An upright RGB picture in full size.
 
     Raises:
-        ValueError: there is no file at the path, or it cannot be decoded.
+        ValueError: there is no file at the path, it cannot be decoded, or there is no memory for it.
     """
     return open_reduced(path, None).picture
 
@@ -137,3 +137,5 @@ def open_reduced(path: Path, resized: Callable[[Size], Size] | None) -> Decoded:
         raise ValueError(f"no picture at {path} ({error.strerror})") from None
     except Refusal as refusal:
         raise ValueError(f"{path}: {refusal.message}") from None
+    except MemoryError:
+        raise ValueError(f"{path}: there is no memory left to decode it") from None

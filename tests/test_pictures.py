@@ -52,3 +52,13 @@ def test_a_missing_or_broken_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     with pytest.raises(ValueError, match=r"bad\.jpg"):
         open_picture(tmp_path / "bad.jpg")
+
+
+def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Image.Image) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(ValueError, match=r"large\.png: there is no memory"):
+        open_picture(tmp_path / "large.png")
