@@ -33,10 +33,12 @@ def require_packages() -> None:
 
 def open_standard_files() -> None:
     """Opens whichever of stdin, stdout and stderr is closed, on nothing: the event loop's own files would get their
-    numbers, and libuv aborts a process in which it is to close one of these."""
+    numbers, and libuv aborts a process in which it is to close one of these. What is written to Python's, too: it has
+    None for a closed one, and prints what is for stderr to stdout then."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
 
 
 def end_at_once() -> None:

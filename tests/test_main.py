@@ -160,6 +160,18 @@ def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
     assert "Serving" not in result.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_without_stderr_the_pictures_are_answered_and_only_that_is_on_stdout(model_file: Path, tmp_path: Path) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m app detect {tmp_path}/gone.png {tmp_path}/a.png 2>&-"], cwd=ROOT,
+        env=environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu"), stdout=subprocess.PIPE, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, "as of one picture"
+    assert done.stdout.startswith(f"{tmp_path}/a.png: red 0.9") and "gone.png" not in done.stdout
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("lines", [False, True])
 def test_ctrl_c_says_what_was_not_written_and_what_would_be(model_file: Path, tmp_path: Path, lines: bool) -> None:
