@@ -29,7 +29,6 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
     """Detects objects in files. Returns: 1 if a picture failed, else 0. Raises: StartError."""
     files = pictures_in(paths)
     results = Results(outputs, files)
-    progress = Progress(len(files), sys.stderr)
     failures = 0
     with ExitStack() as stack:
         service = stack.enter_context(closing(Service.load(settings)))
@@ -41,10 +40,11 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         if outputs.coco is not None and query.score_threshold is None:
             query = query.model_copy(update={"score_threshold": COCO_SCORE_THRESHOLD})
         stack.enter_context(results)
-        stack.callback(progress.clear)
         await service.warm_up()
         if service.not_ready is not None:
             raise StartError(service.not_ready)
+        progress = Progress(len(files), sys.stderr)  # which measures the speed from here on
+        stack.callback(progress.clear)
         async for result in _detect_each(service, files, results.drawings, query):
             progress.clear()
             _print(result, shown_above)
