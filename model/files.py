@@ -4,6 +4,7 @@ them."""
 import contextlib
 import json
 import os
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -64,5 +65,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Raises: OSError: as `replaced`."""
-    write_bytes(path, f"{json.dumps(document, indent=2)}\n".encode())
+    """A list of numbers takes one line, or a matrix would take one for each. Raises: OSError: as `replaced`."""
+    text = json.dumps(document, indent=2)  # in which no string has a line break
+    text = re.sub(r'\[\n([^][{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+    write_bytes(path, f"{text}\n".encode())

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and nothing but files is replaced."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -9,12 +10,20 @@ import pytest
 from model.files import replaced, require_folder, write_json
 
 
+def test_a_row_of_numbers_takes_one_line(tmp_path: Path) -> None:
+    document = {"matrix": [[1, 2.5], [-3, None]], "texts": ["a", "[\n 1, 2\n]"], "empty": [], "pairs": [{"a": [1]}]}
+    write_json(tmp_path / "a.json", document)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == document
+    assert '"matrix": [\n    [1, 2.5],\n    [-3, null]\n  ]' in text
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     real, link = tmp_path / "real.json", tmp_path / "link.json"
     real.write_text("old")
     link.symlink_to(real)
     write_json(link, [1])
-    assert link.is_symlink() and real.read_text() == "[\n  1\n]\n"
+    assert link.is_symlink() and real.read_text() == "[1]\n"
     assert sorted(tmp_path.iterdir()) == [link, real]
 
 
@@ -27,7 +36,7 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     reader.start()
     write_json(pipe, [1])
     reader.join(10)
-    assert read == ["[\n  1\n]\n"] and pipe.is_fifo()
+    assert read == ["[1]\n"] and pipe.is_fifo()
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
