@@ -33,8 +33,8 @@ def require_packages() -> None:
 
 def open_standard_files() -> None:
     """Opens whichever of stdin, stdout and stderr is closed, on nothing: the event loop's own files would get their
-    numbers, and libuv aborts a process in which it is to close one of these. What is written to Python's, too: it has
-    None for a closed one, and prints what is for stderr to stdout then."""
+    numbers, and libuv aborts a process in which it is to close one of these. Python's stdout and stderr, which are None
+    if closed, get such a file, too: print would write to stdout what is for stderr."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
