@@ -32,7 +32,7 @@ log = logging.getLogger("app")
 FINISH_S = 30  # accepted requests may take this long, or their deadline if that is longer
 LAST_S = 5  # and then work that nobody waits for
 BACKLOG = 2048  # connections that have not been accepted yet: as many as uvicorn lets wait
-MOST_FILES = 10_240  # who connects beyond that is cut off without a word; an idle one holds 12 KB; macOS has no more
+MOST_FILES = 10_240  # who connects beyond that is cut off without a word; an idle one holds 12 KB
 _SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
@@ -137,7 +137,8 @@ def _listen(host: str, port: int) -> socket.socket:
     with contextlib.ExitStack() as stack:
         try:
             listener = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform != "win32":  # where it would share a port that is taken
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
             listener.listen(BACKLOG)
         except (OSError, TypeError) as error:  # the latter if the host cannot be a name
