@@ -118,7 +118,7 @@ def test_the_image_holds_no_torch() -> None:
     assert "COPY model/weights" in (ROOT / "Dockerfile").read_text()
 
 
-@pytest.fixture(params=["linux x86_64", "linux aarch64", "darwin arm64", "win32 AMD64"])
+@pytest.fixture(params=["linux x86_64", "linux aarch64", "darwin arm64", "win32 AMD64", "win32 ARM64"])
 def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """Returns: What markers of requirements are asked about on such a machine."""
     platform, machine = request.param.split()
@@ -164,3 +164,9 @@ def test_what_is_tested_and_what_a_gpu_serves_with_has_the_versions_of_serve(
     name: str, environment: dict[str, str]
 ) -> None:
     assert pinned("serve", environment).items() <= pinned(name, environment).items()
+
+
+def test_the_onnxruntime_that_is_pinned_has_a_wheel_for_the_machine(environment: dict[str, str]) -> None:
+    """Of one version, that with CUDA has none for macOS and for Windows on ARM."""
+    chosen = {name for name in pinned("serve", environment) if name.startswith("onnxruntime")}
+    assert chosen == {"onnxruntime-gpu" if environment["platform_machine"] in ("x86_64", "AMD64") else "onnxruntime"}
