@@ -1,6 +1,8 @@
 """The scripts' console, which prints every text as it is, and what it shows while something takes long."""
 
 import contextlib
+import io
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -13,7 +15,10 @@ SAY_EVERY_S = 30.0
 
 
 def plain_console(file: IO[str] | None = None) -> Console:
-    """A console that interprets no markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`."""
+    """A console that interprets no markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`. Letters
+    that stdout's encoding lacks, as Windows' does in a file or pipe, are written as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console(file=file, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 

@@ -23,6 +23,14 @@ def test_no_text_is_markup() -> None:
     assert file.getvalue() == TEXT * 9 + "\n"
 
 
+def test_a_letter_that_the_output_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows in a file or pipe; it ended the run."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "cp1252", write_through=True))
+    plain_console().print("é 猫")
+    assert out.getvalue().split() == ["é".encode("cp1252"), rb"\u732b"]
+
+
 @pytest.mark.parametrize(
     ("script", "work", "words"),
     [
