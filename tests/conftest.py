@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ hypothesis.settings.load_profile("unhurried")
 
 # What a shell starts in the background ignores it, and so would the programs that the tests start and send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A proxy that the environment names has no way to this machine, and the tests go nowhere else.
+os.environ["no_proxy"] = "*"
 
 
 @pytest.fixture(scope="session")

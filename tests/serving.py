@@ -51,9 +51,10 @@ def served(*, model: Path, **settings: object) -> Generator[Served]:
 
 def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
     deadline_s = time.monotonic() + 60
+    past_proxies = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            with urllib.request.urlopen(address, timeout=5):
+            with past_proxies.open(address, timeout=5):
                 return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline_s:
