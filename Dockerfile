@@ -46,7 +46,8 @@ RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends font
 COPY --from=build /venv /venv
 COPY model/weights model/weights
 COPY app app
-RUN python3 -m compileall -q app
+# A checkout made under a umask such as 077 has files that only their owner could read.
+RUN find . ! -perm -a+r -exec chmod a+rX {} + && python3 -m compileall -q app
 USER 10001:10001
 EXPOSE 8000
 # /readyz turns 200 once the model is warm, and 503 while the service ends.
