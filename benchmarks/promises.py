@@ -80,8 +80,9 @@ class Service:
         self._sessions = session_count(settings, CUDA if self.on_gpu else CPU)
         self.options = options
         self.http = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, limits=httpx.Limits(max_connections=None)
-        )
+            base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, limits=httpx.Limits(max_connections=None),
+            trust_env=False,  # past proxies
+        )  # fmt: skip
 
     async def detect(self, picture: bytes, **query: float) -> httpx.Response:
         return await self.http.post("/detect", content=picture, params=query)

@@ -107,9 +107,10 @@ def _wait(system: str, port: int, process: subprocess.Popen[bytes], log: IO[byte
     """Wait until a server is ready or, without a readiness address, until it answers anything."""
     path = "/readyz" if system == "service" else "/"
     deadline = time.monotonic() + START_S
+    past_proxies = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
+            with past_proxies.open(f"http://127.0.0.1:{port}{path}", timeout=5):
                 return
         except urllib.error.HTTPError:
             if system != "service":
