@@ -25,7 +25,8 @@ def require_packages() -> None:
     """Ends the program with a message if the service's packages are not installed."""
     if names := missing(_PACKAGES):
         print(
-            f"error: {names} not found: run `source .venv/bin/activate` first, or `make serve`, which installs them.",
+            f"error: {names} not found: run `source .venv/bin/activate` first, or `make serve`, which installs them, "
+            "as does `pip install -r requirements/serve.txt`.",
             file=sys.stderr,
         )
         sys.exit(2)
