@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from app.postprocess import COCO_SCORE_THRESHOLD
+from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
 from model import evaluate, scoring
@@ -148,9 +150,10 @@ def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Pa
     async def serve() -> Any:
         service = Service.load(Settings(model=model_file, provider="cpu"))
         await service.warm_up()
-        parameters = evaluate.parameters_for(metadata)
+        query = DetectQuery(score_threshold=COCO_SCORE_THRESHOLD)
+        assert query.parameters(metadata) == evaluate.parameters_for(metadata)
         try:
-            return (await service.detect((tmp_path / "large.jpg").read_bytes(), lambda _: parameters)).found
+            return (await service.detect((tmp_path / "large.jpg").read_bytes(), query)).found
         finally:
             await asyncio.to_thread(service.close)
 
