@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -39,8 +39,8 @@ class Outputs:
         if self.coco_annotations is not None and self.coco is None:
             raise StartError("--coco-annotations needs --coco: name a file for the results, or leave it out.")
         taken = {os.path.realpath(picture): "is one of the pictures" for picture in pictures}
-        written = {"json": self.json, "json-lines": self.json_lines, "coco": self.coco, "labels": self.labels}
-        for option, path in ((f"--{name}", path) for name, path in written.items()):
+        written = {"--json": self.json, "--json-lines": self.json_lines, "--coco": self.coco, "--labels": self.labels}
+        for option, path in written.items():
             if path is None:
                 continue
             if is_folder(path):
@@ -72,7 +72,7 @@ class Results:
         if outputs.coco is not None:
             self._ids.require(pictures)
         if outputs.labels is not None:
-            _require_names(pictures)
+            _require_distinct(pictures, lambda picture: picture.name, "be one picture in --labels")
         self.drawings: Sequence[Path | None] = (
             [None] * len(pictures) if outputs.drawings is None else drawings_of(pictures, outputs.drawings)
         )
@@ -166,11 +166,7 @@ class CocoIds:
 
     def require(self, files: Iterable[Path]) -> None:
         """Raises: StartError: A file is not in the annotations, or two share an id; better now than after the work."""
-        files_of: dict[int | str, Path] = {}
-        for file in files:
-            other = files_of.setdefault(self._image(file), file)
-            if other is not file:
-                raise StartError(f"{other} and {file} would have the same image id in --coco: take one at a time.")
+        _require_distinct(files, self._image, "have the same image id in --coco")
 
     def rows(self, result: Result) -> Iterator[Result]:
         """Yields a row for each detection. Raises: StartError: A class is not in the annotations."""
@@ -224,13 +220,13 @@ def labels_of(results: Sequence[Result], classes: Sequence[str], above: float) -
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _require_names(files: Iterable[Path]) -> None:
-    """Raises: StartError: Two files have the same name, by which labels find their picture."""
-    files_of: dict[str, Path] = {}
+def _require_distinct(files: Iterable[Path], key: Callable[[Path], int | str], clash: str) -> None:
+    """Raises: StartError: Two files have the same key, so that they would clash."""
+    files_of: dict[int | str, Path] = {}
     for file in files:
-        other = files_of.setdefault(file.name, file)
+        other = files_of.setdefault(key(file), file)
         if other is not file:
-            raise StartError(f"{other} and {file} would be one picture in --labels: take one at a time.")
+            raise StartError(f"{other} and {file} would {clash}: take one at a time.")
 
 
 def _xywh(box: Mapping[str, float]) -> list[float]:
