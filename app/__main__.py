@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import argparse
 import asyncio
-import io
 import logging
 import os
 import sys
@@ -28,7 +27,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.errors import StartError
-from app.launch import raise_again
+from app.launch import escape_unknown_letters, raise_again
 from app.schemas import DetectQuery
 from app.settings import Settings, load_settings, settings_table
 
@@ -130,8 +129,7 @@ def _detect(settings: Settings, options: argparse.Namespace) -> int:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise StartError(f"{_option(str(fault['loc'][0]))} {fault['input']}: {fault['msg'].lower()}.") from None
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack a letter of a file's or a class's name
-        sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unknown_letters()
     if options.model is not None:
         settings = settings.model_copy(update={"model": options.model})
     outputs = Outputs(

@@ -1,8 +1,10 @@
 """What a program does before its imports: they take seconds, in which there may be a Ctrl-C, and may not be installed.
+And what it does to its standard files.
 
 A program calls `end_at_once` before its imports and `raise_again` after them; who imports its modules is not affected.
 """
 
+import io
 import os
 import signal
 import sys
@@ -40,6 +42,13 @@ def open_standard_files() -> None:
         pass
     os.close(file)
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+
+
+def escape_unknown_letters() -> None:
+    """From here on a letter that stdout's encoding lacks, as Windows' may in a file or pipe, is printed as an escape: a
+    file or a class may be called so."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def end_at_once() -> None:

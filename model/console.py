@@ -1,8 +1,6 @@
 """The scripts' console, which prints every text as it is, and what it shows while something takes long."""
 
 import contextlib
-import io
-import sys
 import threading
 import time
 from collections.abc import Generator
@@ -10,15 +8,16 @@ from typing import IO
 
 from rich.console import Console
 
+from app.launch import escape_unknown_letters
+
 SAY_EVERY_S = 30.0
 """Between lines if there is no terminal to draw on."""
 
 
 def plain_console(file: IO[str] | None = None) -> Console:
-    """A console that interprets no markup: a bbox is in brackets, and a class may be called `[/b]` or `:dog:`. Letters
-    that stdout's encoding lacks, as Windows' does in a file or pipe, are written as escapes."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """A console that interprets no markup, as a bbox is in brackets, and a class may be called `[/b]` or `:dog:`; and
+    has an escape for each letter that stdout lacks."""
+    escape_unknown_letters()
     return Console(file=file, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
