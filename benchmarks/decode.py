@@ -95,7 +95,7 @@ def print_ap(detector: Detector, options: argparse.Namespace) -> None:
     document = read_usable(options.annotations, options.images, detector.metadata.classes, print)
     document = with_images(document, document["images"][: options.limit])
     parameters = parameters_for(detector.metadata)
-    ways = {"whole": whole, "as served": Detector.decode}
+    ways: dict[str, Callable[[Detector, bytes], Decoded]] = {"whole": whole, "as served": Detector.decode}
     found: dict[str, list[Found]] = {name: [] for name in ways}
     for position, image in enumerate(document["images"]):
         small = Image.open(options.images / image["file_name"]).convert("RGB")

@@ -42,7 +42,7 @@ def clustered_heads(rng: np.random.Generator, objects: int = 52) -> PictureHeads
     for _ in range(objects):
         level = rng.choice(5, p=[0.4, 0.3, 0.2, 0.07, 0.03])
         grid, stride, label = levels[level], STRIDES[level], rng.integers(CLASSES)
-        row, column = rng.integers(grid.height), rng.integers(grid.width)
+        row, column = int(rng.integers(grid.height)), int(rng.integers(grid.width))
         half = stride * rng.uniform(2, 8, 2)  # of the width and the height
         for y in range(max(0, row - 2), min(grid.height, row + 3)):
             for x in range(max(0, column - 2), min(grid.width, column + 3)):

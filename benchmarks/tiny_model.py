@@ -7,11 +7,13 @@ Five levels, shared towers, a class head that finds a handful of objects in any 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,8 +36,8 @@ def write_tiny_model(path: Path) -> Path:
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    def constant(name: str, values: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(values, name))
+    def constant(name: str, values: ArrayLike) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
     def conv(name: str, source: str, inward: int, outward: int, kernel: int, stride: int = 1, bias: float = 0) -> str:
@@ -84,7 +86,11 @@ def write_tiny_model(path: Path) -> Path:
     node("Concat", outputs["distances"], "distances", axis=1)
     constant("last_axis", np.array([2], np.int64))
     node("Squeeze", [node("Concat", outputs["centerness"], "centerness.points", axis=1), "last_axis"], "centerness")
-    shapes = {"class_logits": ["N", "P", CLASSES], "distances": ["N", "P", 4], "centerness": ["N", "P"]}
+    shapes: dict[str, Sequence[str | int]] = {
+        "class_logits": ["N", "P", CLASSES],
+        "distances": ["N", "P", 4],
+        "centerness": ["N", "P"],
+    }
     graph = helper.make_graph(
         nodes,
         "tiny",

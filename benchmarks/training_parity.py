@@ -38,7 +38,7 @@ from model.evaluate import detect, torch_runner
 from model.fcos import FCOS, Heads
 from model.learner import Learner
 from model.loading import end_workers, make_loader
-from model.losses import Objective
+from model.losses import DEFAULT_OBJECTIVE, Objective
 from model.optim import keep_tensors_memory
 from model.presets import data_folder
 from model.sampling import CanvasBatches, canvas_indices
@@ -70,7 +70,12 @@ class Torchvision(FCOS):
         return Heads(found["cls_logits"].float(), distances, found["bbox_ctrness"].float().flatten(1))
 
     def losses(
-        self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], _: Objective, normalisers: Tensor | None = None
+        self,
+        images: Tensor,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        objective: Objective = DEFAULT_OBJECTIVE,
+        normalisers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         assert normalisers is None, "torchvision's losses take only whole batches"
         features, found = self.heads(images)
@@ -150,8 +155,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     keep_tensors_memory()
+    folder: dict[str, Any] = data_folder(options.data)
     settings = Settings(
-        **data_folder(options.data),
+        **folder,
         output=options.output,
         backbone=options.backbone,
         weights=options.weights,

@@ -64,7 +64,7 @@ def _class_names(path: Path) -> list[str]:
             if plain.is_file():
                 return [line.strip() for line in _text(plain).splitlines() if line.strip()]
         if (file := _yaml_of_names(folder)) is not None:
-            import yaml  # type: ignore[import-untyped]
+            import yaml
 
             try:
                 # BaseLoader: a class called no, 007 or 12:30 is text, too.

@@ -7,12 +7,11 @@ around its point. Grey, which the canvas is padded with, is nothing.
 import asyncio
 import io
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import onnx
 from fastapi.testclient import TestClient
@@ -100,7 +99,11 @@ def write_model(
         else:
             node("Identity", [f"{name}_points"], name)
 
-    shapes = {"class_logits": ["N", "P", 3], "distances": ["N", "P", 4], "centerness": ["N", "P"]}
+    shapes: dict[str, Sequence[str | int]] = {
+        "class_logits": ["N", "P", 3],
+        "distances": ["N", "P", 4],
+        "centerness": ["N", "P"],
+    }
     graph = helper.make_graph(
         nodes,
         "colours",
@@ -178,8 +181,8 @@ def ready(client: TestClient) -> TestClient:
     return client
 
 
-def problem(response: httpx.Response, status: int, code: str) -> str:
-    """Returns: The problem document's detail, after checking that it is one."""
+def problem(response: Any, status: int, code: str) -> str:
+    """Returns: The detail of a response's problem document, after checking that it is one. Of any version of httpx."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     document = response.json()

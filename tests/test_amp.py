@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import BlurPool2d
+from timm.layers.blur_pool import BlurPool2d
 from torch import Tensor, nn
 
 from model.amp import Amp, mixed_precision, precision_of

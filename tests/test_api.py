@@ -3,6 +3,7 @@ import encodings
 import gzip
 import io
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -93,11 +94,10 @@ def test_an_accent_may_be_written_behind_its_letter(tmp_path: Path) -> None:
 
 def test_many_classes_are_looked_up_without_going_through_all_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     normalised: list[str] = []
-    normalize = schemas.normalize
 
     def noted(form: Literal["NFC"], text: str) -> str:
         normalised.append(text)
-        return normalize(form, text)
+        return unicodedata.normalize(form, text)
 
     monkeypatch.setattr(schemas, "normalize", noted)
     model = metadata(classes=[f"\u00e9toile {number}" for number in range(100)])

@@ -128,9 +128,9 @@ def test_what_is_wrong_with_the_data_is_left_out_and_said(runs: list[Path], tmp_
     document = json.loads((folder / "train.json").read_text())
     document["annotations"].append(document["annotations"][0] | {"id": 999, "category_id": 77})
     (folder / "train.json").write_text(json.dumps(document))
-    console = Console(file=io.StringIO(), width=200)
-    average(runs, folder, tmp_path / "mean.pt", console)
-    said = console.file.getvalue()
+    printed = io.StringIO()
+    average(runs, folder, tmp_path / "mean.pt", Console(file=printed, width=200))
+    said = printed.getvalue()
     assert "left out: " in said and "train.json has 1 x" in said and "val.json" not in said
 
 

@@ -64,7 +64,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.put_so_far)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        if self.queued and data.draw(st.booleans()):
+        if data.draw(st.booleans()) and self.queued:
             ticket = data.draw(st.sampled_from(self.queued))
             assert self.batcher.cancel(ticket)
             self.queued.remove(ticket)

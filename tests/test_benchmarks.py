@@ -103,7 +103,7 @@ def test_a_busy_service_is_measured() -> None:
         r"busy +(?:kept|BROKEN) +(\S+) answers per second before, (\d+)% of that under load; \d+ late, "
         r"(\d+) answered\n",
         done.stdout,
-    ).groups()  # type: ignore[union-attr]
+    ).groups()
     assert float(before) > 0 and int(share) > 0 and int(answered) > 0, done.stderr
 
 

@@ -17,7 +17,7 @@ INPUT = InputConfig(short=64, long=64, canvases=((64, 64),))
 
 
 def config(*classes: str, **changes: Any) -> FCOSConfig:
-    values = {"backbone": "test_efficientnet", "channels": 64, "head_convs": 1, "head_kernel": 3}
+    values: dict[str, Any] = {"backbone": "test_efficientnet", "channels": 64, "head_convs": 1, "head_kernel": 3}
     return FCOSConfig(classes=classes, **(values | changes))
 
 

@@ -61,7 +61,8 @@ def test_what_is_no_picture_is_a_type_error(client: Client, tmp_path: Path) -> N
     path = tmp_path / "a.png"
     path.write_bytes(PICTURE)
     with path.open() as text:
-        for given in (None, 7, [PICTURE], Image.new("RGB", (1, 1)), io.StringIO("a"), text):
+        wrong: tuple[Any, ...] = (None, 7, [PICTURE], Image.new("RGB", (1, 1)), io.StringIO("a"), text)
+        for given in wrong:
             for ask in (client.detect, client.draw, lambda picture: client.detect_batch([picture])):
                 with pytest.raises(TypeError, match=f"opened in binary mode.* a {type(given).__name__}"):
                     ask(given)

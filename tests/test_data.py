@@ -24,7 +24,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def metadata() -> Any:
-    config = InputConfig(short=96, long=96, canvases=tuple(tuple(canvas) for canvas in CANVASES))
+    config = InputConfig(short=96, long=96, canvases=tuple((canvas.height, canvas.width) for canvas in CANVASES))
     return metadata_of(FCOSConfig(classes=tuple(IDS)), config)
 
 

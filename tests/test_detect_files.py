@@ -40,6 +40,10 @@ def run(model_file: Path, *paths: Path, query: DetectQuery | None = None, **outp
     return asyncio.run(detect_files(settings, paths, Outputs(**outputs), query or DetectQuery()))
 
 
+def output(kind: str, path: Path) -> dict[str, Any]:
+    return {kind: path}
+
+
 def test_lines_and_the_list_hold_the_same_in_the_files_order(model_file: Path, folder: Path, tmp_path: Path) -> None:
     files = sorted(folder.iterdir()) * 8  # more than are worked on at a time
     assert run(model_file, *files, json=tmp_path / "a.json", json_lines=tmp_path / "a.jsonl") == 0
@@ -72,17 +76,17 @@ def test_labels_are_annotations_to_train_on(model_file: Path, folder: Path, tmp_
     """Of every picture that can be read, also one without objects; and only what is shown, even beside COCO results."""
     Image.new("RGB", (70, 50), "white").save(folder / "empty.png")
     (folder / "broken.png").write_bytes(b"no picture")
-    outputs = {"labels": tmp_path / "labels.json", "coco": tmp_path / "coco.json", "json": tmp_path / "a.json"}
-    assert run(model_file, folder, **outputs) == 1
+    labels, listed_in = tmp_path / "labels.json", tmp_path / "a.json"
+    assert run(model_file, folder, labels=labels, json=listed_in, coco=tmp_path / "coco.json") == 1
     (folder / "broken.png").unlink()  # or training would refuse the folder
-    document = read_usable(outputs["labels"], folder, (), pytest.fail)
+    document = read_usable(labels, folder, (), pytest.fail)
     assert [category["name"] for category in document["categories"]] == ["red", "green", "blue"]
     names = {image["id"]: image["file_name"] for image in document["images"]}
     assert list(names.values()) == ["0007.png", "0008.png", "0009.png", "empty.png"]
     classes = {category["id"]: category["name"] for category in document["categories"]}
     found = [(names[one["image_id"]], classes[one["category_id"]]) for one in document["annotations"]]
     assert set(found) == {("0007.png", "red"), ("0008.png", "green"), ("0009.png", "blue")}
-    listed = json.loads(outputs["json"].read_text())
+    listed = json.loads(listed_in.read_text())
     above = [one for result in listed for one in result.get("detections", ()) if one["score"] > 0.3]
     assert len(found) == len(above) < sum(len(result.get("detections", ())) for result in listed)
     x, y, width, height = document["annotations"][0]["bbox"]
@@ -164,7 +168,7 @@ def test_a_file_that_the_annotations_lack_stops_before_any_work(
 @pytest.mark.parametrize("kind", ["json", "json_lines", "coco", "labels"])
 def test_a_place_that_cannot_be_written_is_named_before_the_work(kind: str, folder: Path, model_file: Path) -> None:
     with pytest.raises(StartError, match=r"nowhere.*cannot be written"):
-        run(model_file, folder, **{kind: folder / "nowhere" / "out.json"})
+        run(model_file, folder, **output(kind, folder / "nowhere" / "out.json"))
 
 
 @pytest.mark.parametrize("kind", ["json", "json_lines", "coco", "labels"])
@@ -175,11 +179,11 @@ def test_no_output_takes_the_place_of_what_is_wanted(kind: str, folder: Path, mo
     shutil.copy(folder / "0007.png", bare)
     option = "--" + kind.replace("_", "-")
     with pytest.raises(StartError, match=rf"{option} .*0007\.png has a picture's suffix"):
-        run(model_file, folder / "0008.png", **{kind: folder / "0007.png"})
+        run(model_file, folder / "0008.png", **output(kind, folder / "0007.png"))
     with pytest.raises(StartError, match=f"{option} .*picture is one of the pictures"):
-        run(model_file, bare, **{kind: bare})
+        run(model_file, bare, **output(kind, bare))
     with pytest.raises(StartError, match=f"{option} .* is a folder"):
-        run(model_file, folder, **{kind: tmp_path})
+        run(model_file, folder, **output(kind, tmp_path))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -260,10 +264,10 @@ def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("output", ["json", "json_lines", "coco", "labels"])
-def test_a_full_disk_is_named(model_file: Path, folder: Path, output: str) -> None:
+@pytest.mark.parametrize("kind", ["json", "json_lines", "coco", "labels"])
+def test_a_full_disk_is_named(model_file: Path, folder: Path, kind: str) -> None:
     with pytest.raises(StartError, match="/dev/full cannot be written: No space"):
-        run(model_file, folder, **{output: Path("/dev/full")})
+        run(model_file, folder, **output(kind, Path("/dev/full")))
 
 
 def test_names_that_are_no_text_are_shown_as_far_as_they_are(

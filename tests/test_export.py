@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from app.artifact import Metadata
 from app.canvas import Placement
 from app.detector import Detector
-from app.postprocess import Detections, Heads, Parameters, PictureHeads
+from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import export, lower_precision, main
 from export.agreement import LOWER, agreement
@@ -29,7 +29,7 @@ from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
 from model.evaluate import torch_runner
-from model.fcos import FCOS
+from model.fcos import FCOS, Heads
 from model.pictures import open_picture
 from tests.support import rectangle_picture
 
@@ -46,7 +46,7 @@ def checkpoint() -> checkpoints.Checkpoint:
         for parameter in model.head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
         # What the service thresholds is the class score: a bias near 0 gives it something to find.
-        torch.nn.init.zeros_(model.head.class_logits.bias)
+        model.head.class_logits.bias.zero_()
     return checkpoints.Checkpoint(
         config=config, input_config=INPUT, weights=model.state_dict(), training={"name": "tiny"}, metrics={"AP": 0.25}
     )
@@ -183,7 +183,7 @@ def test_a_graph_that_differs_from_torch_is_refused(
 def test_a_graph_that_knows_one_picture_only_is_refused(
     exported: Path, model: FCOS, checkpoint: checkpoints.Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FirstOnly(ort.InferenceSession):
+    class FirstOnly(ort.InferenceSession):  # type: ignore[misc]
         def run(self, names: Any, feeds: Any, options: Any = None) -> Any:
             first = {name: value[:1] for name, value in feeds.items()}
             count = len(next(iter(feeds.values())))
@@ -312,7 +312,7 @@ def quantized_input(mean: Sequence[float], deviation: Sequence[float]) -> onnx.M
         "zero": np.uint8(127),
         "weight": np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32),
     }
-    steps = (
+    steps: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("Transpose", "images", {"perm": [0, 3, 1, 2]}), ("Cast", "", {"to": onnx.TensorProto.FLOAT}),
         ("Sub", "mean", {}), ("Div", "deviation", {}), ("QuantizeLinear", "scale zero", {}),
         ("DequantizeLinear", "scale zero", {}), ("Conv", "weight", {"pads": [0, 0, 1, 1]}),
@@ -325,7 +325,7 @@ def quantized_input(mean: Sequence[float], deviation: Sequence[float]) -> onnx.M
         nodes, "graph",
         [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, [1, 8, 8, 3])],
         [onnx.helper.make_tensor_value_info("Conv", onnx.TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
 

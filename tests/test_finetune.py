@@ -67,8 +67,8 @@ def test_statistics_are_those_of_the_pictures_and_the_detector_stays_as_it_is() 
     model = FCOS(config("red", "green"), INPUT).eval()
     norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:  # those of something else
-        norm.running_mean.normal_()  # type: ignore[union-attr]
-        norm.running_var.uniform_(0.01, 0.1)  # type: ignore[union-attr]
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.01, 0.1)
         nn.init.uniform_(norm.weight, 0.05, 0.3)
     images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
 

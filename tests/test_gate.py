@@ -290,7 +290,7 @@ def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pyte
         held.open.set()
         assert first.result().status_code == 200
         for value in ("0", "soon", "-5", "1.5", "²"):
-            bad = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": value.encode()})
+            bad = client.post("/detect", content=PICTURE, headers=[(b"X-Deadline-Ms", value.encode())])
             assert (bad.status_code, bad.json()["code"]) == (422, "invalid_parameter")
             assert "a whole number of ms above 0" in bad.json()["detail"]  # as 0 is a whole number, too
         for value in ("60000 ", "00000000000000060000"):
@@ -325,7 +325,7 @@ def test_a_length_may_begin_with_any_number_of_zeros(model_file: Path) -> None:
 
 def test_every_response_has_an_id_and_its_time(model_file: Path) -> None:
     with client_of(model_file) as client:
-        responses: list[httpx.Response] = [
+        responses = [
             client.get("/healthz"), client.get("/nowhere"), client.post("/detect"),
             client.post("/detect", content=PICTURE), client.get("/metrics"),
         ]  # fmt: skip

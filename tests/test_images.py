@@ -67,8 +67,8 @@ STORED = {
 def test_pictures_come_out_upright(orientation: int, kind: str) -> None:
     method = STORED[orientation]
     stored = quarters() if method is None else quarters().transpose(method)
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    picture = opened(encoded(stored, kind, exif=turned(orientation), **options), MAX_PIXELS)
+    given: dict[str, dict[str, Any]] = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    picture = opened(encoded(stored, kind, exif=turned(orientation), **given.get(kind, {})), MAX_PIXELS)
     assert picture.size == (64, 48)
     assert np.abs(np.asarray(picture).astype(int) - np.asarray(quarters())).max() <= 3
 
@@ -80,7 +80,8 @@ def test_what_xmp_says_of_the_orientation_does_not_count(tmp_path: Path, kind: s
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     texts = PngInfo()
     texts.add_itxt("XML:com.adobe.xmp", xmp.decode())
-    options = {"PNG": {"pnginfo": texts}, "TIFF": {"tiffinfo": {700: xmp}}}.get(kind, {"xmp": xmp})
+    given: dict[str, dict[str, Any]] = {"PNG": {"pnginfo": texts}, "TIFF": {"tiffinfo": {700: xmp}}}
+    options = given.get(kind, {"xmp": xmp})
     if orientation is not None:
         options |= {"exif": turned(orientation)} if kind != "TIFF" else {"tiffinfo": {700: xmp, 0x0112: orientation}}
     content = encoded(quarters(), kind, **options)

@@ -89,9 +89,11 @@ def test_centerness_is_one_at_the_centre_and_falls_to_the_edges() -> None:
 
 def test_a_batch_without_boxes_is_finite_and_every_head_still_has_a_gradient() -> None:
     heads = [torch.randn(2, len(POINTS), 3), torch.rand(2, len(POINTS), 4) * 40, torch.randn(2, len(POINTS))]
-    heads = [head.requires_grad_() for head in heads]
+    class_logits, distances, centerness = (head.requires_grad_() for head in heads)
     none = [torch.zeros(0, 4), torch.zeros(0, 4)]
-    found = fcos_losses(*heads, POINTS, STRIDES, none, [torch.zeros(0, dtype=torch.long)] * 2)
+    found = fcos_losses(
+        class_logits, distances, centerness, POINTS, STRIDES, none, [torch.zeros(0, dtype=torch.long)] * 2
+    )
     assert found["box"].item() == 0
     assert found["centerness"].item() == 0
     sum(found.values(), torch.zeros(())).backward()

@@ -47,7 +47,7 @@ def torchvision_model(classes: int) -> FCOS:
 
 
 def having_area(found: Detections) -> Detections:
-    return found.take((found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1))
+    return found.take(np.all(found.boxes[:, 2:] > found.boxes[:, :2], axis=1))
 
 
 def by_torchvision(

@@ -23,7 +23,7 @@ from model.train import train
 from tests.toy import ALONE, QUIET, read_annotations, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {
+TINY: dict[str, Any] = {
     "backbone": "test_efficientnet", "weights": "none", "channels": 64, "head_convs": 1, "size": 64,
     "batch_size": 4, "workers": 0, "device": "cpu", "epoch_iterations": 0,
 }  # fmt: skip
@@ -137,7 +137,7 @@ def test_a_run_that_fails_says_why_and_so_does_the_command(folder: Path, tmp_pat
 
 def test_a_run_that_fails_leaves_no_final_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stop, "requested", lambda _: True)
-    assert not train(settings_of("base", **data_folder(folder), output=tmp_path / "final-base", **TINY), ALONE, QUIET)
+    assert not train(settings_of("base", output=tmp_path / "final-base", **TINY | data_folder(folder)), ALONE, QUIET)
     assert (tmp_path / "final-base" / "last.pt").exists()
     assert "--lr was 0.0005, is 0.5" in command(folder, tmp_path, "--final", "base", code=1, lr=0.5)
     assert not list(tmp_path.glob("final.*"))

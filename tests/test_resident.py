@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 CANVASES = (Size(64, 96), Size(96, 64), Size(96, 96))
 METADATA = metadata_of(
-    FCOSConfig(classes=tuple(IDS)), InputConfig(short=96, long=96, canvases=tuple(tuple(size) for size in CANVASES))
+    FCOSConfig(classes=tuple(IDS)),
+    InputConfig(short=96, long=96, canvases=tuple((size.height, size.width) for size in CANVASES)),
 )
 # No picture gets four times smaller: from there on Pillow's `reducing_gap` averages whole pixels first.
 GEOMETRY = Augmentation(color=0.0, flip=0.5, scale=(0.6, 2.0), mosaic=0.4, mixup=0.3)

@@ -3,8 +3,8 @@
 import dataclasses
 import io
 import json
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,7 +48,12 @@ def test_fewer_pictures_than_a_batch_are_learnt_from(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(Learner, "step", lambda _, parts, __: sizes.append(len(parts[0].pictures)) or {})
+
+    def noted(parts: list[Batch]) -> dict[str, float]:
+        sizes.append(len(parts[0].pictures))
+        return {}
+
+    monkeypatch.setattr(Learner, "step", lambda _, parts, __: noted(parts))
     assert train(settings(data, tmp_path, batch_size=20, epoch_iterations=1), ALONE, QUIET)
     assert sizes == [20]
 
@@ -143,7 +148,7 @@ def test_an_output_that_cannot_be_made_is_named(data: Data, tmp_path: Path) -> N
 def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_epoch(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 10**5, 10**5)
+    usage = SimpleNamespace(total=10**9, used=10**9 - 10**5, free=10**5)
     monkeypatch.setattr("model.run.shutil.disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"take about \d+ MB, but .* has 0 MB free"):
         train(settings(data, tmp_path / "run"), ALONE, QUIET)

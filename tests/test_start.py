@@ -42,6 +42,7 @@ def test_pictures_that_are_trained_on_are_said_to_flatter_val(data: tuple[Path, 
     json_file, images = data
     same = settings(data, tmp_path / "run", val_annotations=json_file, val_images=images)
     read_data(same, console)
+    assert isinstance(console.file, io.StringIO)
     assert "pictures of val are trained on" in console.file.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -28,7 +29,7 @@ def test_what_is_not_cancelled_is_called_once_and_not_too_early(plan: Sequence[t
             assert number not in called
             called[number] = perf_counter() - begun
 
-        made = [timers.call_at(begun + after, lambda n=number: call(n)) for number, (after, _) in enumerate(plan)]
+        made = [timers.call_at(begun + after, partial(call, number)) for number, (after, _) in enumerate(plan)]
         for timer, (_, cancelled) in zip(made, plan, strict=True):
             if cancelled:
                 timer.cancel()

@@ -8,7 +8,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from torchvision.models.detection import fcos_resnet50_fpn
+from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 
 from app.canvas import fit
 from app.detector import Detector
@@ -31,18 +31,18 @@ SMALL = InputConfig(
 
 
 @pytest.fixture(scope="module")
-def theirs() -> torch.nn.Module:
+def theirs() -> FCOS:
     model = lively_model()
     model.transform.min_size, model.transform.max_size = (SMALL.short,), SMALL.long
     return model
 
 
 @pytest.fixture(scope="module")
-def checkpoint(theirs: torch.nn.Module) -> Checkpoint:
+def checkpoint(theirs: FCOS) -> Checkpoint:
     return from_state_dict(theirs.state_dict(), "random")
 
 
-def test_torchvisions_detections_are_ours(theirs: torch.nn.Module, checkpoint: Checkpoint) -> None:
+def test_torchvisions_detections_are_ours(theirs: FCOS, checkpoint: Checkpoint) -> None:
     checkpoint = dataclasses.replace(checkpoint, input_config=SMALL)
     metadata = checkpoint.metadata("coco")
     detector = Detector(metadata, torch_runner(checkpoint.model(), torch.device("cpu")))
@@ -63,7 +63,7 @@ def test_torchvisions_detections_are_ours(theirs: torch.nn.Module, checkpoint: C
 
 
 @torch.inference_mode()
-def test_torchvisions_heads_are_ours_at_every_point(theirs: torch.nn.Module, checkpoint: Checkpoint) -> None:
+def test_torchvisions_heads_are_ours_at_every_point(theirs: FCOS, checkpoint: Checkpoint) -> None:
     ours = checkpoint.model()
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     class_logits, distances, centerness = ours.head(ours.fpn(ours.backbone(x)))
@@ -74,7 +74,7 @@ def test_torchvisions_heads_are_ours_at_every_point(theirs: torch.nn.Module, che
     torch.testing.assert_close(centerness[..., None], expected["bbox_ctrness"], atol=1e-4, rtol=1e-4)
 
 
-def test_the_classes_are_cocos_eighty(theirs: torch.nn.Module, checkpoint: Checkpoint) -> None:
+def test_the_classes_are_cocos_eighty(theirs: FCOS, checkpoint: Checkpoint) -> None:
     assert len(checkpoint.config.classes) == 80
     assert checkpoint.config.classes[:3] == ("person", "bicycle", "car")
     assert checkpoint.config.classes[-1] == "toothbrush"
@@ -98,7 +98,7 @@ def test_the_canvases_are_what_torchvision_pads_to() -> None:
     assert seen <= set(torchvision_canvases())
 
 
-def test_every_tensor_that_does_not_fit_is_named(theirs: torch.nn.Module) -> None:
+def test_every_tensor_that_does_not_fit_is_named(theirs: FCOS) -> None:
     state = dict(theirs.state_dict())
     del state["backbone.fpn.inner_blocks.1.0.bias"]
     state["head.regression_head.bbox_reg.weight"] = torch.zeros(8, 256, 3, 3)

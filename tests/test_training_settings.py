@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ def test_settings_name_their_options_as_the_command_line_does(data: Data, tmp_pa
 
 def test_what_is_given_of_what_is_learnt_wins(uninterrupted: Path) -> None:
     begun = checkpoints.load(uninterrupted / "best.pt")
-    left_open = Settings(**dict.fromkeys(PATHS, Path()))
+    paths: dict[str, Any] = dict.fromkeys(PATHS, Path())
+    left_open = Settings(**paths)
     chosen = dataclasses.replace(left_open, quality="iou", assignment="atss", iou_threshold=0.0).settled(begun)
     assert (chosen.quality, chosen.assignment, chosen.iou_threshold) == ("iou", "atss", 0.0)
     for start, suppression in ((None, 0.6), (dataclasses.replace(begun, training={}, iou_threshold=0.5), 0.5)):

@@ -239,6 +239,6 @@ def test_pictures_without_boxes_pass() -> None:
     "values",
     [{"flip": 2}, {"scale": (2, 1)}, {"scale": (0, 1)}, {"color": 1}, {"hue": 0.7}, {"mosaic": -1}, {"mixup": 3}],
 )
-def test_values_that_make_no_sense_are_refused(values: dict) -> None:
+def test_values_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Augmentation(**values)
