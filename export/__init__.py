@@ -3,4 +3,4 @@
 import app  # noqa: F401  it turns off ONNX Runtime's telemetry, which is decided at that package's first import
 from model import require
 
-require("onnx", "onnxscript")
+require("onnx", "onnx_ir", "onnxscript")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
@@ -54,7 +56,7 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
         )
     _drop_repeated_nodes(converted)
     _remove_round_trips(converted)
-    return converted
+    return without_unused(converted)
 
 
 def _drop_repeated_nodes(proto: onnx.ModelProto) -> None:
@@ -90,9 +92,8 @@ def _remove_round_trips(proto: onnx.ModelProto) -> None:
     for node in kept:
         for names in (node.input, node.output):
             names[:] = [new_names.get(same.get(name, name), same.get(name, name)) for name in names]
-    read = {name for node in kept for name in node.input} | outputs
     del graph.node[:]
-    graph.node.extend(node for node in kept if node.op_type != "Cast" or node.output[0] in read)
+    graph.node.extend(kept)
 
 
 def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
@@ -126,7 +127,7 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
         )
         quantized = onnx.load(target)
     read_bytes_as_quantized(quantized)
-    return quantized
+    return without_unused(quantized)
 
 
 def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
@@ -152,9 +153,18 @@ def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 / deviation.flat[0], np.float32), scale))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(mean.flat[0], np.uint8), zero_point))
     dequantize.input[:] = [casts[0].input[0], scale, zero_point]
-    for node in (casts[0], *chain[:-1]):
-        proto.graph.node.remove(node)
     return True
+
+
+def without_unused(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without what rewriting leaves behind: nodes and constants that no output needs, of which ONNX Runtime
+    would warn at every load, and opsets that no node belongs to."""
+    model = onnx_ir.from_proto(proto)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+    proto = onnx_ir.to_proto(model)
+    del proto.graph.value_info[:]  # shapes, which the runtime infers itself
+    return proto
 
 
 def _followed_by(proto: onnx.ModelProto, node: onnx.NodeProto, kinds: Sequence[str]) -> list[onnx.NodeProto]:
