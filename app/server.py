@@ -23,7 +23,8 @@ from app import tracing
 from app.api import create_app
 from app.connection import Connection
 from app.errors import Refusal, StartError
-from app.memory import allow_files, keep_freed_memory
+from app.memory import keep_freed_memory
+from app.open_files import allow_files
 from app.service import Service
 from app.settings import Settings
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from app.artifact import Metadata
 from app.cores import core_count
-from app.memory import allow_files
+from app.open_files import allow_files
 from model.data import Annotations, Batch, Plans, TrainingPictures, collate
 from model.layout import NO_AUGMENTATION
 from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack
