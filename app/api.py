@@ -20,12 +20,12 @@ from app.errors import Refusal
 from app.gate import DEADLINE_HEADER, Gate
 from app.metrics import CONTENT_TYPE
 from app.negotiation import JPEG, PNG
-from app.problems import problem_docs
+from app.problems import Failures, problem_docs
 from app.record import record_of
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
 from app.service import Service
 from app.settings import Settings
-from app.telemetry import REQUEST_ID_HEADER, Failures, Telemetry
+from app.telemetry import REQUEST_ID_HEADER, Telemetry
 from app.uploads import BINARY, PICTURE_BODY, PICTURES_BODY, pictures_bytes
 
 _OF_BOTH = (

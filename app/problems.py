@@ -1,5 +1,6 @@
-"""Refusals as HTTP answers: every error a client sees is an `application/problem+json` document (RFC 9457)."""
+"""Errors as HTTP answers: each that a client sees is an `application/problem+json` document (RFC 9457)."""
 
+import logging
 from itertools import islice
 from typing import Any
 
@@ -10,12 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app import tracing
 from app.addresses import DETECT
-from app.errors import KINDS, ClientGone, Refusal
+from app.errors import KINDS, ClientGone, Refusal, failed
 from app.record import record_of
 from app.schemas import DetectQuery, PictureQuery, Problem
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 10  # that one answer names
@@ -60,6 +64,24 @@ def response_of(scope: Scope, error: Exception) -> Response:
         error = _http(scope, error)
     assert isinstance(error, Refusal)
     return counted_response(scope, error)
+
+
+class Failures:
+    """ASGI middleware: turns the service's own errors into answers. Within CORS, or browsers keep them from pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or record_of(scope).status:
+                raise  # the answer has begun: the server ends the connection, and logs the error
+            request_id = record_of(scope).request_id
+            log.exception("The service failed on the request %s.", request_id, extra={"request_id": request_id})
+            tracing.note_exception(error)
+            await counted_response(scope, failed("request"))(scope, receive, send)
 
 
 def nothing_at(path: str) -> Refusal:

@@ -11,12 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
 from app.addresses import KEYED
-from app.errors import failed
 from app.metrics import Metrics
-from app.problems import counted_response
-from app.record import Record, note_record, record_of
+from app.record import Record, note_record
 
-log = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
 
 REQUEST_ID_HEADER = b"x-request-id"
@@ -84,24 +81,6 @@ class Telemetry:
                     "client": client,
                 },
             )  # fmt: skip
-
-
-class Failures:
-    """ASGI middleware: turns the service's own errors into answers. Within CORS, or browsers keep them from pages."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        except Exception as error:
-            if scope["type"] != "http" or record_of(scope).status:
-                raise  # the answer has begun: the server ends the connection, and logs the error
-            request_id = record_of(scope).request_id
-            log.exception("The service failed on the request %s.", request_id, extra={"request_id": request_id})
-            tracing.note_exception(error)
-            await counted_response(scope, failed("request"))(scope, receive, send)
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
