@@ -7,8 +7,8 @@ import io
 import re
 
 import numpy as np
-from PIL import ImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import ImageFile, TiffTags
+from PIL import TiffImagePlugin as _tiff
 
 from app.errors import Refusal
 
@@ -32,9 +32,9 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 _BIG_TIFF = 43  # the version in the header
-_TIFF_BYTES = (1, 2, 6, 7)  # types that are kept as they are
+# Types that are kept as they are.
+_TIFF_BYTES = (TiffTags.BYTE, TiffTags.ASCII, TiffTags.SIGNED_BYTE, TiffTags.UNDEFINED)
 _SLOW = "bmp_rle"  # a BMP decoder in Python that fills lines pixel by pixel
 _FAXES = ("tiff_ccitt", "group3", "tiff_raw_16")  # libtiff writes a line to stderr for every damaged one
 
@@ -69,10 +69,10 @@ class BoundedFile(io.BytesIO):
         self._reads_left = MOST_READS
         if self.scans > USUAL_SCANS and self.scans * picture.height * picture.width > MOST_SCANNED_PIXELS:
             raise _too_many("scans")
-        if isinstance(picture, TiffImageFile):
+        if isinstance(picture, _tiff.TiffImageFile):
             tags = picture.tag_v2
-            places = tags.get(_TILES, tags.get(_STRIPS, ()))
-            sizes = tags.get(_TILE_BYTES, tags.get(_STRIP_BYTES, ()))
+            places = tags.get(_tiff.TILEOFFSETS, tags.get(_tiff.STRIPOFFSETS, ()))
+            sizes = tags.get(_tiff.TILEBYTECOUNTS, tags.get(_tiff.STRIPBYTECOUNTS, ()))
             if len(places) > MOST_STRIPS or sum(sizes) > MOST_OVERLAP * self._size:
                 raise _too_many("strips or tiles")
             if picture.info.get("compression") in _FAXES:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 # Pillow loads all of its forty plugins to find a format of `formats` that it has not loaded yet.
 from PIL import BmpImagePlugin as _bmp  # noqa: F401
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import GifImagePlugin as _gif  # noqa: F401
-from PIL import Image, UnidentifiedImageError
 from PIL import JpegImagePlugin as _jpeg  # noqa: F401
 from PIL import PngImagePlugin as _png
 from PIL import TiffImagePlugin as _tiff
@@ -49,12 +49,9 @@ DRAFT_SCALES = (8, 4, 2)  # reductions that a JPEG's 8 x 8 blocks allow
 
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
 MOST_TILED = 4  # times the largest picture: tiles stick out at the edges, and each colour may have its own
-_TILE_WIDTH, _TILE_LENGTH, _TILES = 322, 323, 324
-_BITS, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
 
 _GREYS = {"L;2": 85, "L;4": 17}  # Pillow's name of such a PNG → what makes 255 of its white
-_ORIENTATION_TAG = 0x0112
 _XMP = ("xmp", "XML:com.adobe.xmp")  # as Pillow names it in the formats that have it
 # EXIF orientation → what makes the picture upright.
 _UPRIGHT = {
@@ -176,7 +173,8 @@ def _tile_pixels(picture: Image.Image) -> tuple[int, int]:
     if not isinstance(picture, _tiff.TiffImageFile):
         return 0, 0
     tags = picture.tag_v2
-    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0)), len(tags.get(_TILES, ()))
+    tile = int(tags.get(_tiff.TILEWIDTH, 0)) * int(tags.get(_tiff.TILELENGTH, 0))
+    return tile, len(tags.get(_tiff.TILEOFFSETS, ()))
 
 
 def _copies(picture: Image.Image) -> int:
@@ -217,7 +215,7 @@ def orientation(picture: Image.Image) -> int:
     """Returns: The EXIF orientation, 1 to 8. A TIFF's is already applied, and gone, once it is loaded."""
     _forget_xmp(picture)  # a PNG's may come after its pixels
     try:
-        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF is no reason to refuse the picture it comes with
         return 1
 
@@ -254,6 +252,6 @@ def _rgb(picture: Image.Image) -> Image.Image:
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
     """Scales greys of 16 bits, or 12 in a TIFF, which Pillow would clip at 255; inverts a TIFF in which 0 is white."""
     tags = picture.tag_v2 if isinstance(picture, _tiff.TiffImageFile) else {}
-    bits = 12 if tags.get(_BITS) == (12,) else 16
+    bits = 12 if tags.get(_tiff.BITSPERSAMPLE) == (12,) else 16
     greys: NDArray[np.uint8] = (np.asarray(picture).clip(0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
-    return 255 - greys if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else greys
+    return 255 - greys if tags.get(_tiff.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO else greys
