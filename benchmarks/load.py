@@ -16,12 +16,25 @@ import sys
 from collections import deque
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import cast
+from typing import NamedTuple, cast
 
 import uvloop
 
 MOST_CONNECTIONS = 4000
 PATIENCE_S = 30.0  # then a request counts as unanswered
+
+
+class Row(NamedTuple):
+    """A request, or in the end the client's own processor time, as latency."""
+
+    kind: str
+    scheduled_ms: float
+    latency_ms: float
+    status: int
+
+    @property
+    def ended_ms(self) -> float:
+        return self.scheduled_ms + self.latency_ms
 
 
 def request_bytes(port: int, path: str, picture: bytes, multipart_field: str | None = None, headers: str = "") -> bytes:
@@ -70,8 +83,7 @@ class Connection(asyncio.Protocol):
             return
         status = int(head[9:12])
         self._received.clear()
-        closing = b"connection: close" in head
-        if closing:
+        if b"connection: close" in head:
             assert self.transport is not None
             self.transport.close()
             self.transport = None
@@ -94,7 +106,7 @@ class Load:
         self._request = request
         self._idle: deque[Connection] = deque()
         self.began = perf_counter()
-        self.rows: list[tuple[str, float, float, int]] = []
+        self.rows: list[Row] = []
 
     async def ask(self, scheduled: float, kind: str = "request", request: bytes | None = None) -> int:
         status = 0
@@ -106,9 +118,11 @@ class Load:
                 self._idle.append(connection)
         except OSError:  # TimeoutError is one
             pass
-        ended = perf_counter()
-        self.rows.append((kind, (scheduled - self.began) * 1000, (ended - scheduled) * 1000, status))
+        self._note(kind, scheduled, perf_counter() - scheduled, status)
         return status
+
+    def _note(self, kind: str, scheduled: float, latency_s: float, status: int) -> None:
+        self.rows.append(Row(kind, (scheduled - self.began) * 1000, latency_s * 1000, status))
 
     async def _connection(self) -> Connection:
         while self._idle:
@@ -136,7 +150,7 @@ class Load:
             elif number % 50 == 0:
                 await asyncio.sleep(0)  # late: the answers must still be read
             if len(tasks) >= MOST_CONNECTIONS:
-                self.rows.append(("request", (scheduled - self.began) * 1000, PATIENCE_S * 1000, 0))
+                self._note("request", scheduled, PATIENCE_S, 0)
                 continue
             task = asyncio.ensure_future(self.ask(scheduled))
             tasks.add(task)
@@ -150,7 +164,7 @@ class Load:
             await asyncio.sleep(0.1)
 
 
-async def run(options: argparse.Namespace) -> list[tuple[str, float, float, int]]:
+async def run(options: argparse.Namespace) -> list[Row]:
     picture = options.picture.read_bytes() if options.picture else b""
     request = request_bytes(options.port, options.path, picture, options.multipart)
     load = Load(options.port, request)
@@ -160,7 +174,7 @@ async def run(options: argparse.Namespace) -> list[tuple[str, float, float, int]
         await load.open(options.level, options.seconds)
     else:
         await load.health(options.path, options.seconds)
-    return [*load.rows, ("client_cpu", 0.0, process_time() * 1000, 0)]
+    return [*load.rows, Row("client_cpu", 0.0, process_time() * 1000, 0)]
 
 
 def main() -> None:
@@ -177,7 +191,7 @@ def main() -> None:
     rows = uvloop.run(run(options))
     with options.output.open("w", newline="") if options.output else sys.stdout as file:
         writer = csv.writer(file)
-        writer.writerow(("kind", "scheduled_ms", "latency_ms", "status"))
+        writer.writerow(Row._fields)
         writer.writerows((kind, f"{at:.3f}", f"{latency:.3f}", status) for kind, at, latency, status in rows)
 
 

@@ -195,12 +195,12 @@ async def busy(service: Service) -> Seen:
     request = request_bytes(service.port, "/detect", photograph(), headers=f"X-Deadline-Ms: {BUSY_DEADLINE_MS}\r\n")
     before = Load(service.port, request)
     await before.closed(CLIENTS, BUSY_S)
-    able = sum(status == 200 for _, _, _, status in before.rows) / BUSY_S
+    able = sum(row.status == 200 for row in before.rows) / BUSY_S
     load = Load(service.port, request)
     await load.open(5 * able, BUSY_S)
-    answered = [at + latency for _, at, latency, status in load.rows if status == 200]
-    share = sum(ended <= BUSY_S * 1000 for ended in answered) / BUSY_S / able
-    late = sum(status not in (200, 503) for _, _, _, status in load.rows)
+    answered = [row for row in load.rows if row.status == 200]
+    share = sum(row.ended_ms <= BUSY_S * 1000 for row in answered) / BUSY_S / able
+    late = sum(row.status not in (200, 503) for row in load.rows)
     return Seen(
         share >= BUSY_SHARE and late <= len(answered) / 20,
         f"{able:.1f} answers per second before, {share:.0%} of that under load; {late} late, {len(answered)} answered",

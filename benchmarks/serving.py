@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 from app.cores import core_count
 from app.settings import DEFAULT_MODEL
 from benchmarks.command import as_command
+from benchmarks.load import Row
 from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, settings_from, tell
 
 CLIENTS = 8  # in the windows
@@ -63,28 +65,26 @@ class Result:
     level: float
     round: int
     seconds: float
-    rows: list[tuple[str, float, float, int]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
 
     def latencies(self, kind: str = "request") -> list[float]:
         """Returns: Those of the answered requests, ascending, in ms."""
-        return sorted(latency for row, _, latency, status in self.rows if row == kind and status == 200)
+        return sorted(row.latency_ms for row in self.rows if row.kind == kind and row.status == 200)
 
     def rate(self, within_ms: float = float("inf")) -> float:
         """Returns: Answers per second, counting those that came in time and while requests were being sent."""
-        good = [(at, latency) for kind, at, latency, status in self.rows if kind == "request" and status == 200]
-        return sum(latency <= within_ms and at + latency <= self.seconds * 1000 for at, latency in good) / self.seconds
+        answered = [row for row in self.rows if row.kind == "request" and row.status == 200]
+        good = [row for row in answered if row.latency_ms <= within_ms and row.ended_ms <= self.seconds * 1000]
+        return len(good) / self.seconds
 
     def client_cores(self) -> float:
         """Returns: How many cores the client took."""
-        return sum(row[2] for row in self.rows if row[0] == "client_cpu") / 1000 / self.seconds
+        return sum(row.latency_ms for row in self.rows if row.kind == "client_cpu") / 1000 / self.seconds
 
-    def errors(self) -> dict[int, int]:
-        counts: dict[int, int] = {}
-        for kind, _, _, status in self.rows:
-            if kind == "request" and status != 200:
-                counts[status] = counts.get(status, 0) + 1
-        return counts
+    def errors(self) -> list[int]:
+        """Returns: The statuses of the requests that got no answer."""
+        return [row.status for row in self.rows if row.kind == "request" and row.status != 200]
 
 
 def main() -> int:
@@ -273,7 +273,7 @@ def _running(system: str, model: Path, options: argparse.Namespace, **changed: s
 
 
 @contextmanager
-def _health_of(system: str, port: int, seconds: float, into: list[tuple[str, float, float, int]]) -> Generator[None]:
+def _health_of(system: str, port: int, seconds: float, into: list[Row]) -> Generator[None]:
     """Ask for a sign of life meanwhile, from a process that is not busy itself."""
     if system not in OWN:
         yield
@@ -286,19 +286,19 @@ def _health_of(system: str, port: int, seconds: float, into: list[tuple[str, flo
         yield
     finally:
         rows, _ = probe.communicate()
-        into += [row for row in _read(rows) if row[0] == "health"]
+        into += [row for row in _read(rows) if row.kind == "health"]
 
 
-def _load(arguments: list[str]) -> list[tuple[str, float, float, int]]:
+def _load(arguments: list[str]) -> list[Row]:
     done = subprocess.run(
         [sys.executable, str(HERE / "load.py"), *arguments], check=True, capture_output=True, text=True
     )
     return _read(done.stdout)
 
 
-def _read(text: str) -> list[tuple[str, float, float, int]]:
+def _read(text: str) -> list[Row]:
     rows = list(csv.reader(text.splitlines()))[1:]
-    return [(kind, float(at), float(latency), int(status)) for kind, at, latency, status in rows]
+    return [Row(kind, float(at), float(latency), int(status)) for kind, at, latency, status in rows]
 
 
 @contextmanager
@@ -340,10 +340,10 @@ def _note(results: list[Result], result: Result) -> None:
 def _write(results: list[Result], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("model", "system", "loop", "level", "round", "kind", "scheduled_ms", "latency_ms", "status"))
+        writer.writerow(("model", "system", "loop", "level", "round", *Row._fields))
         for one in results:
             key = (one.model, one.system, one.loop, f"{one.level:g}", one.round)
-            writer.writerows((*key, kind, at, latency, status) for kind, at, latency, status in one.rows)
+            writer.writerows((*key, *row) for row in one.rows)
             writer.writerows((*key, "rss_mb", "", f"{rss:.1f}", "") for rss in one.rss_mb)
 
 
@@ -356,10 +356,7 @@ def _print_table(results: list[Result], deadline_ms: float) -> None:
     for key in dict.fromkeys((one.model, one.system, one.loop, one.level) for one in results):
         own = [one for one in results if (one.model, one.system, one.loop, one.level) == key]
         model, system, loop, level = key
-        errors: dict[int, int] = {}
-        for one in own:
-            for status, count in one.errors().items():
-                errors[status] = errors.get(status, 0) + count
+        errors = Counter(status for one in own for status in one.errors())
         rss = [value for one in own for value in one.rss_mb]
         print(
             f"{model:8} {system:10} {loop + f' {level:g}':>10} {median(one.rate() for one in own):8.1f} "
