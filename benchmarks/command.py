@@ -1,7 +1,9 @@
 """What the benchmarks have in common as commands."""
 
+import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -21,3 +23,10 @@ def as_command(main: Callable[[], int | None]) -> None:
         print(f"error: {first_line(error)}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -60,9 +60,8 @@ def print_times(detector: Detector) -> None:
     from skimage import data
 
     photograph = Image.fromarray(data.astronaut()).resize((4000, 3000), Image.Resampling.BICUBIC)
-    noise = np.random.default_rng(0).normal(
-        0, 6, (3000, 4000, 3)
-    )  # as a camera's; without it there is little to decode
+    # As a camera's; without it there is little to decode.
+    noise = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3))
     content = jpeg(Image.fromarray((np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8)))
     print(f"decode + fit, 4000 x 3000, {len(content) / 1e6:.1f} MB, milliseconds (median, lowest of 15)")
 

@@ -7,7 +7,6 @@ torch and torchvision. Writes one CSV row per repetition and prints the medians.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -21,8 +20,8 @@ from torchvision.models.detection.image_list import ImageList
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.artifact import Size, grids
 from app.canvas import Placement
-from app.postprocess import Parameters, PictureHeads, postprocess
-from benchmarks.command import as_command
+from app.postprocess import Detections, Parameters, PictureHeads, postprocess
+from benchmarks.command import as_command, write_csv
 from model.checkpoint import metadata_of
 from model.config import STRIDES, FCOSConfig, InputConfig
 
@@ -98,33 +97,33 @@ def main() -> None:
             begun = time.perf_counter()
             ours = postprocess(heads, placement, metadata, PARAMETERS)
             ours_ms.append((time.perf_counter() - begun) * 1e3)
-        boxes = (len(theirs["boxes"]), len(ours), count_matched(ours, theirs))
-        for repetition, times in enumerate(zip(theirs_ms, ours_ms, strict=True)):
-            rows.append((picture, repetition, candidates, *times, *boxes))
+        matched = count_matched(ours, theirs)
+        for repetition, (torchvision_ms, our_ms) in enumerate(zip(theirs_ms, ours_ms, strict=True)):
+            rows.append(
+                {
+                    "picture": picture,
+                    "repetition": repetition,
+                    "candidates": candidates,
+                    "torchvision_ms": torchvision_ms,
+                    "ours_ms": our_ms,
+                    "torchvision_boxes": len(theirs["boxes"]),
+                    "ours_boxes": len(ours),
+                    "matched": matched,
+                }
+            )
 
-    header = (
-        "picture",
-        "repetition",
-        "candidates",
-        "torchvision_ms",
-        "ours_ms",
-        "torchvision_boxes",
-        "ours_boxes",
-        "matched",
-    )
-    with arguments.output.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    theirs_all, ours_all = ([row[index] for row in rows] for index in (3, 4))
-    firsts = [row for row in rows if row[1] == 0]
-    print(f"pictures {len(firsts)}, candidates (median) {statistics.median(row[2] for row in firsts):.0f}")
+    write_csv(arguments.output, rows)
+    firsts = [row for row in rows if row["repetition"] == 0]
+    print(f"pictures {len(firsts)}, candidates (median) {statistics.median(row['candidates'] for row in firsts):.0f}")
     print("              median ms   fastest ms")
-    print(f"torchvision   {statistics.median(theirs_all):9.2f}   {min(theirs_all):10.2f}")
-    print(f"ours          {statistics.median(ours_all):9.2f}   {min(ours_all):10.2f}")
-    matched, theirs_boxes, ours_boxes = (sum(row[index] for row in firsts) for index in (7, 5, 6))
-    print(f"matched boxes {matched} of torchvision's {theirs_boxes} and our {ours_boxes}")
+    for whose in ("torchvision", "ours"):
+        times = [row[f"{whose}_ms"] for row in rows]
+        print(f"{whose:13} {statistics.median(times):9.2f}   {min(times):10.2f}")
+    of_all = {key: sum(row[key] for row in firsts) for key in ("matched", "torchvision_boxes", "ours_boxes")}
+    print("matched boxes {matched} of torchvision's {torchvision_boxes} and our {ours_boxes}".format(**of_all))
 
 
-def count_matched(ours, theirs) -> int:  # type: ignore[no-untyped-def]
+def count_matched(ours: Detections, theirs: dict[str, torch.Tensor]) -> int:
     """Returns: How many of torchvision's boxes have their own box in ours: label, score to 1e-5, sides to 1e-3 px."""
     free = set(range(len(ours)))
     matched = 0

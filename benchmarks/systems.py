@@ -10,13 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import httpx
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -58,9 +57,7 @@ def running(
         command = [python, str(HERE / "peers" / f"{system}_app.py"), str(model), "--port", str(port)]
         command += ["--provider", provider, "--deadline-s", str(settings.get("deadline_s", 2))]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )  # fmt: skip
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait(system, port, process, log)
             yield Running(port, process)
@@ -107,18 +104,16 @@ def _wait(system: str, port: int, process: subprocess.Popen[bytes], log: IO[byte
     """Wait until a server is ready or, without a readiness address, until it answers anything."""
     path = "/readyz" if system == "service" else "/"
     deadline = time.monotonic() + START_S
-    past_proxies = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with past_proxies.open(f"http://127.0.0.1:{port}{path}", timeout=5):
-                return
-        except urllib.error.HTTPError:
-            if system != "service":
-                time.sleep(3)  # its workers may still be loading the model
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
+    with httpx.Client(trust_env=False, timeout=5) as past_proxies:
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(httpx.HTTPError):
+                answer = past_proxies.get(f"http://127.0.0.1:{port}{path}")
+                if answer.is_success:
+                    return
+                if system != "service":
+                    time.sleep(3)  # its workers may still be loading the model
+                    return
+            time.sleep(0.1)
     log.seek(0)
     raise SystemExit(f"{system} did not start:\n{log.read().decode(errors='replace')[-2000:]}")
 

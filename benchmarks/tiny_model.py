@@ -47,9 +47,7 @@ def write_tiny_model(path: Path) -> Path:
             constant(f"{name}.weight", weights)
             constant(f"{name}.bias", np.full(outward, bias, np.float32))
         pads, out = [kernel // 2] * 4, f"{name}({source})"
-        return node(
-            "Conv", [source, f"{name}.weight", f"{name}.bias"], out, pads=pads, strides=[stride] * 2,
-        )  # fmt: skip
+        return node("Conv", [source, f"{name}.weight", f"{name}.bias"], out, pads=pads, strides=[stride] * 2)
 
     def relu(source: str) -> str:
         return node("Relu", [source], f"relu({source})")

@@ -10,13 +10,10 @@ Exits with 1 if less than 99 % match on the same pixels.
 """
 
 import argparse
-import csv
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
-
-if not __package__:  # run as a script: the repository's packages lie one level up
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import skimage.data
@@ -25,11 +22,12 @@ from PIL import Image
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
 from torchvision.ops import box_iou
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.canvas import fit
 from app.detector import Detector
 from app.postprocess import Detections, Parameters
 from app.session import OnnxRunner
-from benchmarks.command import as_command
+from benchmarks.command import as_command, write_csv
 from export.__main__ import export
 from model.backbone import read_weights
 from model.torchvision_weights import from_state_dict
@@ -114,7 +112,9 @@ def main() -> int:
         runner = OnnxRunner.load(file)
     detector = Detector(metadata, runner)
 
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, str]] = []
+    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name, picture in pictures:
         canvas, placement = fit(picture, metadata)
         pixels = canvas[: placement.resized.height, : placement.resized.width]
@@ -125,28 +125,17 @@ def main() -> int:
         with torch.inference_mode():
             (same,) = theirs([torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255])
             (own,) = theirs([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255])
-        same_matched, same_count = matched(resized, same)
-        own_matched, own_count = matched(ours, own)
-        rows.append(
-            {
-                "picture": name,
-                "same pixels": f"{same_matched}/{same_count}",
-                "own resizing": f"{own_matched}/{own_count}",
-            }
-        )
+        rows.append({"picture": name})
+        for way, (number, count) in {"same pixels": matched(resized, same), "own resizing": matched(ours, own)}.items():
+            found[way] += number
+            counts[way] += count
+            rows[-1][way] = f"{number}/{count}"
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    share: dict[str, float] = {}
-    for key in ("same pixels", "own resizing"):
-        pairs = [str(row[key]).split("/") for row in rows]
-        found, count = sum(int(a) for a, _ in pairs), sum(int(b) for _, b in pairs)
-        share[key] = found / count if count else 0.0
-        print(f"{key}: {found} of {count} matched")
+    for way, count in counts.items():
+        print(f"{way}: {found[way]} of {count} matched")
     if options.csv:
-        with options.csv.open("w", newline="") as out:
-            writer = csv.DictWriter(out, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    return 0 if share["same pixels"] >= 0.99 else 1
+        write_csv(options.csv, rows)
+    return 0 if found["same pixels"] >= 0.99 * counts["same pixels"] > 0 else 1
 
 
 if __name__ == "__main__":

@@ -10,15 +10,11 @@ same order, and are measured through the service's post-processing. OUTPUT: a li
 """
 
 import argparse
-import csv
 import dataclasses
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from rich.console import Console
@@ -26,7 +22,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS as TheirFCOS
 from torchvision.models.detection.image_list import ImageList
 
-from benchmarks.command import as_command
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.command import as_command, write_csv
 from model import checkpoint as checkpoints
 from model.backbone import load_imagenet_weights
 from model.coco import hold_out, with_images
@@ -103,7 +100,7 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     else:
         val_document = read_usable(settings.val_annotations, settings.scored_images, classes, console.print)
     if pictures:  # the same every time, spread over the set
-        document, val_document = (thinned(document, pictures), thinned(val_document, max(pictures // 2, 1)))
+        document, val_document = thinned(document, pictures), thinned(val_document, max(pictures // 2, 1))
     annotations = Annotations.from_document(document)
     config, input_config = settings.network(annotations.classes, None)
     if which == "torchvision":
@@ -126,14 +123,15 @@ def run(which: str, settings: Settings, pictures: int, seed: int, console: Conso
     runner = torch_runner(learner.ema.module, processes.device)
     found = detect(runner, metadata, val_document, settings.scored_images, console)
     metrics = score(found, val_document, metadata.classes).metrics
-    row = {
+    return {
         "network": which,
         "seed": seed,
         "pictures": len(annotations),
         "epochs": settings.epochs,
         "size": settings.size,
+        "seconds": round(seconds, 1),
+        **{key: round(value, 4) for key, value in metrics.items()},
     }
-    return row | {"seconds": round(seconds, 1)} | {key: round(value, 4) for key, value in metrics.items()}
 
 
 def thinned(document: dict[str, Any], count: int) -> dict[str, Any]:
@@ -175,10 +173,7 @@ def main() -> None:
     for seed in options.seeds:
         for which in ("ours", "torchvision"):
             rows.append(run(which, settings, options.pictures, seed, console))
-            with options.output.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(options.output, rows)
             console.print(rows[-1])
 
 

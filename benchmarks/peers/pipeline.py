@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from app.cores import core_count
@@ -17,24 +16,17 @@ class Pipeline:
     """Picture file → JSON. Any number of threads may use it."""
 
     def __init__(self, model: str, session_threads: int, provider: str = "cpu") -> None:
-        self.runner = OnnxRunner.load(Path(model), provider, session_threads)  # type: ignore[arg-type]
+        self.runner = OnnxRunner.load(Path(model), provider, session_threads)
         self.runner.warm_up()
         self._detector = Detector(self.runner.metadata, self.runner)
         self._model = ModelName(name="model", version="0" * 8, provider=self.runner.provider)
 
-    def before(self, data: bytes) -> Any:
-        return self._detector.fit(self._detector.decode(data))
-
-    def after(self, heads: Any, placement: Any) -> bytes:
+    def __call__(self, data: bytes) -> bytes:
+        canvas, placement = self._detector.fit(self._detector.decode(data))
+        heads = self.runner(canvas[None]).of(0)
         found = self._detector.finish(heads, placement, self._detector.parameters())
         timing_ms = {"decode": 0.0, "queue": 0.0, "inference": 0.0, "postprocess": 0.0}
-        return Outcome(
-            placement.picture, found, self.runner.metadata.classes, self._model, timing_ms
-        ).to_json()  # fmt: skip
-
-    def __call__(self, data: bytes) -> bytes:
-        canvas, placement = self.before(data)
-        return self.after(self.runner(canvas[None]).of(0), placement)
+        return Outcome(placement.picture, found, self.runner.metadata.classes, self._model, timing_ms).to_json()
 
 
 def options(description: str | None) -> argparse.Namespace:
