@@ -29,10 +29,8 @@ _FILE = {"type": "string", "format": "binary", "description": "The picture file.
 def body_docs(description: str, field: str, schema: Mapping[str, object], **content: object) -> dict[str, object]:
     """Returns: OpenAPI's `requestBody` of a form with one field, and of further kinds of content."""
     form = {
-        "schema": {
-            "type": "object", "properties": {field: schema}, "required": [field], "additionalProperties": False
-        }
-    }  # fmt: skip
+        "schema": {"type": "object", "properties": {field: schema}, "required": [field], "additionalProperties": False}
+    }
     return {
         "requestBody": {
             "required": True,

@@ -43,9 +43,7 @@ def test_training_parity_trains_and_scores_both_networks(tmp_path: Path) -> None
 def test_decode_prints_times_and_ap_of_both_ways(tmp_path: Path) -> None:
     data = write_folder(tmp_path, train=1, val=2)
     model = write_model(tmp_path / "model.onnx")
-    text = run(
-        "decode", "--model", model, "--annotations", data / "val.json", "--images", data / "val", "--scale", 2
-    )  # fmt: skip
+    text = run("decode", "--model", model, "--annotations", data / "val.json", "--images", data / "val", "--scale", 2)
     assert [line.split(" {")[0].strip() for line in text.splitlines() if '"AP"' in line] == ["whole", "as served"]
 
 

@@ -260,9 +260,7 @@ def test_a_large_jpeg_is_decoded_no_larger_than_needed(size: tuple[int, int], or
     reserved: list[int] = []
 
     resize = Resize(short=160, long=160)
-    smaller = decode(
-        content, 10_000_000, resized=lambda size: resized_size(size, resize), reserve=reserved.append
-    )  # fmt: skip
+    smaller = decode(content, 10_000_000, resized=lambda size: resized_size(size, resize), reserve=reserved.append)
     assert smaller.size == Size(whole.height, whole.width)
     assert reserved == [smaller.picture.width * smaller.picture.height * (1 if orientation == 1 else 2)]
     target = resized_size(smaller.size, resize)
@@ -446,9 +444,7 @@ def test_what_takes_more_memory_reserves_more(mode: str, format: str, options: d
 def tiff_of_tiles(width: int, length: int, count: int = 1) -> bytes:
     """16 x 16 pixels for each tile of any size, all of which are the same."""
     pixels = zlib.compress(bytes(width * length * 3))
-    tags = {
-        256: 16 * count, 257: 16, 259: 8, 262: 2, 277: 3, 284: 1, 322: width, 323: length, 325: len(pixels), 339: 1
-    }  # fmt: skip
+    tags = {256: 16 * count, 257: 16, 259: 8, 262: 2, 277: 3, 284: 1, 322: width, 323: length, 325: len(pixels), 339: 1}
     after = 8 + 2 + 12 * (len(tags) + 2) + 4
     entries = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()}
     entries[258] = struct.pack("<HHII", 258, 3, 3, after)

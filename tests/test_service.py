@@ -178,9 +178,7 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
             await until(lambda: sum(held.batches) + len(service._engine._batcher) == 200)
             left.set() if how == "gone" else [task.cancel() for task in tasks]
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert {type(result) for result in results} == {
-                ClientGone if how == "gone" else asyncio.CancelledError
-            }  # fmt: skip
+            assert {type(result) for result in results} == {ClientGone if how == "gone" else asyncio.CancelledError}
             held.open.set()
             await service.detect(PICTURE, DEFAULTS)
             assert sum(held.batches) - 1 <= 4
