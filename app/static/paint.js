@@ -29,7 +29,7 @@ function readableOn(colour) {
  * @param {{width: number, height: number}} size the frame of the boxes
  * @param {object[]} detections best first; better ones lie on top
  * @param {number} scale canvas pixels per pixel of label text and line
- * @param {object | null} chosen a detection to bring out
+ * @param {object | null} chosen a detection to bring out: the others are dim, without labels, which could cover it
  */
 export function paint(canvas, picture, size, detections, scale, chosen = null) {
   const context = canvas.getContext("2d");
@@ -40,9 +40,9 @@ export function paint(canvas, picture, size, detections, scale, chosen = null) {
   };
   paintPicture();
   const toCanvas = [canvas.width / size.width, canvas.height / size.height];
-  const order = [...detections].reverse();
-  if (chosen !== null && detections.includes(chosen)) {
-    order.splice(order.indexOf(chosen), 1);
+  for (const one of [...detections].reverse()) paintBox(context, corners(one, toCanvas), one, scale);
+  const alone = detections.includes(chosen); // the filters may have taken it
+  if (alone) {
     context.fillStyle = "rgb(0 0 0 / 0.45)";
     context.fillRect(0, 0, canvas.width, canvas.height);
     const box = corners(chosen, toCanvas);
@@ -54,13 +54,12 @@ export function paint(canvas, picture, size, detections, scale, chosen = null) {
     context.clip();
     paintPicture();
     context.restore();
-    order.push(chosen);
+    paintBox(context, box, chosen, scale * 2);
   }
-  for (const one of order) paintBox(context, corners(one, toCanvas), one, scale * (one === chosen ? 2 : 1));
 
   context.font = `600 ${LABEL_PX * scale}px system-ui, sans-serif`;
   const labels = [];
-  for (const one of [...order].reverse()) { // the best choose first, and are painted last
+  for (const one of alone ? [chosen] : detections) { // the best choose first, and are painted last
     const text = `${one.label} ${one.score.toFixed(2)}`;
     const place = labelPlace(context, corners(one, toCanvas), text, scale, canvas, labels);
     labels.push({ ...place, text, colour: classColour(one.class_id) });

@@ -33,6 +33,21 @@ def choose(page: Page, *files: FilePayload) -> None:
     expect(page.locator("#strip span").filter(has_text=re.compile("^(done|failed)$"))).to_have_count(total)
 
 
+def found(*boxes: tuple[str, float, tuple[float, float, float, float]]) -> dict[str, Any]:
+    """Returns: An answer to a picture of 320 x 240 pixels: label, score and xyxy box of each detection."""
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    detections = [
+        {"label": label, "class_id": number, "score": score, "box": dict(zip(sides, box, strict=True))}
+        for number, (label, score, box) in enumerate(boxes)
+    ]
+    return {
+        "detections": detections,
+        "image": {"width": 320, "height": 240},
+        "model": {"name": "colours", "version": "00000000", "provider": "CPUExecutionProvider"},
+        "timing_ms": {"decode": 1.0},
+    }
+
+
 def shown(page: Page) -> dict[str, Any]:
     """Returns: The answer in the page's JSON box."""
     document: dict[str, Any] = json.loads(page.inner_text("#json"))
@@ -452,6 +467,14 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page, width: int) -> None:
     canvas = page.locator("#canvas").bounding_box()
     assert canvas is not None
     assert canvas["width"] <= width
+
+
+def test_a_chosen_box_is_not_covered(page: Page) -> None:
+    below = ("red", 0.9, (100.0, 118.0, 200.0, 200.0))  # its label lies in the other's box
+    page.route("**/detect?*", lambda route: route.fulfill(json=found(below, ("green", 0.8, (100, 100, 160, 118)))))
+    choose(page, file("grey.png", encoded(rectangle_picture(320, 240, (0, 0, 1, 1)))))
+    page.get_by_role("button", name="green").click()
+    assert pixel(page, 110, 111) == [127, 127, 127]
 
 
 def test_the_drawing_can_be_saved_in_full_size(page: Page) -> None:
