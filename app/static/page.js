@@ -170,6 +170,7 @@ function row(detection) {
     for (const other of $("rows").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
     button.setAttribute("aria-pressed", String(detection === chosen));
     draw(visible(current.answer, filter));
+    if (chosen) $("canvas").scrollIntoView({ block: "nearest" }); // on a phone the table is far below it
   });
   const { xmin, ymin, xmax, ymax } = detection.box;
   const corners = [xmin, ymin, xmax, ymax].map(Math.round);
@@ -222,6 +223,7 @@ function notify(problem) {
   $("again").hidden = !again;
   const text = problem === null ? "" : problem.message;
   if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
+  if (text) $("notice").scrollIntoView({ block: "nearest" });
 }
 
 let saying = 0;

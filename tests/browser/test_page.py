@@ -469,6 +469,25 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page, width: int) -> None:
     assert canvas["width"] <= width
 
 
+def test_a_phone_is_shown_the_box_that_was_chosen_and_what_is_wrong(browser: Browser, model_file: Path) -> None:
+    with served(model=model_file, api_keys="right-key-1") as service:
+        page = browser.new_page(viewport={"width": 360, "height": 640})
+        page.goto(service.address)
+        choose(page, file("red.png", RED))
+        for text in ("wrong-key", "wrong-key", "right-key-1"):
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            page.get_by_label("Key", exact=True).fill(text)
+            page.get_by_role("button", name="Use it").click()
+            if text == "wrong-key":
+                expect(page.get_by_role("alert")).to_be_in_viewport()
+        row = page.locator("#rows button").first
+        row.evaluate("(row) => row.scrollIntoView({ block: 'start' })")
+        expect(page.locator("#canvas")).not_to_be_in_viewport()
+        row.click()
+        expect(page.locator("#canvas")).to_be_in_viewport(ratio=0.9)
+        page.close()
+
+
 def test_a_chosen_box_is_not_covered(page: Page) -> None:
     below = ("red", 0.9, (100.0, 118.0, 200.0, 200.0))  # its label lies in the other's box
     page.route("**/detect?*", lambda route: route.fulfill(json=found(below, ("green", 0.8, (100, 100, 160, 118)))))
