@@ -216,7 +216,7 @@ function update(picture) {
 }
 
 function notify(problem) {
-  const again = Boolean(problem?.mayPass && current?.problem);
+  const again = Boolean(current?.problem?.mayPass);
   // What is hidden cannot keep the focus.
   if (!again && document.activeElement === $("again")) $("main").focus({ preventScroll: true });
   $("notice").hidden = problem === null;
@@ -310,7 +310,8 @@ $("save").addEventListener("click", async () => {
   }
 });
 
-$("again").addEventListener("click", () => retry((picture) => picture === current));
+// What one picture met, such as a restart, those after it met too.
+$("again").addEventListener("click", () => retry((picture) => picture.problem?.mayPass));
 
 $("rows").addEventListener("keydown", (event) => {
   const buttons = [...$("rows").querySelectorAll("button")];

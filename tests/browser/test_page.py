@@ -157,6 +157,17 @@ def test_a_refusal_is_told_once_and_tried_again_only_where_that_can_help(page: P
         page.unroute("**/detect?*")
 
 
+def test_all_that_a_lost_service_left_is_tried_again_at_once(page: Page) -> None:
+    page.route("**/detect?*", lambda route: route.abort())
+    choose(page, file("1.png", RED), file("2.png", RED), file("bad.png", b"no picture"))
+    page.unroute("**/detect?*")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#strip span:last-of-type")).to_have_text(["done", "done", "failed"])
+    page.get_by_role("button", name="bad.png").click()
+    expect(page.get_by_role("alert")).to_contain_text("not a picture")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+
+
 def test_the_strip_shows_the_current_pictures_tile(page: Page) -> None:
     choose(page, *(file(f"{number}.png", RED) for number in range(20)))
     strip = page.locator("#strip")
@@ -400,6 +411,10 @@ def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, 
             "This key is not valid for this service: check it under “API key”."
         )
         expect(key).to_have_attribute("aria-invalid", "true")
+        key.fill("schlüssel")
+        key.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("ASCII")
+        expect(page.get_by_role("button", name="Try again")).to_be_hidden()
         key.fill("right-key-1")
         key.press("Enter")
         expect(page.locator("#status")).to_contain_text("above")
