@@ -107,6 +107,8 @@ async function select(picture) {
   picture?.entry.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
+const unreachable = (title) => new Problem(0, title, "The service cannot be reached: check that it is running.");
+
 const asProblem = (error) =>
   error instanceof Problem ? error : new Problem(0, "The page failed", `${error.message}. Load it again.`);
 
@@ -265,7 +267,7 @@ $("camera").addEventListener("click", async () => {
   if (taking) return;
   taking = true;
   try {
-    const { takePicture } = await import("./camera.js");
+    const { takePicture } = await import("./camera.js").catch(() => Promise.reject(unreachable("No camera")));
     const blob = await takePicture();
     if (blob !== null) add([new File([blob], `camera-${pictures.length + 1}.jpg`, { type: blob.type })]);
   } catch (error) {
@@ -277,7 +279,7 @@ $("camera").addEventListener("click", async () => {
 
 $("sample").addEventListener("click", async () => {
   const blob = await fetch("static/sample.jpg").then((response) => (response.ok ? response.blob() : null)).catch(() => null);
-  if (blob === null) notify(new Problem(0, "No sample", "The service cannot be reached: check that it is running."));
+  if (blob === null) notify(unreachable("No sample"));
   else add([new File([blob], "sample.jpg", { type: "image/jpeg" })]);
 });
 

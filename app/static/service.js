@@ -136,7 +136,7 @@ async function send(address, { headers = {}, ...options } = {}) {
 /** Of a Retry-After: the service gives seconds; what stands before it may give a date. */
 function secondsOf(retryAfter) {
   const seconds = Number(retryAfter ?? 0);
-  return (Number.isNaN(seconds) ? (Date.parse(retryAfter) - Date.now()) / 1000 : seconds) || 0;
+  return (Number.isNaN(seconds) ? Math.ceil((Date.parse(retryAfter) - Date.now()) / 1000) : seconds) || 0;
 }
 
 /** A file that changed on disk breaks a request off just as a lost service does. */

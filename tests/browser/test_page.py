@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 import urllib.request
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,14 @@ def test_the_camera_is_asked_for_once(page: Page) -> None:
     expect(dialog).to_be_visible()
 
 
+def test_a_camera_of_a_lost_service_is_told(page: Page) -> None:
+    page.route("**/camera.js", lambda route: route.abort())
+    page.get_by_role("button", name="Camera").click()
+    expect(page.get_by_role("alert")).to_have_text(
+        "No camera. The service cannot be reached: check that it is running."
+    )
+
+
 def test_a_page_without_a_camera_says_why(browser: Browser, service: Served) -> None:
     """What a browser does on an address that is neither https nor localhost."""
     page = browser.new_page()
@@ -285,15 +294,17 @@ def problem(status: int, title: str, detail: str, **headers: str) -> dict[str, A
     return {"status": status, "headers": headers, "json": {"title": title, "detail": detail, "status": status}}
 
 
-def test_a_busy_service_is_asked_again_when_it_says(page: Page) -> None:
-    busy = [problem(503, "Busy", "The queue is full.", **{"Retry-After": "1"})]
+@pytest.mark.parametrize("date", [False, True], ids=["seconds", "date"])
+def test_a_busy_service_is_asked_again_when_it_says(page: Page, date: bool) -> None:
+    after = formatdate(time.time() + 3, usegmt=True) if date else "1"
+    busy = [problem(503, "Busy", "The queue is full.", **{"Retry-After": after})]
 
     def answer(route: Route) -> None:
         route.fulfill(**busy.pop()) if busy else route.continue_()
 
     page.route("**/detect?*", answer)
     page.set_input_files("#files", [file("red.png", RED)])
-    expect(page.locator("#status")).to_contain_text("Trying again in 1 second")
+    expect(page.locator("#status")).to_have_text(re.compile(r"Trying again in (1 second|[23] seconds)\.$"))
     expect(page.locator("#status")).to_contain_text("red.png: ")
     assert asked(page) == 2
 
