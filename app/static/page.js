@@ -175,9 +175,9 @@ function row(detection) {
     if (chosen) $("canvas").scrollIntoView({ block: "nearest" }); // on a phone the table is far below it
   });
   const { xmin, ymin, xmax, ymax } = detection.box;
-  const corners = [xmin, ymin, xmax, ymax].map(Math.round);
+  const [left, top, right, bottom] = [xmin, ymin, xmax, ymax].map(Math.round);
   return element("tr", {}, element("td", {}, button), element("td", {}, detection.score.toFixed(2)),
-    element("td", {}, `${corners[0]}, ${corners[1]} → ${corners[2]}, ${corners[3]}`));
+    element("td", {}, `${left},\xa0${top}\xa0→ ${right},\xa0${bottom}`));
 }
 
 function showClasses(answer) {

@@ -60,7 +60,7 @@ export function paint(canvas, picture, size, detections, scale, chosen = null) {
   context.font = `600 ${LABEL_PX * scale}px system-ui, sans-serif`;
   const labels = [];
   for (const one of alone ? [chosen] : detections) { // the best choose first, and are painted last
-    const text = `${one.label} ${one.score.toFixed(2)}`;
+    const text = labelText(context, one, canvas.width - 8 * scale);
     const place = labelPlace(context, corners(one, toCanvas), text, scale, canvas, labels);
     labels.push({ ...place, text, colour: classColour(one.class_id) });
   }
@@ -78,6 +78,17 @@ function paintBox(context, { left, top, right, bottom }, detection, scale) {
   context.lineWidth = 2 * scale;
   context.strokeStyle = css(classColour(detection.class_id));
   context.strokeRect(left, top, right - left, bottom - top);
+}
+
+/** @returns {string} A name and its score; of a name that is too long, what leaves room for the score. */
+function labelText(context, { label, score }, most) {
+  const letters = [...label];
+  let text = `${label} ${score.toFixed(2)}`;
+  while (letters.length > 1 && context.measureText(text).width > most) {
+    letters.pop();
+    text = `${letters.join("")}… ${score.toFixed(2)}`;
+  }
+  return text;
 }
 
 /** @returns {{x: number, y: number, width: number, height: number}} Where a label lies: above its box, else in it, below

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from app.draw import class_colour
 from app.pages import STATIC
+from tests.browser.conftest import FLAGS, chromium
 from tests.serving import Served, served
 from tests.support import METADATA, encoded, metadata, rectangle_picture, write_model
 
@@ -520,6 +521,23 @@ def test_a_chosen_box_is_not_covered(page: Page) -> None:
     choose(page, file("grey.png", encoded(rectangle_picture(320, 240, (0, 0, 1, 1)))))
     page.get_by_role("button", name="green").click()
     assert pixel(page, 110, 111) == [127, 127, 127]
+
+
+def test_a_long_name_hides_no_score(page: Page) -> None:
+    page.add_init_script(
+        "globalThis.painted = []; const { fillText } = CanvasRenderingContext2D.prototype;"
+        "CanvasRenderingContext2D.prototype.fillText = function (...given) { painted.push(given[0]); "
+        "fillText.apply(this, given); };"
+    )
+    page.reload()
+    page.set_viewport_size({"width": 360, "height": 640})
+    name = "ASpeciesThatIsOneWordOf" + "Letters" * 15
+    page.route("**/detect?*", lambda route: route.fulfill(json=found((name, 0.83, (20, 20, 60, 60)))))
+    choose(page, file("red.png", RED))
+    label = page.evaluate("painted.at(-1)")
+    assert label.startswith("ASpeciesThatIsOneWord")
+    assert label.endswith("… 0.83")
+    assert page.locator(".scroll").evaluate("(table) => table.scrollWidth - table.clientWidth") <= 0
 
 
 def test_the_drawing_can_be_saved_in_full_size(page: Page) -> None:
