@@ -540,6 +540,16 @@ def test_a_long_name_hides_no_score(page: Page) -> None:
     assert page.locator(".scroll").evaluate("(table) => table.scrollWidth - table.clientWidth") <= 0
 
 
+def test_letters_are_as_large_as_the_visitor_set_them(browser: Browser, service: Served) -> None:
+    other = browser.browser_type.launch(
+        executable_path=chromium(), args=[*FLAGS, "--blink-settings=defaultFontSize=24"]
+    )
+    page = other.new_page()
+    page.goto(service.address)
+    assert page.evaluate("getComputedStyle(document.body).fontSize") == "24px"
+    other.close()
+
+
 def test_the_drawing_can_be_saved_in_full_size(page: Page) -> None:
     choose(page, file("red.png", RED))
     with page.expect_download() as download:
