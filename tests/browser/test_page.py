@@ -542,11 +542,13 @@ def test_a_long_name_hides_no_score(page: Page) -> None:
 
 def test_letters_are_as_large_as_the_visitor_set_them(browser: Browser, service: Served) -> None:
     other = browser.browser_type.launch(
-        executable_path=chromium(), args=[*FLAGS, "--blink-settings=defaultFontSize=24"]
+        executable_path=chromium(), args=[*FLAGS, "--blink-settings=defaultFontSize=26"]
     )
-    page = other.new_page()
-    page.goto(service.address)
-    assert page.evaluate("getComputedStyle(document.body).fontSize") == "24px"
+    page = other.new_page(viewport={"width": 360, "height": 640})
+    page.goto(f"{service.address}/docs")
+    page.wait_for_selector("#problem")
+    assert page.evaluate("getComputedStyle(document.body).fontSize") == "26px"
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     other.close()
 
 
