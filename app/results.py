@@ -211,13 +211,16 @@ def labels_of(results: Sequence[Result], classes: Sequence[str], above: float) -
                         "image_id": images[-1]["id"],
                         "category_id": detection["class_id"] + 1,  # some tools take 0 for the background
                         "bbox": box,
+                        "segmentation": [],
                         "area": round(box[2] * box[3], 3),
                         "iscrowd": 0,
                         "score": detection["score"],
                     }
                 )
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    # Empty entries, too: Datumaro, which CVAT imports with, refuses a file without `segmentation` or, read in parts,
+    # without `info` and `licenses`.
+    return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
 
 
 def _require_distinct(files: Iterable[Path], key: Callable[[Path], int | str], clash: str) -> None:

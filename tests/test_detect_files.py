@@ -93,6 +93,16 @@ def test_labels_are_annotations_to_train_on(model_file: Path, folder: Path, tmp_
     assert (x, y, x + width, y + height) == pytest.approx(tuple(above[0]["box"].values()), abs=2e-3)
 
 
+def test_labels_have_every_part_that_labelling_tools_ask_for(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    """Datumaro, which CVAT imports with, refuses what lacks one, even if it would be empty."""
+    assert run(model_file, folder, labels=tmp_path / "labels.json") == 0
+    document = json.loads((tmp_path / "labels.json").read_text())
+    assert document.keys() == {"info", "licenses", "images", "annotations", "categories"}
+    for annotation in document["annotations"]:
+        wanted = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"}
+        assert wanted <= annotation.keys() and annotation["segmentation"] == []
+
+
 def test_two_pictures_of_one_name_have_no_labels(model_file: Path, folder: Path, tmp_path: Path) -> None:
     same = tmp_path / "same"
     same.mkdir()
