@@ -14,7 +14,8 @@ from model.pictures import add_sizes
 def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
     """Pascal VOC: pixels count from 1 and boxes include their last pixel; `difficult` objects become COCO's crowds.
 
-    Many programs that write this xml count from 0: if any box in the folder begins at 0, all are read that way.
+    Many programs that write this xml count from 0: if any box in the folder begins at 0, or most sides have fractions
+    of a pixel, all are read that way.
     """
     files = sorted(path.glob("*.xml"))
     own = pictures_of([file.stem for file in files], images)
@@ -25,6 +26,8 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - one's own annotations, and expat stops entity bombs
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two if badly encoded
             raise ValueError(f"{file} is not readable xml: {error}. If it is complete, save it as UTF-8") from None
+        if root.find("image") is not None:
+            raise ValueError(f"{file} is in CVAT's own format: export as COCO or Pascal VOC instead")
         # LabelImg and others often keep an old name in it, perhaps that of another picture.
         listed = (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
         name = next(reversed(own[file.stem]), listed)
@@ -39,7 +42,10 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
             objects.append((number, label, corners, crowd))
     find_pictures(pictures, path, images)
     add_sizes([picture for picture in pictures if not (picture["width"] and picture["height"])], images)
-    first = 0 if any(0 in corners[:2] and min(corners[:2]) == 0 for _, _, corners, _ in objects) else 1
+    sides = [side for _, _, corners, _ in objects for side in corners]
+    fractions = sum(isinstance(side, float) for side in sides) > len(sides) / 2
+    at_0 = any(0 in corners[:2] and min(corners[:2]) == 0 for _, _, corners, _ in objects)
+    first = 0 if at_0 or fractions else 1
     names = list(classes) or sorted({label for _, label, _, _ in objects})
     # An unknown name serves as its own id, so that the check can report it.
     ids: dict[str, Any] = {name: position for position, name in enumerate(names, 1)}
