@@ -1,16 +1,20 @@
 """Which pictures are meant by the names that annotations give them."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
+from urllib.parse import unquote
 
 from model.pictures import is_there, is_unreadable, pictures_in, unreadable_in
 
 FEW = 0.1
 """Share of the pictures that are there, up to which the folder is probably the wrong one."""
+UPLOADED = re.compile("^[0-9a-f]{8}-")
+"""What Label Studio puts before the name of a picture that is uploaded to it."""
 
 
 def find_pictures(entries: list[Any], source: Path, folder: Path) -> None:
@@ -39,7 +43,8 @@ def pictures_of(labels: Collection[str], folder: Path) -> dict[str, list[str]]:
 
 def only_matches(names: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     """For a name the one of `there` that differs from it only in letter case, in how accents are put together (macOS
-    takes them apart), in slashes, or by leading folders. Names that fit several are left out, and several that fit one.
+    takes them apart), in slashes, in what a URL escapes, by leading folders, or by Label Studio's prefix of an upload.
+    Names that fit several are left out, and several that fit one.
     """
     index: dict[str, list[str]] = {}
     for one in there:
@@ -47,7 +52,7 @@ def only_matches(names: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         parts = _plain(name).split("/")
-        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        tails = [*("/".join(parts[start:]) for start in range(len(parts))), UPLOADED.sub("", parts[-1])]
         fitting = next((index[tail] for tail in tails if tail in index), [])
         if len(fitting) == 1:
             found[name] = fitting[0]
@@ -56,7 +61,7 @@ def only_matches(names: Iterable[str], there: Iterable[str]) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    return normalize("NFC", normalize("NFC", name).casefold()).replace("\\", "/")
+    return normalize("NFC", normalize("NFC", unquote(name)).casefold()).replace("\\", "/")
 
 
 def _written_otherwise(missing: set[str], taken: set[str], folder: Path) -> dict[str, str]:

@@ -52,6 +52,8 @@ def test_few_pictures_are_those_that_could_be_loaded_unless_another_folder_has_m
         ("A.PNG", "a.png"),
         ("\u00e9.png", "e\u0301.png"),
         ("e\u0301.png", "\u00e9.png"),
+        ("../../media/upload/1/0a1b2c3d-a.png", "a.png"),  # Label Studio's
+        ("/data/local-files/?d=new/my%20%C3%A9.png", "my \u00e9.png"),
     ],
 )
 def test_a_name_in_another_writing_is_found(tmp_path: Path, listed: str, file: str) -> None:
