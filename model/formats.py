@@ -36,24 +36,37 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         return read_json(path, images)
     voc, texts = any(path.glob("*.xml")), [file for file in path.glob("*.txt") if file.name != "classes.txt"]
     json = _json_in(path)
-    yolo = any(not is_prose(file) for file in texts) if json else bool(texts)  # Roboflow puts a readme beside its json
-    below = [file.parent for kind in ("xml", "txt") for file in path.glob(f"*/**/*.{kind}")]
+    below = [file.parent for kind in ("xml", "txt") for file in sorted(path.glob(f"*/**/*.{kind}"))]
     # Hidden folders are programs' own.
     below = [folder for folder in below if not any(part[0] == "." for part in folder.relative_to(path).parts)]
+    # Exports have readmes and lists of pictures above the annotations.
+    yolo = any(not is_prose(file) for file in texts) if json or below else bool(texts)
     if below and (voc or yolo):
         raise ValueError(f"{below[0]} holds annotations, too, but only those right in {path} would be read: move them")
     if voc:
         return read_voc(path, images, classes)
     if yolo:
         return read_yolo(path, images)
-    hint = f": give {json} itself" if json else f": give the folder that does, such as {below[0]}" if below else ""
+    hints = [f"{json} itself"] if json else []
+    if below:
+        hints.append(f"the folder that does, such as {min(below, key=_is_not_train)}")
+    hint = f": give {', or '.join(hints)}" if hints else ""
     raise ValueError(f"the folder {path} holds neither VOC xml nor YOLO txt files{hint}")
 
 
 def _json_in(folder: Path) -> Path | None:
-    """The json in a folder that is the likeliest to be COCO's: Roboflow's, or another."""
-    found = sorted((*folder.glob("*.json"), *folder.glob("*/_annotations.coco.json")))
-    return min(found, key=lambda file: (file.parent != folder, not file.name.startswith("_annotations")), default=None)
+    """The json in a folder that is the likeliest to be COCO's: Roboflow's, or another; of several, train's."""
+    places = ("*.json", "*/_annotations.coco.json", "annotations/*.json")
+    found = sorted(file for place in places for file in folder.glob(place))
+    return min(
+        found,
+        key=lambda file: (file.parent != folder, not file.name.startswith("_annotations"), _is_not_train(file)),
+        default=None,
+    )
+
+
+def _is_not_train(path: Path) -> bool:
+    return not any("train" in part for part in path.parts[-2:])
 
 
 def _require_all_in_one(file: Path) -> None:

@@ -113,6 +113,40 @@ def test_a_json_is_named_where_its_folder_is_given(tmp_path: Path, name: str) ->
         read_document(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("above", "labels", "named"),
+    [
+        ({"labelmap.txt": "# label:color_rgb"}, ["Annotations/a.xml"], ["Annotations"]),  # CVAT's VOC
+        (
+            {"train.txt": "data/obj_train_data/a.jpg"},
+            ["obj_test_data/b.txt", "obj_train_data/a.txt"],
+            ["obj_train_data"],
+        ),
+        ({"README.roboflow.txt": "Exported"}, ["valid/labels/b.txt", "train/labels/a.txt"], ["train/labels"]),
+        ({"notes.json": "{}", "classes.txt": "cat"}, ["labels/a.txt"], ["notes.json", "labels"]),  # Label Studio's
+        (
+            {"README.dataset.txt": "Exported"},
+            [f"{part}/_annotations.coco.json" for part in ("test", "train")],
+            ["train/_annotations.coco.json"],
+        ),
+        (
+            {},
+            [f"annotations/instances_{part}.json" for part in ("test", "train")],
+            ["annotations/instances_train.json"],
+        ),
+    ],
+)
+def test_the_folder_that_holds_an_export_is_told_where_its_annotations_lie(
+    tmp_path: Path, above: dict[str, str], labels: list[str], named: list[str]
+) -> None:
+    for file, text in (above | dict.fromkeys(labels, "0 .5 .5 .2 .2")).items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match="holds neither VOC xml nor YOLO txt files: give ") as error:
+        read_document(tmp_path, tmp_path)
+    assert re.findall(f"{tmp_path}/([^ ,]+)", str(error.value)) == named
+
+
 def test_what_cannot_be_read_is_shown_with_a_place_that_a_person_finds(tmp_path: Path) -> None:
     document = write_pictures(tmp_path / "pictures", 1)
     write_voc(tmp_path / "voc", document)
