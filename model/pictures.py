@@ -65,9 +65,10 @@ def upright_size(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as picture:
             if picture.mode == "F":
                 raise OSError("floating-point pixels")
-            # If a PNG has no tag ahead of its pixels, Pillow would decode them all to look behind.
-            tagged = picture.format != "PNG" or "exif" in picture.info
-            turned = tagged and orientation(picture) in TURNED
+            # Pillow gives a TIFF's size as it will be, upright. If a PNG has no tag ahead of its pixels, Pillow would
+            # decode them all to look behind.
+            as_stored = picture.format != "TIFF" and (picture.format != "PNG" or "exif" in picture.info)
+            turned = as_stored and orientation(picture) in TURNED
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
     except Image.DecompressionBombError:
         raise OSError(f"more than {MOST_PIXELS} pixels") from None

@@ -13,14 +13,16 @@ from model.presets import data_folder
 from tests.toy import write_coco
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_picture_has_its_upright_size(tmp_path: Path, orientation: int) -> None:
+def test_a_turned_picture_has_its_upright_size(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
-    with Image.open(tmp_path / "a.jpg") as picture:
+    name = f"a.{suffix}"
+    Image.new("RGB", (40, 30)).save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as picture:
         width, height = ImageOps.exif_transpose(picture).size
-    document: Document = {"annotations": [], "categories": [], "images": [{"id": 1, "file_name": "a.jpg"}]}
+    document: Document = {"annotations": [], "categories": [], "images": [{"id": 1, "file_name": name}]}
     document["images"][0] |= {"width": width, "height": height}
     assert not check(document, "it", tmp_path)[1].errors
     document["images"][0] |= {"width": height, "height": width}
