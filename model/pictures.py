@@ -43,8 +43,11 @@ def is_unreadable(name: str) -> bool:
 
 def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
     """What `look` finds for each item, in order. Several are looked at once, as a disk on a network answers late."""
-    with ThreadPoolExecutor(8) as pool:
+    pool = ThreadPoolExecutor(8)
+    try:
         return list(pool.map(look, items))
+    finally:  # by a Ctrl-C, too, while items are still being handed in: all those would be waited for
+        pool.shutdown(cancel_futures=True)
 
 
 def is_there(path: Path) -> bool:

@@ -1,5 +1,7 @@
 """Of a picture its upright size is read, and what is none is said."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image, ImageOps
 from model.checks import check
 from model.coco import Document
 from model.formats import read_document
-from model.pictures import open_picture, upright_size
+from model.pictures import for_each, open_picture, upright_size
 from model.presets import data_folder
 from tests.toy import write_coco
 
@@ -64,3 +66,20 @@ def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeyp
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
     with pytest.raises(ValueError, match=r"large\.png: there is no memory"):
         open_picture(tmp_path / "large.png")
+
+
+def test_what_ends_the_handing_in_of_pictures_ends_the_looking_at_them() -> None:
+    """As a Ctrl-C does, in the first seconds of a hundred thousand pictures."""
+    looked = []
+
+    def look(number: int) -> None:
+        looked.append(number)
+        time.sleep(0.01)
+
+    def numbers() -> Iterator[int]:
+        yield from range(200)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(look, numbers())
+    assert len(looked) < 100
