@@ -26,7 +26,7 @@ import onnx
 
 from app.artifact import Metadata
 from app.errors import StartError, first_line
-from app.launch import raise_again
+from app.launch import escape_unknown_letters, raise_again
 from app.session import OnnxRunner
 from export import precision as precisions
 from export.agreement import LOWER, agreement
@@ -150,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the service's default (default: the checkpoint's, which is that of best F1 on the training's val)",
     )
     options = parser.parse_args(arguments)
+    escape_unknown_letters()
     try:
         print(_run(options))
     except (ValueError, OSError) as error:

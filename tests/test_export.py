@@ -1,6 +1,8 @@
 """What is exported computes what torch computes, says what it is, and is not written where it would be wrong."""
 
 import dataclasses
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,15 @@ def test_the_default_score_threshold_may_be_chosen(checkpoint_file: Path, export
     sure, plain = (OnnxRunner.load(path).metadata for path in (output, exported))
     assert sure.defaults == plain.defaults.model_copy(update={"score_threshold": 0.7})
     assert plain.defaults.score_threshold == checkpoints.load(checkpoint_file).score_threshold
+
+
+def test_a_letter_that_the_output_lacks_makes_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows in a file or pipe: the model had been written, but the exit code was 2."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "cp1252", write_through=True))
+    monkeypatch.setattr("export.__main__._run", lambda options: f"wrote {options.output}")
+    assert main(["a.pt", "--output", "猫.onnx"]) == 0
+    assert out.getvalue().split() == [b"wrote", rb"\u732b.onnx"]
 
 
 def test_the_file_names_no_path_of_the_machine_that_wrote_it(exported: Path) -> None:
