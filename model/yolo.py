@@ -69,7 +69,7 @@ def _class_names(path: Path) -> list[str]:
             try:
                 # BaseLoader: a class called no, 007 or 12:30 is text, too.
                 return _names_in_order(yaml.load(_text(file), Loader=yaml.BaseLoader)["names"])  # noqa: S506
-            except (yaml.YAMLError, KeyError, TypeError) as error:
+            except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
     raise ValueError(
         f"no class names for {path}: put data.yaml with a list `names`, or classes.txt with a name per line, in it or "
@@ -96,7 +96,10 @@ def _names_in_order(names: Any) -> list[str]:
         names = [by_number[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise TypeError("it is not a list")
-    return [str(name) for name in names]
+    # As text, a list of references to lists of references may be of any length.
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a name is not text")
+    return names
 
 
 def _text(file: Path) -> str:

@@ -60,7 +60,13 @@ def test_yolos_class_names_keep_their_order(tmp_path: Path, names: str, found: s
 
 @pytest.mark.parametrize(
     ("names", "says"),
-    [("names: {1: a, 2: b}", "keys 0, 1, 2"), ("names: cat", "not a list"), ("nc: 3", "no readable list `names`")],
+    [
+        ("names: {1: a, 2: b}", "keys 0, 1, 2"),
+        ("names: cat", "not a list"),
+        ("nc: 3", "no readable list `names`"),
+        ("a: &a [b, b]\nnames: [[*a, *a]]", "not text"),
+        ("names: " + "[" * 2000, "no readable list `names`"),
+    ],
 )
 def test_class_names_without_a_sure_order_are_refused(tmp_path: Path, names: str, says: str) -> None:
     write_yolo(tmp_path / "yolo", write_pictures(tmp_path / "pictures", 1))
