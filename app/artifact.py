@@ -147,7 +147,7 @@ def parse(text: str | None, file: str) -> Metadata:
         )
     try:
         document: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} holds metadata that is not JSON ({error}): export the model again.") from None
     if not isinstance(document, dict):
         raise ArtifactError(f"{file} holds metadata that is not a JSON object: export the model again.")

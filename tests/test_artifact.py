@@ -45,7 +45,7 @@ def test_an_invalid_document_is_refused_in_one_sentence(change: dict[str, object
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{", "3", '{"format_version": null}'])
+@pytest.mark.parametrize("text", [None, "", "[]", "{", "3", '{"format_version": null}', "[" * 100_000])
 def test_what_is_not_our_metadata_is_refused(text: str | None) -> None:
     with pytest.raises(ArtifactError, match=r"^m\.onnx "):
         parse(text, "m.onnx")
