@@ -14,6 +14,7 @@ HEAD_S = 10.0
 REST_S = 60.0
 SEND_S = 60.0
 LINGER_S = 30.0
+MOST_HEADERS = 200  # of a request; as objects, short ones take twenty times the bytes that were sent
 MOST_PIPELINED = 64
 # Of a body, in one read: each costs a call, so 256 KiB of chunks of a byte would keep everybody waiting for 0.1 s.
 MOST_PIECES = 256
@@ -65,8 +66,8 @@ class Connection(HttpToolsProtocol):
     longer than `REST_S` after its request was answered. It ends, too, if the client has not taken most of an answer
     after `SEND_S`: the rest lies in memory. The service counts none of this: it is not a request.
 
-    More than `MOST_PIPELINED` requests sent before their turn end it, too, and so do bodies in tiny chunks: see
-    `MOST_PIECES`.
+    A request of more than `MOST_HEADERS` ends it, too, and so do more than `MOST_PIPELINED` requests sent before their
+    turn, and bodies in tiny chunks: see `MOST_PIECES`.
 
     A client that is refused while it sends gets its answer first; see `_Lingering`.
 
@@ -156,8 +157,11 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._came_further = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:
-            super().on_header(name, value)
+        if not self._in_head:
+            return
+        if len(self.headers) >= MOST_HEADERS:
+            raise ConnectionError  # as above
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.connection import HEAD_BYTES, MOST_PIPELINED
+from app.connection import HEAD_BYTES, MOST_HEADERS, MOST_PIPELINED
 from tests.serving import in_thread
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 200000\r\n\r\n" + bytes(200_000)
@@ -172,6 +172,14 @@ def test_it_says_why(client: socket.socket) -> None:
     time.sleep(0.1)
     client.sendall(b"a" * (HEAD_BYTES + 1))
     assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_countless_short_headers_are_cut_off_before_their_head_ends(client: socket.socket) -> None:
+    """9,000 in 63 KB took 1.2 MB, on each of as many connections as somebody opens."""
+    client.sendall(b"GET / HTTP/1.1\r\n" + b"ab:cd\r\n" * MOST_HEADERS + b"\r\n")
+    assert answer_to(client).endswith(b"%d headers" % MOST_HEADERS)
+    client.sendall(b"GET / HTTP/1.1\r\n" + b"ab:cd\r\n" * (MOST_HEADERS + 2))  # the last is known once it has ended
+    assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
