@@ -4,6 +4,7 @@ The format is read only from the bytes; a file's name and a request's content ty
 evaluation read their pictures here, too: what is refused here cannot be learnt from either.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin as _bmp  # noqa: F401
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import GifImagePlugin as _gif  # noqa: F401
-from PIL import JpegImagePlugin as _jpeg  # noqa: F401
+from PIL import JpegImagePlugin as _jpeg
 from PIL import PngImagePlugin as _png
 from PIL import TiffImagePlugin as _tiff
 from PIL import WebPImagePlugin as _webp  # noqa: F401
@@ -46,6 +47,10 @@ BACKGROUND = (255, 255, 255)  # what transparent pixels show
 # large as what it will be resized to: hardly distinguishable from decoding all of it, and several times faster.
 DRAFT_GAP = 2
 DRAFT_SCALES = (8, 4, 2)  # reductions that a JPEG's 8 x 8 blocks allow
+
+# Characters of all of a PNG's texts, in memory up to 4 bytes each, which count for no bound. Packed, they may be a
+# thousandth of that in the file, and by default Pillow unpacks sixteen times as many.
+_png.MAX_TEXT_MEMORY = 4 * 2**20
 
 # A tile of a TIFF is decoded whole, however little of it the picture shows.
 MOST_TILED = 4  # times the largest picture: tiles stick out at the edges, and each colour may have its own
@@ -130,9 +135,8 @@ def decode(
             if resized is not None and picture.format in JPEGS:
                 # The size as stored, perhaps lying on its side: both sides shrink alike.
                 scale = _draft(picture, resized(size))
-            # For a JPEG of several scans the decoder holds all coefficients, however small it decodes the picture.
-            held = size if file.scans > 1 else Size(picture.height, picture.width)
-            reserve(held.area * _copies(picture) + tile)
+            coefficients = size.area * _coefficients(picture) if file.scans > 1 else 0
+            reserve(-(-_bytes_held(picture, coefficients, may_turn=_may_turn(picture, data)) // 4) + tile)
             _scale_transparency(picture)
             picture.load()
             if scale == 1:
@@ -177,16 +181,37 @@ def _tile_pixels(picture: Image.Image) -> tuple[int, int]:
     return tile, len(tags.get(_tiff.TILEOFFSETS, ()))
 
 
-def _copies(picture: Image.Image) -> int:
-    """Returns: How many pictures of 4 bytes per pixel decoding holds, converted and turned ones included."""
+def _coefficients(jpeg: Image.Image) -> float:
+    """Returns: The bytes for each pixel of a JPEG's coefficients: for several scans the decoder holds all of them,
+    however small it decodes the picture."""
+    assert isinstance(jpeg, _jpeg.JpegImageFile)
+    samples = [across * down for _, across, down, _ in jpeg.layer]
+    most = max(across for _, across, _, _ in jpeg.layer) * max(down for _, _, down, _ in jpeg.layer)
+    return 2 * sum(samples) / most
+
+
+def _may_turn(picture: Image.Image, data: bytes) -> bool:
+    """Whether the picture may have to be turned. A PNG may say so after its pixels, which are not to be read yet."""
+    if isinstance(picture, _png.PngImageFile):
+        return b"eXIf" in data or b"Raw profile type exif" in data
+    return orientation(picture) != 1
+
+
+def _bytes_held(picture: Image.Image, coefficients: float, *, may_turn: bool) -> int:
+    """Returns: The most bytes that decoding holds at a time, converted and turned pictures included."""
+    if picture.mode.startswith("I"):
+        each = 12
+    else:
+        own, transparent = 1 if picture.mode in ("1", "L", "P") else 4, picture.has_transparency_data
+        with_alpha = 4 if transparent and picture.mode != "RGBA" else 0
+        converted = 4 if transparent or picture.mode != "RGB" else 0
+        each = own + with_alpha + converted + (4 if may_turn else 0)
     if picture.format == "WEBP":
-        return 4  # libwebp's own
-    if picture.has_transparency_data or picture.mode.startswith("I"):
-        return 3
-    if picture.mode not in ("RGB", "L", "P", "1") or picture.format == "TIFF":
-        return 2
-    # In other formats the orientation may come after the pixels, and is hardly ever there.
-    return 2 if picture.format in JPEGS and orientation(picture) != 1 else 1
+        each = max(16, 8 + each)  # libwebp's own
+    elif picture.format == "TIFF":
+        each = max(8, each)  # turned by Pillow while it is read
+    pixels = picture.width * picture.height
+    return math.ceil(max(pixels * each, pixels * 4 + coefficients))
 
 
 def _unknown(data: bytes) -> Refusal:

@@ -284,10 +284,12 @@ def test_a_jpeg_one_pixel_wide_is_not_decoded_to_none(size: tuple[int, int]) -> 
 
 
 def test_a_progressive_jpeg_holds_all_of_itself() -> None:
-    content = encoded(Image.new("RGB", (1600, 1200)), "JPEG", progressive=True)
-    reserved: list[int] = []
-    decode(content, 10_000_000, resized=lambda size: Size(100, 100), reserve=reserved.append)
-    assert reserved == [1600 * 1200]
+    """Its coefficients, of 2 bytes; and what is decoded, here at a quarter of its size."""
+    for subsampling, coefficients in ((0, 3), (2, 1.5)):
+        content = encoded(Image.new("RGB", (1600, 1200)), "JPEG", progressive=True, subsampling=subsampling)
+        reserved: list[int] = []
+        decode(content, 10_000_000, resized=lambda size: Size(150, 200), reserve=reserved.append)
+        assert reserved == [1600 * 1200 * 2 * coefficients / 4 + 400 * 300]
 
 
 def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded() -> None:
@@ -425,20 +427,46 @@ def test_a_jpeg_with_further_pictures_behind_it_is_decoded_as_small_as_one_witho
 
 
 @pytest.mark.parametrize(
-    ("mode", "format", "options", "copies"),
+    ("mode", "format", "options", "each"),
     [
-        ("RGB", "JPEG", {}, 1),
-        ("RGB", "JPEG", {"exif": turned(6)}, 2),
-        ("CMYK", "JPEG", {}, 2),
-        ("RGBA", "PNG", {}, 3),
-        ("I;16", "PNG", {}, 3),
-        ("RGB", "WEBP", {}, 4),
+        ("RGB", "JPEG", {}, 4),
+        ("RGB", "JPEG", {"exif": turned(6)}, 8),
+        ("CMYK", "JPEG", {}, 8),
+        ("CMYK", "JPEG", {"exif": turned(6)}, 12),
+        ("L", "PNG", {}, 5),
+        ("L", "PNG", {"exif": turned(6)}, 9),
+        ("P", "GIF", {}, 5),
+        ("LA", "PNG", {}, 12),
+        ("RGBA", "PNG", {}, 8),
+        ("RGBA", "PNG", {"exif": turned(6)}, 12),
+        ("I;16", "PNG", {}, 12),
+        ("RGB", "TIFF", {}, 8),
+        ("RGB", "WEBP", {}, 16),
+        ("RGBA", "WEBP", {"exif": turned(6)}, 20),
     ],
 )
-def test_what_takes_more_memory_reserves_more(mode: str, format: str, options: dict[str, Any], copies: int) -> None:
+def test_what_takes_more_memory_reserves_more(mode: str, format: str, options: dict[str, Any], each: int) -> None:
+    """In bytes for each pixel, as measured; reserved are pixels of 4."""
     reserved: list[int] = []
-    decode(encoded(Image.new(mode, (30, 20)), format, **options), MAX_PIXELS, reserve=reserved.append)
-    assert reserved == [30 * 20 * copies]
+    decode(encoded(Image.new(mode, (40, 20)), format, **options), MAX_PIXELS, reserve=reserved.append)
+    assert reserved == [40 * 20 * each // 4]
+
+
+def test_a_png_that_says_behind_its_pixels_how_to_turn_it_reserves_as_much() -> None:
+    whole = encoded(Image.new("L", (40, 20)), "PNG", exif=turned(6))
+    at, end = whole.index(b"eXIf") - 4, whole.index(b"IDAT") - 4
+    reserved: list[int] = []
+    later = whole[:at] + whole[end:-12] + whole[at:end] + whole[-12:]
+    assert decode(later, MAX_PIXELS, reserve=reserved.append).size == Size(40, 20)
+    assert reserved == [40 * 20 * 9 / 4]
+
+
+def test_a_png_whose_texts_unpack_to_much_is_refused() -> None:
+    """62 texts of a MiB are 65 KB in the file, and took 265 MB of a thread that decoded 32 x 32 pixels."""
+    whole = encoded(Image.new("L", (32, 32)))
+    text = chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress("😀".encode() + bytes(2**20 - 8)))
+    assert opened(whole[:33] + text + whole[33:], MAX_PIXELS).size == (32, 32)
+    assert refused(whole[:33] + text * 5 + whole[33:]) == "corrupt_picture"
 
 
 def tiff_of_tiles(width: int, length: int, count: int = 1) -> bytes:
