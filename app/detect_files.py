@@ -102,6 +102,7 @@ async def _detect(service: Service, file: Path, drawing: Path | None, query: Det
         return {"file": _name(file), "problem": failed("picture").problem()}
     if drawing is not None and outcome.drawn is not None:
         await asyncio.to_thread(write, drawing, outcome.drawn)
+        outcome.let_go()
     return {"file": _name(file), **outcome.answer.model_dump()}
 
 

@@ -6,7 +6,7 @@ a query is validated once for all requests that have the same one.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from app import problems
 from app.addresses import DETECT
 from app.errors import Refusal
 from app.negotiation import JSON
+from app.outcome import Outcome
 from app.record import Record, header, record_of
 from app.schemas import PictureQuery
 from app.service import Service
@@ -49,12 +50,20 @@ class Detect:
 
 
 class LargeResponse(Response):
-    """Ends only once the client has taken nearly all of it; until then its request keeps its place."""
+    """A drawn picture. It ends only once the client has taken nearly all of it; until then its request keeps its place,
+    and its bytes count as pixels."""
+
+    def __init__(self, outcome: Outcome, media_type: str, headers: Mapping[str, str]) -> None:
+        super().__init__(outcome.drawn, media_type=media_type, headers=headers)
+        self._outcome = outcome
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        await send({"type": "http.response.body"})
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            await send({"type": "http.response.body"})
+        finally:
+            self._outcome.let_go()
 
 
 def picture_query(query_string: bytes) -> PictureQuery:
@@ -102,7 +111,7 @@ async def _detect(request: Request) -> Response:
     headers = {"Vary": "Accept"}
     if outcome.drawn is None:
         return Response(outcome.to_json(), media_type=media_type, headers=headers)
-    return LargeResponse(outcome.drawn, media_type=media_type, headers=headers)
+    return LargeResponse(outcome, media_type, headers)
 
 
 async def in_time(service: Service, record: Record, reading: Coroutine[Any, Any, T]) -> T:

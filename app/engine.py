@@ -285,7 +285,7 @@ class Engine:
             seconds = perf_counter() - begun
             self._metrics.stages["draw"].observe(seconds)
             timing_ms = outcome.timing_ms | {"draw": round(seconds * 1000, 3)}
-            job.finish(replace(outcome, drawn=drawn, timing_ms=timing_ms))
+            job.finish(replace(outcome, drawn=drawn, held=job.pixels, timing_ms=timing_ms))
 
     def _drawn(self, job: Job, media_type: str, outcome: Outcome) -> bytes:
         """Raises: Refusal."""
@@ -295,8 +295,8 @@ class Engine:
                 f"A JPEG's sides have at most {MOST_JPEG_PIXELS} pixels, but the picture is {outcome.size.width} x "
                 f"{outcome.size.height}. Ask for PNG.",
             )
-        copy = outcome.size.area  # that is drawn on
-        picture = decode(job.data, self._max_pixels, reserve=lambda pixels: job.reserve(pixels + copy)).picture
+        more = 2 * outcome.size.area  # for the copy that is drawn on, and for its file
+        picture = decode(job.data, self._max_pixels, reserve=lambda pixels: job.reserve(pixels + more)).picture
         return drawing(picture, outcome.answer.detections, media_type)
 
 

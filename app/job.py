@@ -68,8 +68,9 @@ class Job:
         self.pixels.shrink(0)
 
     def finish(self, outcome: Outcome) -> None:
-        """From any thread."""
-        self.release()
+        """From any thread. A drawn picture counts for the budget until the outcome is let go."""
+        self.canvas = None
+        self.pixels.shrink(len(outcome.drawn or b"") // 4)
         self.answered.get_loop().call_soon_threadsafe(self._settle, outcome, None)
 
     def fail(self, error: Exception) -> None:
@@ -83,6 +84,7 @@ class Job:
         # A ticket refers to its job: otherwise only the garbage collector would free them, some time.
         self.ticket, self.data = None, b""
         if self.answered.done():  # its client has left, or its deadline has passed
+            self.pixels.shrink(0)
             return
         if outcome is not None:
             self.answered.set_result(outcome)

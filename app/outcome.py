@@ -6,6 +6,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.artifact import Size
+from app.budget import Share
 from app.postprocess import Detections
 from app.schemas import Answer, ModelName
 
@@ -20,6 +21,7 @@ class Outcome:
         classes: The model's class names.
         timing_ms: decode, queue, inference, postprocess.
         drawn: A picture file with the boxes, if one was asked for.
+        held: The share of the pixel budget that `drawn` has until `let_go`.
     """
 
     size: Size
@@ -28,6 +30,12 @@ class Outcome:
     model: ModelName
     timing_ms: dict[str, float]
     drawn: bytes | None = None
+    held: Share | None = None
+
+    def let_go(self) -> None:
+        """Once `drawn` is where it belongs, it no longer counts for the pixel budget."""
+        if self.held is not None:
+            self.held.shrink(0)
 
     @property
     def answer(self) -> Answer:

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     max_queue_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """Bytes of request bodies held at once. Beyond it: 503."""
     max_queue_pixels: Annotated[int, Field(ge=1)] = 200_000_000
-    """Decoded pixels held at once, 4 bytes each; pictures that must be turned or converted count 2 to 4 times."""
+    """Decoded pixels held at once, 4 bytes each; pictures that must be turned or converted count up to 5 times."""
     keep_alive_s: Annotated[int, Field(ge=1, le=3600)] = 75
     """Seconds an idle connection is kept: longer than a load balancer in front keeps it, mostly 60."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10

@@ -265,6 +265,13 @@ def test_each_name_of_a_drawing_is_tried_once(tmp_path: Path) -> None:
     assert len(set(drawings_of(files, Folder(tmp_path)))) == len(tried) == 100
 
 
+def test_drawings_that_are_written_leave_room_for_the_next(model_file: Path, folder: Path, tmp_path: Path) -> None:
+    settings = Settings(model=model_file, provider="cpu", threads=1, max_queue_pixels=1)  # one picture at a time
+    outputs = Outputs(drawings=tmp_path / "drawn")
+    assert asyncio.run(asyncio.wait_for(detect_files(settings, [folder], outputs, DetectQuery()), 20)) == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+
+
 def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert any(path.suffix == ".png" for path in before)

@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -254,7 +255,7 @@ def test_a_decoded_picture_holds_its_canvas_and_no_more(
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_a_drawn_picture_counts_into_the_pixels_until_it_is_drawn(
+def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = rectangle_picture().size
@@ -268,13 +269,34 @@ def test_a_drawn_picture_counts_into_the_pixels_until_it_is_drawn(
                 return drawing(picture, *rest)
 
             monkeypatch.setattr("app.engine.drawing", look)
-            drawn = (await service.detect(PICTURE, DEFAULTS, draw=PNG)).drawn
-            assert drawn is not None
-            assert Image.open(io.BytesIO(drawn)).size == size
+            outcome = await service.detect(PICTURE, DEFAULTS, draw=PNG)
+            assert outcome.drawn is not None
+            assert Image.open(io.BytesIO(outcome.drawn)).size == size
+            assert metric(service, "fcos_in_flight_pixels") == len(outcome.drawn) // 4
+            outcome.let_go()
             assert metric(service, "fcos_in_flight_pixels") == 0
 
     asyncio.run(run())
-    assert held == [2 * size[0] * size[1]]
+    assert held == [3 * size[0] * size[1]]  # itself, its copy with the boxes, and the file that becomes of it
+
+
+def test_a_drawing_for_which_nobody_waits_counts_no_longer(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with served(model_file) as service:
+            may_end = threading.Event()
+
+            def late(*arguments: Any) -> bytes:
+                may_end.wait(20)
+                return drawing(*arguments)
+
+            monkeypatch.setattr("app.engine.drawing", late)
+            with pytest.raises(Refusal, match="in time"):
+                await service.detect(PICTURE, DEFAULTS, draw=PNG, deadline=perf_counter() + 0.3)
+            assert metric(service, "fcos_in_flight_pixels") > 0
+            may_end.set()
+            await until(lambda: metric(service, "fcos_in_flight_pixels") == 0)
+
+    asyncio.run(run())
 
 
 def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,11 +203,20 @@ def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
                 connection.request("POST", "/detect", picture)
                 return connection.getresponse().status
 
+        def pixels_held() -> float:
+            connection = http.client.HTTPConnection(host, int(port), timeout=60)
+            with contextlib.closing(connection):
+                connection.request("GET", "/metrics")
+                lines = connection.getresponse().read().decode().splitlines()
+            return next(float(line.split()[1]) for line in lines if line.startswith("fcos_in_flight_pixels "))
+
         assert status() == 503
+        assert pixels_held() > noise.size / 4, "its file counts, too: noise cannot be compressed"
         idle.close()
         deadline_s = time.monotonic() + 20
         while status() != 200:
             assert time.monotonic() < deadline_s
+        assert pixels_held() == 0
 
 
 def test_nothing_is_written_past_the_log_or_in_answer_to_noise(
