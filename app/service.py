@@ -201,6 +201,10 @@ class Service:
         try:
             engine.begin(job)
             return await job.answered
+        except asyncio.CancelledError:
+            if job.settled:  # its outcome came at the same moment, and reaches nobody
+                job.release()
+            raise
         finally:
             timer.cancel()
             if watch is not None:

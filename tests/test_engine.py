@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.draw import drawing
 from app.errors import Refusal
+from app.job import Job
 from app.negotiation import JPEG, PNG
 from app.outcome import Outcome
 from app.postprocess import Heads
@@ -295,6 +296,27 @@ def test_a_drawing_for_which_nobody_waits_counts_no_longer(model_file: Path, mon
             assert metric(service, "fcos_in_flight_pixels") > 0
             may_end.set()
             await until(lambda: metric(service, "fcos_in_flight_pixels") == 0)
+
+    asyncio.run(run())
+
+
+def test_a_drawing_that_comes_as_its_client_leaves_counts_no_longer(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Job._settle
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            asked = asyncio.create_task(service.detect(PICTURE, DEFAULTS, draw=PNG))
+
+            def settle_too_late(*arguments: Any) -> None:
+                settle(*arguments)
+                asked.cancel()
+
+            monkeypatch.setattr(Job, "_settle", settle_too_late)
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert metric(service, "fcos_in_flight_pixels") == 0
 
     asyncio.run(run())
 
