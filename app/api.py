@@ -19,7 +19,7 @@ from app.detect_route import Detect, disconnected, in_time
 from app.errors import Refusal
 from app.gate import DEADLINE_HEADER, Gate
 from app.metrics import CONTENT_TYPE
-from app.negotiation import JPEG, PNG
+from app.negotiation import JPEG, JSON, PNG
 from app.problems import Failures, problem_docs
 from app.record import record_of
 from app.schemas import Alive, Answer, BatchAnswer, DetectQuery, ModelInfo, PictureQuery, Problem, Ready
@@ -118,15 +118,17 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     @app.post(
         BATCH,
         summary="Find objects in several pictures",
+        response_model=BatchAnswer,
         openapi_extra=PICTURES_BODY,
         responses=_BATCH_PROBLEMS | {200: {"description": "For each picture, in order, its answer or its problem."}},
     )
-    async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> BatchAnswer:
+    async def detect_batch(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         served, record = _service(request), record_of(request.scope)
         query.parameters(served.runner.metadata)
         pictures = await in_time(served, record, pictures_bytes(request))
         gone = partial(disconnected, request.receive)
-        return await detect_each(served, pictures, query, deadline=record.deadline, gone=gone)
+        answer = await detect_each(served, pictures, query, deadline=record.deadline, gone=gone)
+        return Response(answer, media_type=JSON)
 
     @app.head(MODEL, include_in_schema=False)
     @app.get(MODEL, summary="The served model", responses=problem_docs("unauthorized"))

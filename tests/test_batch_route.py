@@ -12,6 +12,7 @@ from app.api import create_app
 from app.batch_route import detect_each
 from app.detector import Detector
 from app.errors import ClientGone
+from app.schemas import BatchAnswer
 from app.settings import Settings
 from app.uploads import MOST_PICTURES
 from tests.support import DEFAULTS, encoded, problem, ready, rectangle_picture
@@ -35,6 +36,7 @@ def test_each_picture_gets_in_order_what_it_gets_alone(client: TestClient) -> No
     response = client.post("/detect/batch", params=query, files=form(*pictures))
     assert response.status_code == 200, response.text
     alone = {data: client.post("/detect", params=query, content=data).json() for data in set(pictures)}
+    assert BatchAnswer.model_validate_json(response.content, extra="forbid"), "as /openapi.json says"
     results = response.json()["results"]
     assert len(results) == len(pictures)
     for data, result in zip(pictures, results, strict=True):
