@@ -7,7 +7,8 @@ pictures are kept as bytes on the device, no larger than training can show them,
 Resizing is two matrix products, one per axis, with Pillow's own weights: a triangle filter, widened when it reduces.
 A picture's rows and columns of weights also crop it, place it and mirror it; rows outside it are zero.
 
-N pictures of a batch, M canvases (more than N with mixup), L layers (more than M with mosaics). Boxes are xyxy.
+N pictures of a batch, M canvases (more than N with mixup), L layers (more than M with mosaics), B boxes. Boxes are
+xyxy.
 """
 
 import math
@@ -30,12 +31,13 @@ from model.pictures import open_reduced
 
 
 class Pack(NamedTuple):
-    """The plans of one batch as arrays."""
+    """The plans of one batch as few tensors: each comes from a worker as a file of its own, and is pinned by itself."""
 
     canvas: Size
     pictures: list[int]  # N
-    boxes: list[Tensor]  # N of [G, 4]
-    labels: list[Tensor]  # N of [G]
+    counts: list[int]  # N, their numbers of boxes
+    boxes: Tensor  # float32 [B, 4], of all pictures
+    labels: Tensor  # int64 [B]
     flipped: Tensor  # bool [M]; the first N canvases are the pictures' own, the others are blended into them
     blended: Tensor  # int64 [M - N], the canvas that each of the others is blended into
     share: Tensor  # float32 [M - N], the former's in the blend
@@ -50,7 +52,7 @@ class Pack(NamedTuple):
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in self._asdict().items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor) and name not in ("boxes", "labels")
         }
         return self._replace(**moved)
 
@@ -65,8 +67,9 @@ def pack(plans: list[Plan]) -> Pack:
     return Pack(
         canvas=layouts[0].canvas,
         pictures=[plan.picture for plan in plans],
-        boxes=[torch.from_numpy(plan.boxes) for plan in plans],
-        labels=[torch.from_numpy(plan.labels) for plan in plans],
+        counts=[len(plan.boxes) for plan in plans],
+        boxes=torch.from_numpy(np.concatenate([plan.boxes for plan in plans])),
+        labels=torch.from_numpy(np.concatenate([plan.labels for plan in plans])),
         flipped=torch.tensor([layout.flipped for layout in layouts]),
         blended=torch.tensor([index for _, index in others], dtype=torch.long),
         share=torch.tensor([plans[index].share for _, index in others], dtype=torch.float32),
@@ -158,7 +161,8 @@ class ResidentPictures:
         images, others = canvases[: len(pack.pictures)], canvases[len(pack.pictures) :]
         share, blended = pack.share.view(-1, 1, 1, 1), pack.blended
         images[blended] = (images[blended] * share + others * (1 - share)).round()
-        return Batch(images.to(torch.uint8).transpose(1, 2), pack.boxes, pack.labels, pack.pictures)
+        boxes, labels = (list(torch.split(of_all, pack.counts)) for of_all in (pack.boxes, pack.labels))
+        return Batch(images.to(torch.uint8).transpose(1, 2), boxes, labels, pack.pictures)
 
 
 class ResidentBatches:

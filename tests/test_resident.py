@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._pytree import tree_flatten
 
 from app.artifact import Size
 from model import checkpoint as checkpoints
@@ -169,6 +170,12 @@ def test_a_draw_decides_alone_what_becomes_of_its_picture(annotations: Annotatio
         alone = resident.paint(pack([plan]))
         assert (alone.images[0].int() - together.images[index].int()).abs().max() <= 1  # other sums, other roundings
         assert alone.boxes[0].equal(together.boxes[index])
+
+
+def test_more_pictures_are_not_more_tensors_to_hand_over(annotations: Annotations) -> None:
+    plans = Plans(annotations, METADATA, GEOMETRY)
+    few, many = (tree_flatten(pack([plans[draw] for draw in draws_of(0, count)]))[0] for count in (2, 9))
+    assert [sum(isinstance(leaf, torch.Tensor) for leaf in leaves) for leaves in (few, many)] == [10, 10]
 
 
 @given(
