@@ -44,6 +44,7 @@ class Backbone(nn.Module):
         self.body = timm.create_model(name, features_only=True, out_indices=indices)
         self.channels: list[int] = self.body.feature_info.channels()
         _make_padding_static(self.body)
+        _leave_inputs(self.body)
         self._try_out(name)
 
     def _try_out(self, name: str) -> None:
@@ -88,6 +89,13 @@ def _make_padding_static(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, Conv2dSame):
             child.__class__ = StaticSameConv2d  # type: ignore[assignment]
+
+
+def _leave_inputs(module: nn.Module) -> None:
+    """Activations whose gradient needs their input copy it before they overwrite it: a new output is one pass less."""
+    for child in module.modules():
+        if isinstance(child, nn.Hardtanh | nn.SiLU | nn.Hardswish):  # nn.ReLU6 is an nn.Hardtanh
+            child.inplace = False
 
 
 def load_imagenet_weights(backbone: Backbone, name: str, source: str = "auto") -> str:

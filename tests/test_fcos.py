@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from app.artifact import Size, grids
 from model.backbone import Backbone, StaticSameConv2d, _load_matching, load_imagenet_weights
@@ -117,6 +118,13 @@ def test_pyramid_sizes_halve_and_p6_comes_from_p5() -> None:
     pyramid = fpn(features)
     assert [tuple(level.shape[-2:]) for level in pyramid] == [(20, 28), (10, 14), (5, 7), (3, 4), (2, 2)]
     torch.testing.assert_close(pyramid[3], fpn.p6(pyramid[2]))
+
+
+@pytest.mark.parametrize("backbone", [TINY, "tf_efficientnet_lite0", "mobilenetv3_large_100"])
+def test_no_activation_copies_its_input_for_the_gradient(backbone: str) -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as ran:
+        Backbone(backbone)(torch.zeros(2, 3, 64, 96))
+    assert "aten::clone" not in {event.key for event in ran.key_averages()}
 
 
 def test_static_padding_is_tensorflows_same_padding() -> None:
