@@ -180,7 +180,7 @@ def finish(options: argparse.Namespace, until: float, console: Console) -> bool:
     """
     folder = options.output / f"final-{options.final}"
     begun = _begun(folder)
-    more = data_folder(options.data) | {"output": folder, "resume": begun} | options.more
+    more = data_folder(options.data) | {"output": folder, "resume": begun, "from_": options.start} | options.more
     epochs = options.epochs
     if epochs is None and begun:
         epochs = int(checkpoints.load(folder / "last.pt").options["epochs"])
@@ -239,11 +239,16 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=1, help="how many recipes share the device")
     parser.add_argument("--epochs", type=int, help=f"of each (default: {SHORT_EPOCHS}; with --final, what fits)")
     parser.add_argument("--final", choices=RECIPES, help="train this one in full; repeat to resume where it stopped")
+    parser.add_argument("--from", dest="start", type=Path, help="with --final: a checkpoint to start from")
     parser.add_argument("--more", type=json.loads, default={}, help="options for all, as JSON: '{\"batch_size\": 128}'")
     options = parser.parse_args()
     console = plain_console()
     if options.minutes * 60 <= SAVING_S:
         parser.error(f"--minutes must be more than the {SAVING_S / 60:.2f} that saving may take")
+    if options.start and not options.final:
+        parser.error(
+            "--from needs --final: a comparison's held-out pictures may be among those the checkpoint has learnt"
+        )
     until = time.monotonic() + options.minutes * 60 - SAVING_S
     try:
         fine = (finish if options.final else compare)(options, until, console)

@@ -71,15 +71,18 @@ def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp
         assert row["state"] == "finished" and row["epochs"] == 1 and 0 <= row["AP"] <= row["AP50"] <= 1
     command(folder, tmp_path, "--only", "base", "--epochs", "1")  # goes on with what is there, and that is whole
     assert [row["state"] for row in json.loads((tmp_path / "recipes.json").read_text())] == ["finished"]
-    command(folder, tmp_path, "--final", "base", "--epochs", "1")
+    start = ("--from", str(tmp_path / "base" / "best.pt"))
+    command(folder, tmp_path, "--only", "base", *start, code=2, why="--from needs --final")
+    command(folder, tmp_path, "--final", "base", "--epochs", "1", *start)
     small, large = load(tmp_path / "final.pt"), load(tmp_path / "final-base" / "best.pt")
+    assert small.training["start"].startswith("base/best.pt: ")
     assert (tmp_path / "final.pt").stat().st_size < 0.7 * (tmp_path / "final-base" / "best.pt").stat().st_size
     for key, value in small.model().state_dict().items():
         assert (value - large.weights[key]).abs().max() <= 1e-3 * large.weights[key].abs().max()
 
 
 def final(folder: Path, output: Path, **given: Any) -> argparse.Namespace:
-    return argparse.Namespace(data=folder, output=output, final="base", epochs=None, more=TINY | given)
+    return argparse.Namespace(data=folder, output=output, final="base", start=None, epochs=None, more=TINY | given)
 
 
 def test_the_final_run_has_as_many_epochs_as_fit_into_its_time(

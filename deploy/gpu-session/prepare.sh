@@ -3,10 +3,10 @@
 #
 #   deploy/gpu-session/prepare.sh DATA      -> .carry/000, .carry/001, ...
 #
-# DATA holds train.json, val.json and the pictures as train-*.tar and val-*.tar. Two sets are made: `train` (wheels and
-# data) and `serve` (wheels of the service and the models it serves, for its benchmarks). With the repository, no part
-# exceeds 64 MiB. An upload costs half a minute of the machine's time; on a branch without the model files, as in
-# docs/gpu-session.md, there are half as many parts.
+# DATA holds train.json, val.json and the pictures as train-*.tar and val-*.tar. Two sets are made: `train` (wheels,
+# data, the shipped checkpoint) and `serve` (wheels of the service and the models it serves, for its benchmarks). With
+# the repository, no part exceeds 64 MiB. An upload costs half a minute of the machine's time; on a branch without the
+# model files, as in docs/gpu-session.md, there are half as many parts.
 set -euo pipefail
 data=$(realpath "${1:-/nowhere}")
 for name in train.json val.json 'train-*.tar' 'val-*.tar'; do
@@ -44,16 +44,16 @@ mkdir -p "$work"/{train,serve}/wheels
 fetch "$work/train/wheels" "${both[@]}" "${train[@]}"
 fetch "$work/serve/wheels" "${both[@]}" "${serve[@]}"
 ln -s "$data" "$work/train/data"
-for model in fcos-everyday fcos-everyday-int8; do # the last ones committed, as this branch may lack them
-  path=model/weights/$model.onnx
-  git show "$(git log -1 --format=%H --diff-filter=AM -- "$path"):$path" >"$work/serve/$model.onnx"
+for file in train/fcos-everyday.pt serve/fcos-everyday.onnx serve/fcos-everyday-int8.onnx; do
+  path=model/weights/${file#*/} # the last one committed, as this branch may lack it
+  git show "$(git log -1 --format=%H --diff-filter=AM -- "$path"):$path" >"$work/$file"
 done
 
 number=0
 for set in train serve; do
   # One file, not the wheels and pictures themselves: it can be cut anywhere, and has one checksum.
   (cd "$work/$set" && find -L . -type f \( -name '*.whl' -o -name 'train*.tar' -o -name 'val*.tar' -o -name train.json \
-    -o -name val.json -o -name '*.onnx' \) | sort | tar --create --dereference --files-from - --file "$work/$set.tar")
+    -o -name val.json -o -name '*.onnx' -o -name '*.pt' \) | sort | tar --create --dereference --files-from - --file "$work/$set.tar")
   split --bytes="${part_mib}M" --numeric-suffixes --suffix-length=3 "$work/$set.tar" "$work/$set.part"
   for part in "$work/$set".part*; do
     folder=$(printf '.carry/%03d' "$number")
