@@ -16,6 +16,9 @@ from app.errors import Refusal
 MOST_READS_TO_OPEN = 50_000
 MOST_READS = 500_000
 MOST_COPIED = 64  # a JPEG's Exif pieces, each of which copies all before it; a PNG's profiles, each unpacked
+_COPIED = {b"\xff\xd8": b"Exif\0\0", b"\x89P": b"iCCP"}  # by how a file begins
+# Bytes that are searched at a time: a search holds Python's lock, and nobody is answered before it ends.
+SEARCHED = 2**18
 MOST_STRIPS = 2**16  # strips or tiles of a TIFF
 MOST_OVERLAP = 2  # how many times the file's size all strips may have together
 MOST_VALUES = 200_000  # of one tag of a TIFF, which is read as a whole; a table of 16-bit colours has 196,608
@@ -55,7 +58,8 @@ class BoundedFile(io.BytesIO):
         self._reads_left = MOST_READS_TO_OPEN
         _require_few_values(data)
         self.scans = _scans(data) if data.startswith(b"\xff\xd8") else 0
-        if max(data.count(b"Exif\0\0"), data.count(b"iCCP")) > MOST_COPIED:
+        copied = _COPIED.get(data[:2])
+        if copied is not None and occurrences(copied, data) > MOST_COPIED:
             raise _too_many("pieces")
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -79,6 +83,11 @@ class BoundedFile(io.BytesIO):
                 raise Refusal("not_a_picture", "The TIFF is compressed as a fax. Use another compression, or PNG.")
         elif any(tile.codec_name == _SLOW for tile in picture.tile):
             raise Refusal("not_a_picture", "The BMP is run-length encoded. Send it uncompressed, or as PNG.")
+
+
+def occurrences(what: bytes, data: bytes) -> int:
+    """Returns: How often some bytes, whose end never looks like their beginning, occur in a file."""
+    return sum(data.count(what, start, start + SEARCHED + len(what) - 1) for start in range(0, len(data), SEARCHED))
 
 
 def _require_few_values(data: bytes) -> None:
@@ -110,7 +119,7 @@ def _scans(jpeg: bytes) -> int:
     """
     position, scans = 2, 0
     for _ in range(MOST_MARKERS):
-        found = _MARKER.search(jpeg, position)
+        found = _next_marker(jpeg, position)
         if found is None:
             return scans
         marker = found[1][0]
@@ -126,6 +135,13 @@ def _scans(jpeg: bytes) -> int:
                 raise _too_many("colours")
             position += max(2, length)
     raise _too_many("markers")
+
+
+def _next_marker(jpeg: bytes, position: int) -> re.Match[bytes] | None:
+    for start in range(position, len(jpeg), SEARCHED):
+        if (found := _MARKER.search(jpeg, start, start + SEARCHED + 1)) is not None:
+            return found
+    return None
 
 
 def _too_many(pieces: str) -> Refusal:

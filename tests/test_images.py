@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from skimage import data
 
 from app.artifact import Resize, Size
-from app.bombs import MOST_COPIED, MOST_SCANS, MOST_STRIPS, MOST_VALUES
+from app.bombs import MOST_COPIED, MOST_SCANS, MOST_STRIPS, MOST_VALUES, SEARCHED, BoundedFile, occurrences
 from app.canvas import resized_size
 from app.errors import Refusal
 from app.images import DRAFT_GAP, decode
@@ -125,7 +125,12 @@ def test_what_people_send_instead_of_a_picture_is_named(name: str, begins: bytes
     assert caught.value.code == "not_a_picture"
 
 
-@pytest.mark.parametrize("begins", [b"x", b"\0\0\0\x18ftypcrx ", b"<!DOCTYPE html><p><svg>", b"it is %PDF-1.7"])
+SPACES = b" " * 10_000  # of which megabytes would keep all threads waiting
+
+
+@pytest.mark.parametrize(
+    "begins", [b"x", b"\0\0\0\x18ftypcrx ", b"<!DOCTYPE html><p><svg>", b"it is %PDF-1.7", SPACES + b"<svg></svg>"]
+)
 def test_what_only_resembles_them_is_not(begins: bytes) -> None:
     with pytest.raises(Refusal, match="not a picture in a known format"):
         opened(begins + bytes(100), MAX_PIXELS)
@@ -383,6 +388,30 @@ def test_pieces_that_cost_more_the_more_there_are_have_a_bound_of_their_own(
     assert opened(most, MAX_PIXELS).size == (8, 8)
     with pytest.raises(Refusal, match="too many pieces"):
         opened(more, MAX_PIXELS)
+
+
+class Searched(bytes):
+    """Notes how many bytes are searched at a time: meanwhile no other thread can work."""
+
+    most = 0
+
+    def count(self, what: Any, start: Any = 0, end: Any = None, /) -> int:
+        self.most = max(self.most, min(len(self), len(self) if end is None else end) - start)
+        return super().count(what, start, end)
+
+
+@pytest.mark.parametrize("place", range(SEARCHED - 7, SEARCHED + 2))
+def test_a_long_file_is_searched_in_steps_that_miss_nothing(place: int) -> None:
+    data = Searched(bytes(place) + b"Exif\0\0" + bytes(3 * SEARCHED) + b"Exif\0\0")
+    assert occurrences(b"Exif\0\0", data) == 2
+    assert data.most < 2 * SEARCHED
+
+
+@pytest.mark.parametrize("place", range(SEARCHED - 3, SEARCHED + 2))
+def test_scans_are_counted_wherever_the_steps_of_the_search_end(place: int) -> None:
+    content = encoded(Image.linear_gradient("L"), "JPEG", progressive=True)
+    padded = b"\xff\xd8" + b"\xff" * place + content[2:]
+    assert BoundedFile(padded).scans == BoundedFile(content).scans > 1
 
 
 def test_a_bmp_whose_lines_are_run_lengths_is_refused() -> None:
