@@ -38,8 +38,8 @@ def forget_garbage() -> None:
     """Collects garbage, and makes the collector ignore what is left from then on.
 
     What is left lives as long as the process: modules, models of requests, the session. Going through all of it takes
-    0.1 s, in which no request is answered, and the collector would do so again and again.
+    0.1 s, in which no request is answered, and the collector would do so again and again. A reload leaves it at that:
+    the model before is freed without the collector.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()

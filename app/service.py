@@ -265,6 +265,8 @@ class Service:
                 raise
             raise ArtifactError(f"{self.settings.model} failed on its first pictures ({reason_of(error)}).") from error
         old, self._engine = self._engine, engine
+        if self.not_ready is not None:  # the first model failed: nobody has been answered yet
+            forget_garbage()
         self.not_ready = None
         self._announce()
         self.metrics.reloads["done"].inc()
@@ -272,8 +274,6 @@ class Service:
             self._idle.clear()
             await self._idle.wait()
         await asyncio.to_thread(old.close)
-        del old
-        forget_garbage()
         return self.info()
 
     def _new_engine(self, runner: OnnxRunner) -> Engine:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import time
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,29 @@ def test_no_request_leaves_anything_for_the_collector(model_file: Path) -> None:
                 assert len(left()) <= before + 1, (name, left())
             finally:
                 gc.enable()
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_reload_does_not_go_through_all_objects_for_the_model_before(model_file: Path) -> None:
+    """Which takes 0.1 s, in which nobody is answered; and that model is freed without it."""
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            gc.collect()
+            gc.disable()
+            collections = gc.get_stats()[-1]["collections"]
+            assert await service.detect(PICTURE, DEFAULTS)
+            with contextlib.suppress(Refusal):
+                await service.detect(TRUNCATED, DEFAULTS)
+            before = weakref.ref(service._engine)
+            await service.reload()
+            await until(lambda: before() is None)
+            assert gc.get_stats()[-1]["collections"] == collections
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 def test_nothing_of_a_picture_waits_for_the_collector(
