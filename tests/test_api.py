@@ -176,6 +176,12 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
             "malformed_request",
             "charset",
         ),
+        (
+            {"content": b"--B--", "headers": {"Content-Type": "multipart/form-data; boundary=B" + ";" * 1000}},
+            400,
+            "malformed_request",
+            "more than 1000 characters",
+        ),
         ({"content": PICTURE, "headers": {"Accept": "text/html"}}, 406, "not_acceptable", "application/json"),
         ({"content": encoded(Image.new("L", (1001, 1000)))}, 413, "picture_too_large", "1001 x 1000"),
         ({"content": bytes(200_001)}, 413, "body_too_large", "200000"),
