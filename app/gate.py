@@ -20,13 +20,14 @@ from app.settings import Settings
 DEADLINE_HEADER = b"x-deadline-ms"
 # A refused client that sends this much loses its connection, so that it need not send all of it.
 LARGE_BODY_BYTES = 2**20
+MOST_PARAMETERS = 2000  # in a query: each costs time before its name is looked at, and 150,000 fit into a head
 # Requests that are still being sent have no place in the queue yet: slow clients must not keep others out. What has
 # come of them counts for `max_queue_bytes`.
 UPLOADS_PER_PLACE = 16
 
 
 class Gate:
-    """ASGI middleware: API keys, requests per key, requests in all, and each request's deadline."""
+    """ASGI middleware: API keys, parameters, requests per key, requests in all, and each request's deadline."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -48,6 +49,8 @@ class Gate:
         try:
             key = self._key(scope)
             record_of(scope).key = name_of(key)
+            if scope["query_string"].count(b"&") >= MOST_PARAMETERS:
+                raise Refusal("invalid_parameter", f"The query has more than {MOST_PARAMETERS} parameters.")
             if bounded:
                 self._require_place(scope, key, service)
         except Refusal as refusal:

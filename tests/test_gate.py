@@ -16,10 +16,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.addresses import KEYED
+from app.addresses import KEYED, MODEL
 from app.api import create_app
 from app.errors import KINDS
-from app.gate import UPLOADS_PER_PLACE
+from app.gate import MOST_PARAMETERS, UPLOADS_PER_PLACE
 from app.service import Service
 from app.settings import Settings
 from tests.held import Held
@@ -44,6 +44,17 @@ def bearer(key: str) -> dict[str, str]:
 
 def metric(client: TestClient, series: str) -> float:
     return value_of(client.get("/metrics").text, series)
+
+
+def test_a_query_of_countless_parameters_is_not_read(model_file: Path) -> None:
+    """To read it and say what is wrong takes longer the more there are, and nobody else is answered meanwhile."""
+    with client_of(model_file) as client:
+        for address in sorted(KEYED - {MODEL}):
+            most = client.post(f"{address}?{'&'.join(['zzz=1'] * MOST_PARAMETERS)}", files={"images": PICTURE})
+            assert "zzz is not a parameter" in most.text or "takes no parameters" in most.text
+            more = client.post(f"{address}?{'&'.join(['zzz=1'] * (MOST_PARAMETERS + 1))}", files={"images": PICTURE})
+            assert (more.status_code, more.json()["code"]) == (422, "invalid_parameter")
+            assert "more than 2000 parameters" in more.text
 
 
 def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:
