@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
@@ -56,6 +57,9 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         served = await asyncio.to_thread(Service.load, settings) if service is None else service
         app.state.service = served
         warming = asyncio.create_task(served.warm_up())
+        # Else the first one who reads the description or loads the page, whose files are read by these threads, too,
+        # keeps all others waiting for 0.1 s.
+        await run_in_threadpool(app.openapi)
         try:
             yield
         finally:

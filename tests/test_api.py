@@ -241,6 +241,12 @@ def test_unknown_addresses_and_methods_are_problems(client: TestClient) -> None:
     assert client.post("/static/page.js").headers["allow"] == "GET, HEAD"
 
 
+def test_the_description_is_made_before_anybody_could_have_to_wait_for_it(model_file: Path) -> None:
+    app = create_app(Settings(model=model_file, provider="cpu"))
+    with TestClient(app):
+        assert app.openapi_schema is not None
+
+
 def test_the_description_offers_no_null_in_a_query(client: TestClient) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/detect"]["post"]
     kinds = {one["name"]: one["schema"].get("type") for one in operation["parameters"] if one["in"] == "query"}
