@@ -16,6 +16,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from app import gate
 from app.addresses import KEYED, MODEL
 from app.api import create_app
 from app.errors import KINDS
@@ -55,6 +56,19 @@ def test_a_query_of_countless_parameters_is_not_read(model_file: Path) -> None:
             more = client.post(f"{address}?{'&'.join(['zzz=1'] * (MOST_PARAMETERS + 1))}", files={"images": PICTURE})
             assert (more.status_code, more.json()["code"]) == (422, "invalid_parameter")
             assert "more than 2000 parameters" in more.text
+
+
+def test_the_work_for_a_wrong_key_does_not_grow_with_the_number_of_keys(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing 60,000 characters with each of 5,000 keys kept everybody waiting for 0.4 s."""
+    keys = [f"key-number-{number}" for number in range(1000)]
+    with client_of(model_file, api_keys=",".join(keys)) as client:
+        digested: list[bytes] = []
+        monkeypatch.setattr(gate, "_digest", lambda key: digested.append(key) or hashlib.sha256(key).digest())  # type: ignore[func-returns-value]
+        wrong = client.get("/model", headers={"X-API-Key": "x" * 60_000, **bearer("wrong")})
+        assert wrong.status_code == 401 and len(digested) == 2
+        assert all(client.get("/model", headers=bearer(key)).status_code == 200 for key in (keys[0], keys[-1]))
 
 
 def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:
