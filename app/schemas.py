@@ -1,6 +1,8 @@
 """What a request may say and what an answer looks like: the service's HTTP contract."""
 
 import difflib
+import heapq
+import operator
 from functools import lru_cache
 from typing import Annotated, Literal
 from unicodedata import normalize
@@ -11,6 +13,9 @@ from app.artifact import MOST_DETECTIONS, Defaults, Metadata, Resize, Size
 from app.errors import Refusal
 from app.negotiation import answer_type
 from app.postprocess import Parameters
+
+LONGEST_NAME = 200  # characters of a class's
+MOST_COMPARED = 100  # class names, with one that the model does not have
 
 
 class DetectQuery(BaseModel):
@@ -76,10 +81,7 @@ def _class_id(name: str, classes: tuple[str, ...]) -> int:
     if set(several) <= set(classes):
         near, hint = several, "Give each name as a value of its own"
     else:
-        folded: dict[str, str] = {}
-        for known in classes:
-            folded.setdefault(known.casefold(), known)
-        near = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3)] or list(classes[:3])
+        near = _nearest(name, classes) or list(classes[:3])
         hint = "The nearest it has"
     message = f"The model has no class {name[:100]!r}. {hint}: {', '.join(near)}."
     raise Refusal("unknown_class", message, nearest=near)
@@ -92,6 +94,29 @@ def _composed(classes: tuple[str, ...]) -> dict[str, int]:
     Kept, as a request may name a thousand classes, on the event loop.
     """
     return {normalize("NFC", classes[number]): number for number in reversed(range(len(classes)))}
+
+
+def _nearest(name: str, classes: tuple[str, ...]) -> list[str]:
+    """Returns: Up to three class names that resemble a name. Of many, only those that share most pairs of letters with
+    it are compared: comparing 1,200 would keep the event loop busy for up to 0.1 s."""
+    folded, name = _folded(classes), name[:LONGEST_NAME].casefold()
+    pairs = _pairs(name)
+
+    def shared(one: str) -> float:
+        return len(pairs & folded[one][1]) / (1 + len(pairs) + len(folded[one][1]))
+
+    alike = heapq.nlargest(MOST_COMPARED, folded, key=shared) if len(folded) > MOST_COMPARED else folded
+    return [folded[one][0] for one in difflib.get_close_matches(name, alike, n=3)]
+
+
+@lru_cache(maxsize=2)
+def _folded(classes: tuple[str, ...]) -> dict[str, tuple[str, frozenset[str]]]:
+    """Returns: By a name without upper case the class's own name, and the pairs of letters in the former."""
+    return {name.casefold(): (name, _pairs(name.casefold())) for name in reversed(classes)}
+
+
+def _pairs(text: str) -> frozenset[str]:
+    return frozenset(map(operator.add, text, text[1:]))
 
 
 class Answerable(BaseModel):

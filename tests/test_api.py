@@ -4,7 +4,8 @@ import gzip
 import io
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from app import schemas
 from app.api import create_app
 from app.artifact import file_version
 from app.detect_route import _read_query_once
-from app.errors import KINDS
+from app.errors import KINDS, Refusal
 from app.service import Service
 from app.settings import Settings
 from app.uploads import _with_few_boundaries
@@ -223,6 +224,22 @@ def test_an_unknown_class_names_the_nearest(client: TestClient) -> None:
         response = client.post("/detect", params={"classes": name}, content=PICTURE)
         assert response.json()["nearest"][0] == "green"
         assert response.json()["detail"].endswith("green. GET /model lists all.")
+
+
+def test_an_unknown_class_is_compared_with_few_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing it with each of 1,200 kept everybody waiting for up to 0.1 s."""
+    compared: list[int] = []
+
+    def noted(name: str, names: Collection[str], n: int) -> list[str]:
+        compared.append(len(names))
+        return get_close_matches(name, names, n)
+
+    monkeypatch.setattr(schemas.difflib, "get_close_matches", noted)  # type: ignore[attr-defined]
+    model = metadata(classes=[f"{word} number {number}" for word in ("Cat", "dog", "bird") for number in range(400)])
+    with pytest.raises(Refusal) as caught:
+        schemas.DetectQuery(classes=["cat numbr 123"]).parameters(model)
+    assert caught.value.members["nearest"][0] == "Cat number 123"
+    assert compared == [schemas.MOST_COMPARED]
 
 
 def test_classes_in_one_value_are_told_to_be_given_each(client: TestClient) -> None:
