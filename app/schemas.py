@@ -3,6 +3,7 @@
 import difflib
 import heapq
 import operator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Annotated, Literal
 from unicodedata import normalize
@@ -51,7 +52,7 @@ class DetectQuery(BaseModel):
             defaults.score_threshold if self.score_threshold is None else self.score_threshold,
             defaults.iou_threshold if self.iou_threshold is None else self.iou_threshold,
             defaults.max_detections if self.max_detections is None else self.max_detections,
-            None if self.classes is None else tuple(_class_id(name, metadata.classes) for name in self.classes),
+            None if self.classes is None else tuple(_class_ids(self.classes, metadata.classes)),
             self.class_agnostic,
         )
 
@@ -72,11 +73,17 @@ class PictureQuery(DetectQuery):
         return answer_type(accept) if self.draw is None else f"image/{self.draw}"
 
 
-def _class_id(name: str, classes: tuple[str, ...]) -> int:
-    if name in classes:
-        return classes.index(name)
-    if (composed := _composed(classes).get(normalize("NFC", name))) is not None:
-        return composed
+def _class_ids(names: Iterable[str], classes: tuple[str, ...]) -> Iterator[int]:
+    """Raises: Refusal: `unknown_class`."""
+    ids = _ids(classes)
+    for name in names:
+        number = ids.get(name, ids.get(normalize("NFC", name)))
+        if number is None:
+            raise _unknown(name, classes)
+        yield number
+
+
+def _unknown(name: str, classes: tuple[str, ...]) -> Refusal:
     several = [part.strip() for part in name.split(",")]
     if set(several) <= set(classes):
         near, hint = several, "Give each name as a value of its own"
@@ -84,16 +91,18 @@ def _class_id(name: str, classes: tuple[str, ...]) -> int:
         near = _nearest(name, classes) or list(classes[:3])
         hint = "The nearest it has"
     message = f"The model has no class {name[:100]!r}. {hint}: {', '.join(near)}."
-    raise Refusal("unknown_class", message, nearest=near)
+    return Refusal("unknown_class", message, nearest=near)
 
 
 @lru_cache(maxsize=2)  # a reloaded model beside the one before
-def _composed(classes: tuple[str, ...]) -> dict[str, int]:
-    """Returns: Class ids by names in which accents are a part of their letters: a request may write them after these.
+def _ids(classes: tuple[str, ...]) -> dict[str, int]:
+    """Returns: Class ids by names, and by names in which accents are a part of their letters: a request may write them
+    after these.
 
     Kept, as a request may name a thousand classes, on the event loop.
     """
-    return {normalize("NFC", classes[number]): number for number in reversed(range(len(classes)))}
+    composed = {normalize("NFC", classes[number]): number for number in reversed(range(len(classes)))}
+    return composed | {name: number for number, name in enumerate(classes)}
 
 
 def _nearest(name: str, classes: tuple[str, ...]) -> list[str]:
