@@ -43,25 +43,37 @@ def pictures_of(labels: Collection[str], folder: Path) -> dict[str, list[str]]:
 
 def only_matches(names: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     """For a name the one of `there` that differs from it only in letter case, in how accents are put together (macOS
-    takes them apart), in slashes, in what a URL escapes, by leading folders, or by Label Studio's prefix of an upload.
-    Names that fit several are left out, and several that fit one.
+    takes them apart), in slashes or by leading folders; else the one that differs in what a URL escapes, too, or by
+    Label Studio's prefix of an upload. Names that fit several are left out, and several that fit one.
     """
+    names, there = set(names), set(there)
+    found = _matches({name: _tails(_plain(name)) for name in names}, {one: _plain(one) for one in there})
+    names, there = names - found.keys(), there - set(found.values())
+    tails = {name: _tails(_plain(unquote(name))) for name in names}
+    tails = {name: [*own, UPLOADED.sub("", own[-1])] for name, own in tails.items()}
+    return found | _matches(tails, {one: _plain(unquote(one)) for one in there})
+
+
+def _matches(tails: dict[str, list[str]], plain: dict[str, str]) -> dict[str, str]:
     index: dict[str, list[str]] = {}
-    for one in there:
-        index.setdefault(_plain(one), []).append(one)
+    for one, written in plain.items():
+        index.setdefault(written, []).append(one)
     found: dict[str, str] = {}
-    for name in names:
-        parts = _plain(name).split("/")
-        tails = [*("/".join(parts[start:]) for start in range(len(parts))), UPLOADED.sub("", parts[-1])]
-        fitting = next((index[tail] for tail in tails if tail in index), [])
+    for name, own in tails.items():
+        fitting = next((index[tail] for tail in own if tail in index), [])
         if len(fitting) == 1:
             found[name] = fitting[0]
     claims = Counter(found.values())
     return {name: one for name, one in found.items() if claims[one] == 1}
 
 
+def _tails(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
 def _plain(name: str) -> str:
-    return normalize("NFC", normalize("NFC", unquote(name)).casefold()).replace("\\", "/")
+    return normalize("NFC", normalize("NFC", name).casefold()).replace("\\", "/")
 
 
 def _written_otherwise(missing: set[str], taken: set[str], folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from model.data import read_checked
 from model.formats import read_document
+from model.names import only_matches
 from tests.toy import IDS, write_pictures, write_voc, write_yolo
 
 
@@ -86,6 +87,17 @@ def test_a_name_that_fits_several_pictures_is_not_guessed(tmp_path: Path, listed
     problems = read_checked(tmp_path / "boxes.json", tmp_path)[1]
     assert [kind for kind, _ in problems.errors] == ["missing picture"] * len(set(listed) - set(files))
     assert "name in another writing" not in dict(problems.warnings)
+
+
+@pytest.mark.parametrize(
+    ("listed", "files"),
+    [
+        (["x/a%20b.png", "x/a b.png"], ["a%20b.png", "a b.png"]),  # as a browser and a script save one address
+        (["A.png", "0a1b2c3d-a.png"], ["a.png"]),
+    ],
+)
+def test_a_name_as_it_stands_goes_before_what_a_tool_may_have_made_of_it(listed: list[str], files: list[str]) -> None:
+    assert only_matches(listed, files) == dict(zip(listed, files, strict=False))
 
 
 @pytest.mark.parametrize("source", ["yolo", "voc"])
