@@ -295,8 +295,13 @@ class Engine:
                 f"A JPEG's sides have at most {MOST_JPEG_PIXELS} pixels, but the picture is {outcome.size.width} x "
                 f"{outcome.size.height}. Ask for PNG.",
             )
-        more = 2 * outcome.size.area  # for the copy that is drawn on, and for its file
-        picture = decode(job.data, self._max_pixels, reserve=lambda pixels: job.reserve(pixels + more)).picture
+        area = outcome.size.area
+
+        def reserve(pixels: int) -> None:
+            """The picture, the copy that is drawn on, and its file. Of what else decoding takes, only WebP's stays."""
+            job.reserve(max(pixels, 2 * area) + area)
+
+        picture = decode(job.data, self._max_pixels, reserve=reserve).picture
         return drawing(picture, outcome.answer.detections, media_type)
 
 

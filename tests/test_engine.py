@@ -256,10 +256,13 @@ def test_a_decoded_picture_holds_its_canvas_and_no_more(
 
 
 @pytest.mark.usefixtures("session_thread")
+@pytest.mark.parametrize("exif", [{}, {0x0112: 3}])  # to be turned, it is held twice only while it is decoded
 def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, exif: dict[int, int]
 ) -> None:
-    size = rectangle_picture().size
+    tags = Image.Exif()
+    tags.update(exif)
+    content, size = encoded(rectangle_picture(), "JPEG", exif=tags), rectangle_picture().size
     held: list[int] = []
 
     async def run() -> None:
@@ -270,7 +273,7 @@ def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
                 return drawing(picture, *rest)
 
             monkeypatch.setattr("app.engine.drawing", look)
-            outcome = await service.detect(PICTURE, DEFAULTS, draw=PNG)
+            outcome = await service.detect(content, DEFAULTS, draw=PNG)
             assert outcome.drawn is not None
             assert Image.open(io.BytesIO(outcome.drawn)).size == size
             assert metric(service, "fcos_in_flight_pixels") == len(outcome.drawn) // 4
