@@ -52,9 +52,9 @@ def _box(line: str, width: float, height: float) -> dict[str, Any]:
 
 
 def is_prose(file: Path) -> bool:
-    """Whether a txt file among YOLO's is something else: a list of pictures, a readme."""
-    words = _text(file).split(maxsplit=1)
-    return bool(words) and number_of(words[0]) is None
+    """Whether a txt file among YOLO's is something else: a list of pictures (some with a number each), a readme."""
+    words = _text(file).strip().partition("\n")[0].split()
+    return bool(words) and (len(words) < 3 or number_of(words[0]) is None)
 
 
 def _class_names(path: Path) -> list[str]:

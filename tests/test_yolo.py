@@ -119,7 +119,8 @@ def test_yolos_numbers_may_be_written_otherwise_and_lists_lie_beside_them(tmp_pa
     labels, images = yolo(tmp_path, "a", "b")
     (labels / "a.txt").write_text("0.0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2 0.93\n")
     (labels / "b.txt").write_text("0.5 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.2 0.1 0.2 0.2 0.3\n")
-    (labels / "train.txt").write_text("images/a.png\nimages/b.png\n")
+    for name, first in enumerate(("images/a.png", "2007_000027", "000027", "000027 -1")):
+        (labels / f"list-{name}.txt").write_text(f"{first}\nb\n")
     (labels / "gone.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     document, problems = check(read_document(labels, images), "labels", images)
     assert [one["bbox"] for one in document["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
