@@ -12,8 +12,8 @@ from model.pictures import add_sizes, pictures_in
 
 def read_yolo(path: Path, images: Path) -> Document:
     """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0. A line may also be a
-    polygon, `class x1 y1 x2 y2 x3 y3 ...`, which is turned into its box."""
-    names = _class_names(path)
+    polygon, `class x1 y1 x2 y2 x3 y3 ...`, which is turned into its box. A pose's keypoints are left out."""
+    names, poses = _read_names(path)
     annotations: list[dict[str, Any]] = []
     own = pictures_of({file.stem for file in path.glob("*.txt")} - {"classes"}, images)
     own = {label: found for label, found in own.items() if found or not is_prose(path / f"{label}.txt")}
@@ -31,14 +31,14 @@ def read_yolo(path: Path, images: Path) -> Document:
             picture["listed_as"] = f"{label}.txt"
         for count, line in enumerate(_text(path / f"{label}.txt").splitlines(), 1):
             if line.strip():
-                box = _box(line, picture["width"] or 0, picture["height"] or 0)
+                box = _box(line, picture["width"] or 0, picture["height"] or 0, poses)
                 annotations.append({"found_in": f"{label}.txt line {count}", "image_id": picture["id"]} | box)
     return document_of("YOLO", pictures, annotations, enumerate(names))
 
 
-def _box(line: str, width: float, height: float) -> dict[str, Any]:
+def _box(line: str, width: float, height: float, pose: bool) -> dict[str, Any]:
     """A line as an annotation, whose bbox is the line itself if it cannot be read."""
-    words = line.split()
+    words = line.split()[: 5 if pose else None]
     numbers = [number for word in words if (number := number_of(word)) is not None]
     whole = len(numbers) == len(words) and isinstance(numbers[0], int) and all(map(math.isfinite, numbers))
     if whole and len(words) in (5, 6):  # a sixth number is a prediction's confidence
@@ -57,18 +57,20 @@ def is_prose(file: Path) -> bool:
     return bool(words) and (len(words) < 3 or number_of(words[0]) is None)
 
 
-def _class_names(path: Path) -> list[str]:
+def _read_names(path: Path) -> tuple[list[str], bool]:
+    """The names of the classes, and whether the lines are poses: a box, then keypoints."""
     whole = path.absolute()
     for folder in (whole, *whole.parents[:2]):
         for plain in (folder / "classes.txt", folder / "obj.names"):  # the latter darknet's
             if plain.is_file():
-                return [line.strip() for line in _text(plain).splitlines() if line.strip()]
+                return [line.strip() for line in _text(plain).splitlines() if line.strip()], False
         if (file := _yaml_of_names(folder)) is not None:
             import yaml
 
             try:
                 # BaseLoader: a class called no, 007 or 12:30 is text, too.
-                return _names_in_order(yaml.load(_text(file), Loader=yaml.BaseLoader)["names"])  # noqa: S506
+                described = yaml.load(_text(file), Loader=yaml.BaseLoader)  # noqa: S506
+                return _names_in_order(described["names"]), "kpt_shape" in described
             except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{file} has no readable list `names` ({first_line(error)})") from None
     raise ValueError(

@@ -128,6 +128,14 @@ def test_yolos_numbers_may_be_written_otherwise_and_lists_lie_beside_them(tmp_pa
     assert kinds == ["duplicate box", "missing picture", *["unreadable entry"] * 2], "a list is no annotation"
 
 
+@pytest.mark.parametrize("keypoints", ["0.45 0.5 0.55 0.5", "0.45 0.5 2 0.55 0.5 1"])
+def test_of_a_pose_the_box_is_learnt(tmp_path: Path, keypoints: str) -> None:
+    labels, images = yolo(tmp_path, "a")
+    (tmp_path / "set" / "data.yaml").write_text("kpt_shape: [2, 2]\nnames: [cat]\n")
+    (labels / "a.txt").write_text(f"0 0.5 0.5 0.2 0.2 {keypoints}\n")
+    assert [one["bbox"] for one in read_document(labels, images)["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
+
+
 def test_annotations_in_subfolders_are_not_passed_over(tmp_path: Path) -> None:
     labels, images = yolo(tmp_path, "a", "more/b")
     (labels / ".hidden").mkdir()
