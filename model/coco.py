@@ -104,10 +104,11 @@ def _without_dummy(document: Document) -> list[Any]:
     entries: list[Any] = document["categories"]
     used = [annotation.get("category_id") for annotation in document["annotations"] if isinstance(annotation, dict)]
     for dummy in entries if all(isinstance(entry, dict) for entry in entries) else ():
-        above = [entry.get("supercategory") for entry in entries if entry is not dummy]
+        others = [entry for entry in entries if entry is not dummy]
         name = dummy.get("name")
-        if isinstance(name, str) and set(map(str, above)) == {name} and dummy.get("id") not in used:
-            return [entry for entry in entries if entry is not dummy]
+        is_above = isinstance(name, str) and all(entry.get("supercategory") == name for entry in others)
+        if others and is_above and dummy.get("id") not in used:
+            return others
     return entries
 
 

@@ -72,6 +72,10 @@ def test_sizes_that_a_json_lacks_are_the_pictures_own(tmp_path: Path) -> None:
 
 def test_roboflows_category_of_all_categories_is_no_class(tmp_path: Path) -> None:
     document = write_pictures(tmp_path, 4)
+    document["categories"].append({"id": 100, "name": "None"})
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    assert "None" in read_annotations(tmp_path / "boxes.json", tmp_path).classes
+    document["categories"].pop()
     for category in document["categories"]:
         category["supercategory"] = "things"
     document["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
