@@ -9,7 +9,7 @@ from typing import Any
 from app.images import MOST_PIXELS
 from model.coco import Document
 from model.config import service_name
-from model.pictures import for_each, require_whole, upright_size
+from model.pictures import NO_FILE, for_each, require_whole, upright_size
 from model.problems import Problems
 
 SHOWN_LENGTH = 60
@@ -134,10 +134,10 @@ def _with_files(pictures: dict[int, dict[str, Any]], images: Path, problems: Pro
         where = f"image {picture['id']} ({picture['file_name']})"
         path = images / picture["file_name"]
         try:
-            if not path.is_file():
-                return "missing picture", where
             size = upright_size(path)
             require_whole(path)
+        except NO_FILE:
+            return "missing picture", where
         except OSError:
             return "unreadable picture", where
         if size != (picture["height"], picture["width"]):

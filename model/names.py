@@ -9,7 +9,7 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from model.pictures import is_there, is_unreadable, pictures_in, unreadable_in
+from model.pictures import UNREADABLE, pictures_in
 
 FEW = 0.1
 """Share of the pictures that are there, up to which the folder is probably the wrong one."""
@@ -24,9 +24,10 @@ def find_pictures(entries: list[Any], source: Path, folder: Path) -> None:
     Raises:
         ValueError: none are in the folder, or few are, but most in another one nearby.
     """
-    named = [entry for entry in entries if isinstance(entry, dict) and _is_name(entry.get("file_name"))]
+    named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)]
     names = {entry["file_name"] for entry in named}
-    there = {name for name in names if is_there(folder / name)}
+    # Unlike pathlib's, never an error, as for a name that no file can have.
+    there = {name for name in names if os.path.isfile(folder / name)}  # noqa: PTH113
     others = _written_otherwise(names - there, there, folder) if names != there else {}
     require_some(names, there | others.keys(), source, folder)
     for entry in named:
@@ -38,7 +39,7 @@ def pictures_of(labels: Collection[str], folder: Path) -> dict[str, list[str]]:
     """The pictures that belong to the files of VOC or YOLO with these stems: those with the same stem, else the only
     one whose stem differs in writing alone, else one in a format that cannot be read."""
     found = _with_stems(labels, pictures_in(folder))
-    return found | _with_stems({label for label in labels if not found[label]}, unreadable_in(folder))
+    return found | _with_stems({label for label in labels if not found[label]}, pictures_in(folder, UNREADABLE))
 
 
 def only_matches(names: Iterable[str], there: Iterable[str]) -> dict[str, str]:
@@ -81,7 +82,7 @@ def _written_otherwise(missing: set[str], taken: set[str], folder: Path) -> dict
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     files -= {os.path.normpath(name) for name in taken}
     found = only_matches(missing, files)
-    unreadable = {_stem(file): file for file in files - set(found.values()) if is_unreadable(file)}
+    unreadable = {_stem(file): file for file in files - set(found.values()) if file.lower().endswith(UNREADABLE)}
     stems = {_stem(name): name for name in missing - found.keys()}
     return found | {stems[stem]: unreadable[one] for stem, one in only_matches(stems, unreadable).items()}
 
@@ -125,7 +126,3 @@ def _folders_in(folder: Path) -> list[Path]:
     """Those that can be read, without programs' own."""
     found = (one for one in folder.iterdir() if one.is_dir() and os.access(one, os.R_OK | os.X_OK))
     return sorted(one for one in found if one.name[0] != ".")
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value

@@ -1,7 +1,7 @@
 """The files of pictures: which lie in a folder, how large they are, whether they are whole, and what they show."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,8 @@ from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, Decoded, decode, 
 
 UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What reading raises where there is no file."""
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
@@ -26,19 +28,9 @@ def require_unpacked(path: Path) -> None:
         raise ValueError(f"{path} is packed: unpack it, and give what was in it")
 
 
-def pictures_in(folder: Path) -> list[str]:
-    """The names of the pictures in a folder."""
-    return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-
-
-def unreadable_in(folder: Path) -> list[str]:
-    """The names of the pictures in a folder whose formats cannot be read."""
-    return sorted(file.name for file in folder.iterdir() if is_unreadable(file.name))
-
-
-def is_unreadable(name: str) -> bool:
-    """Whether a picture's format cannot be read, by its name."""
-    return name.lower().endswith(UNREADABLE)
+def pictures_in(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[str]:
+    """The names of the pictures in a folder: of those that can be read, or with the given suffixes."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in suffixes)
 
 
 def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
@@ -48,14 +40,6 @@ def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found
         return list(pool.map(look, items))
     finally:  # by a Ctrl-C, too, while items are still being handed in: all those would be waited for
         pool.shutdown(cancel_futures=True)
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is a file; a name that no file can have is no error."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -84,11 +68,10 @@ def add_sizes(entries: list[dict[str, Any]], images: Path) -> None:
     says whether there is a file at all."""
 
     def look(entry: dict[str, Any]) -> None:
-        path = images / str(entry.get("file_name"))
         try:
-            entry["height"], entry["width"] = upright_size(path)
-        except OSError:
-            entry |= {"width": None, "height": None, "unreadable": is_there(path)}
+            entry["height"], entry["width"] = upright_size(images / str(entry.get("file_name")))
+        except OSError as error:
+            entry |= {"width": None, "height": None, "unreadable": not isinstance(error, NO_FILE)}
 
     for_each(look, entries)
 

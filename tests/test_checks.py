@@ -39,6 +39,7 @@ def save_as(kind: str, mode: str, images: Path) -> None:
 
 SPOILT = [
     ("missing picture", "image 10", lambda _, images: (images / "picture-1.png").unlink()),
+    ("missing picture", "image 10", set_of("images", 1, file_name="")),
     ("unreadable picture", "image 10", set_of("images", 1, file_name="x" * 300)),
     ("unreadable picture", "image 10", lambda _, images: (images / "picture-1.png").write_bytes(b"no picture")),
     ("unreadable picture", "image 10", lambda _, images: cut_off(images / "picture-1.png")),
