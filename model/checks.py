@@ -156,7 +156,6 @@ def _sound(
     document: Document, pictures: dict[int, dict[str, Any]], categories: dict[int, dict[str, Any]], problems: Problems
 ) -> list[dict[str, Any]]:
     """The annotations that can be learnt from."""
-    # An annotation whose picture or class was left out above is left out silently: that has been reported.
     listed = {
         part: {one["id"] for one in document[part] if isinstance(one, dict) and isinstance(one.get("id"), int)}
         for part in ("images", "categories")
@@ -168,43 +167,39 @@ def _sound(
         where = _place(entry, "annotation", position)
         if isinstance(entry, dict) and "found_in" not in entry:
             where += f" of {_picture(entry, pictures)}"
-        if box is None or not {"image_id", "category_id"} <= set(entry) or not _in(entry.get("iscrowd"), (None, 0, 1)):
+        if box is None or not {"image_id", "category_id"} <= set(entry) or entry.get("iscrowd") not in (None, 0, 1):
             shown = entry["bbox"] if box is None and isinstance(entry, dict) and "bbox" in entry else entry
             problems.add("unreadable entry", f"{where}: {_short(shown)}")
             continue
         image, category, crowd = entry["image_id"], entry["category_id"], int(bool(entry.get("iscrowd")))
         if not _in(image, listed["images"]):
             problems.add("unknown image id", where)
-            continue
-        if not _in(category, listed["categories"]):
+        elif not _in(category, listed["categories"]):
             problems.add("unknown category id", f"{where}: {category!r}")
-            continue
-        if image not in pictures or category not in categories:
-            continue
-        if fault := _fault_of(box, pictures[image]):
+        elif image not in pictures or category not in categories:
+            pass  # these were left out, which has been reported
+        elif fault := _fault_of(box, pictures[image]):
             kind, how = fault
             problems.add(kind, f"{where}: {box}{how}")
-            continue
-        key = (image, category, *box, crowd)
-        if key in seen:
+        elif (key := (image, category, *box, crowd)) in seen:
             problems.add("duplicate box", f"{where}: {box}")
-            continue
-        seen.add(key)
-        width, height = box[2:]
-        if min(width, height) < 1:
-            problems.add("box under 1 px", f"{where}: {box}")
-        area = entry.get("area")
-        area = float(area) if isinstance(area, (int, float)) and 0 < area <= MOST_PIXELS else width * height
-        sound.append(
-            {
-                "id": len(sound) + 1,  # COCO's protocol takes an id of 0 for "unmatched"
-                "image_id": image,
-                "category_id": category,
-                "bbox": box,
-                "area": area,
-                "iscrowd": crowd,
-            }
-        )
+        else:
+            seen.add(key)
+            width, height = box[2:]
+            if min(width, height) < 1:
+                problems.add("box under 1 px", f"{where}: {box}")
+            area = entry.get("area")
+            area = float(area) if isinstance(area, (int, float)) and 0 < area <= MOST_PIXELS else width * height
+            sound.append(
+                {
+                    "id": len(sound) + 1,  # COCO's protocol takes an id of 0 for "unmatched"
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": crowd,
+                }
+            )
     if sound and all(min(one["bbox"][2:]) < 1 for one in sound):
         problems.add("fractions", f"all {len(sound)} boxes are under 1 px")
         return []
@@ -233,11 +228,10 @@ def _picture(entry: dict[str, Any], pictures: dict[int, dict[str, Any]]) -> str:
 
 def _place(entry: Any, what: str, position: int) -> str:
     """Where a person finds an entry: in VOC and YOLO by its file, as the ids are those that we gave."""
-    if not isinstance(entry, dict):
-        return f"{what} at position {position}"
-    if "found_in" in entry:
+    if isinstance(entry, dict) and "found_in" in entry:
         return str(entry["found_in"])
-    return f"{what} {entry['id']}" if "id" in entry and what == "annotation" else f"{what} at position {position}"
+    numbered = what == "annotation" and isinstance(entry, dict) and "id" in entry
+    return f"{what} {entry['id']}" if numbered else f"{what} at position {position}"
 
 
 def _short(value: Any) -> str:
@@ -246,16 +240,11 @@ def _short(value: Any) -> str:
 
 
 def _numbers(bbox: Any) -> list[float] | None:
-    if (
-        not isinstance(bbox, (list, tuple))
-        or len(bbox) != 4
-        or not all(isinstance(side, (int, float)) for side in bbox)
-    ):
-        return None
     try:
-        return [float(side) for side in bbox]
-    except OverflowError:  # json's integers have as many digits as they like
+        x, y, width, height = (side + 0.0 for side in bbox)  # so that text, unlike for float(), is an error
+    except (TypeError, ValueError, OverflowError):  # the last as json's integers have as many digits as they like
         return None
+    return [x, y, width, height]
 
 
 def _in(key: Any, known: Any) -> bool:
