@@ -46,8 +46,7 @@ class Annotations:
 
     def size_of(self, index: int) -> Size:
         """Size of an upright picture."""
-        height, width = self.sizes[index].tolist()
-        return Size(height, width)
+        return Size(*self.sizes[index].tolist())
 
     @classmethod
     def from_document(cls, document: Document) -> Self:

@@ -28,8 +28,7 @@ def read_document(path: Path, images: Path, classes: Sequence[str] = ()) -> Docu
         raise ValueError(f"no annotations at {path}: give a COCO json, a folder of VOC xml, or a folder of YOLO txt")
     if path.is_file():
         _require_all_in_one(path)
-    if images.is_file():
-        require_unpacked(images)
+    require_unpacked(images)
     if not images.is_dir():
         raise ValueError(f"no folder of pictures at {images}")
     if path.is_file():

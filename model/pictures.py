@@ -24,7 +24,7 @@ _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write
 
 def require_unpacked(path: Path) -> None:
     """Raises: ValueError: the path is an archive's, as data sets are downloaded."""
-    if path.suffix.lower() in PACKED:
+    if path.suffix.lower() in PACKED and path.is_file():
         raise ValueError(f"{path} is packed: unpack it, and give what was in it")
 
 
