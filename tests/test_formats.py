@@ -48,7 +48,6 @@ def test_polygons_are_learnt_as_their_boxes(tmp_path: Path) -> None:
     """Among boxes, as Roboflow writes them into one file; and in a json that has no bbox."""
     document = write_pictures(tmp_path / "pictures", 1)  # 96 x 64
     write_yolo(tmp_path / "yolo", document)
-    (tmp_path / "yolo" / "classes.txt").write_text("\n".join(IDS))
     lines = "0 .5 .5 .5 .5\n1 .25 .75 .5 .25 .75 .5\n2 .125 .25 .5 .25 .5 .5 .125 .5\n"
     (tmp_path / "yolo" / "picture-0.txt").write_text(lines)
     polygons = [[[24, 16, 72, 16, 72, 48, 24, 48]], [[24, 48, 48, 16, 48, 32], [72, 20, 50, 20, 60, 30]]]

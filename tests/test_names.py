@@ -9,7 +9,7 @@ from PIL import Image
 from model.data import read_checked
 from model.formats import read_document
 from model.names import only_matches
-from tests.toy import IDS, write_pictures, write_voc, write_yolo
+from tests.toy import write_pictures, write_voc, write_yolo
 
 
 @pytest.mark.parametrize("source", ["boxes.json", "yolo", "voc"])
@@ -19,7 +19,6 @@ def test_a_wrong_folder_of_pictures_is_one_sentence_and_the_right_one_is_named(t
     (tmp_path / "boxes.json").write_text(json.dumps(document | {"images": listed}))
     write_yolo(tmp_path / "yolo", document)
     write_voc(tmp_path / "voc", document)
-    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
     right, beside, far = (tmp_path / name for name in ("pictures/train", "pictures/val", "far/away"))
     for empty in (beside, far):
         empty.mkdir(parents=True)
@@ -104,7 +103,6 @@ def test_a_name_as_it_stands_goes_before_what_a_tool_may_have_made_of_it(listed:
 def test_a_stem_in_another_writing_is_found(tmp_path: Path, source: str) -> None:
     document = write_pictures(tmp_path / "pictures", 2)
     (write_voc if source == "voc" else write_yolo)(tmp_path / source, document)
-    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
     suffix = {"voc": "xml", "yolo": "txt"}[source]
     (tmp_path / source / f"picture-0.{suffix}").rename(tmp_path / source / f"e\u0301.{suffix}")
     (tmp_path / "pictures" / "picture-0.png").rename(tmp_path / "pictures" / "\u00c9.png")
@@ -119,7 +117,6 @@ def test_a_picture_in_a_format_that_cannot_be_read_is_not_missing(tmp_path: Path
     document = write_pictures(tmp_path / "pictures", 2)
     write_yolo(tmp_path / "yolo", document)
     write_voc(tmp_path / "voc", document)
-    (tmp_path / "data.yaml").write_text(f"names: {list(IDS)}")
     (tmp_path / "boxes.json").write_text(json.dumps(document))
     sizeless = [{"id": one["id"], "file_name": one["file_name"]} for one in document["images"]]
     (tmp_path / "sizeless.json").write_text(json.dumps(document | {"images": sizeless}))

@@ -99,7 +99,9 @@ def write_voc(folder: Path, document: Document) -> None:
 
 
 def write_yolo(folder: Path, document: Document) -> None:
+    """With the names of the classes beside the folder."""
     folder.mkdir()
+    (folder.parent / "data.yaml").write_text(f"names: {[category['name'] for category in document['categories']]}")
     position = {category["id"]: i for i, category in enumerate(document["categories"])}
     for image in document["images"]:
         lines = []
