@@ -17,7 +17,7 @@ def read_yolo(path: Path, images: Path) -> Document:
     annotations: list[dict[str, Any]] = []
     own = pictures_of({file.stem for file in path.glob("*.txt")} - {"classes"}, images)
     own = {label: found for label, found in own.items() if found or not is_prose(path / f"{label}.txt")}
-    require_some(own, [label for label, found in own.items() if found], path, images)
+    require_some([f"{label}.txt" for label in own], [label for label, found in own.items() if found], path, images)
     # One for all pictures that differ only in the suffix.
     labels = {name: label for label, found in own.items() for name in found or [f"{label}.jpg"]}
     names_in_order = enumerate(sorted({*pictures_in(images), *labels}), 1)

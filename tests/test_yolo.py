@@ -115,6 +115,12 @@ def test_of_a_pose_the_box_is_learnt(tmp_path: Path, keypoints: str) -> None:
     assert [one["bbox"] for one in read_document(labels, images)["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
 
 
+def test_the_folder_of_pictures_is_found_where_their_names_have_dots(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a_jpg.rf.0a", "b_jpg.rf.1b")  # Roboflow's
+    with pytest.raises(ValueError, match=f"none of the 2 pictures of labels is in {labels}: give {images}, which"):
+        read_document(labels, labels)
+
+
 def test_annotations_in_subfolders_are_not_passed_over(tmp_path: Path) -> None:
     labels, images = yolo(tmp_path, "a", "more/b")
     (labels / ".hidden").mkdir()
