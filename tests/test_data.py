@@ -36,17 +36,13 @@ def test_sparse_ids_become_positions(toy: tuple[Path, Path]) -> None:
     document = json.loads(toy[0].read_text())
     names = {number: name for name, number in IDS.items()}
     assert annotations.classes == tuple(names[number] for number in sorted(names))
-    ids = {image["file_name"]: image["id"] for image in document["images"]}
-    for index, file_name in enumerate(annotations.file_names.tolist()):
+    for image in document["images"]:
         expected = [
             (names[a["category_id"]], [*a["bbox"][:2], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]])
             for a in document["annotations"]
-            if a["image_id"] == ids[file_name]
+            if a["image_id"] == image["id"]
         ]
-        boxes, labels = annotations.of(index)
-        assert [
-            (annotations.classes[label], box) for label, box in zip(labels, boxes.tolist(), strict=True)
-        ] == expected
+        assert content(annotations)[image["file_name"]] == expected
 
 
 def test_the_order_of_the_json_does_not_matter(toy: tuple[Path, Path], tmp_path: Path) -> None:
