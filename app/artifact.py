@@ -27,6 +27,7 @@ FORMAT_VERSION = 1
 CANVAS_MULTIPLE = 32
 MOST_DETECTIONS = 1000  # that a request may ask for
 LONGEST_CANVAS = 4096  # pixels of a side: a canvas too large for memory would end the service
+LONGEST_NAME = 200  # characters of a class's or the model's
 
 
 class Size(NamedTuple):
@@ -42,7 +43,7 @@ class Size(NamedTuple):
 
 Positive = Annotated[int, Field(ge=1, le=65_536)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_NAME)]
 
 
 class Part(BaseModel):

@@ -137,7 +137,7 @@ def decode(
                 # The size as stored, perhaps lying on its side: both sides shrink alike.
                 scale = _draft(picture, resized(size))
             coefficients = size.area * _coefficients(picture) if file.scans > 1 else 0
-            reserve(-(-_bytes_held(picture, coefficients, may_turn=_may_turn(picture, data)) // 4) + tile)
+            reserve(math.ceil(_bytes_held(picture, coefficients, may_turn=_may_turn(picture, data)) / 4) + tile)
             _scale_transparency(picture)
             picture.load()
             if scale == 1:
@@ -198,7 +198,7 @@ def _may_turn(picture: Image.Image, data: bytes) -> bool:
     return orientation(picture) != 1
 
 
-def _bytes_held(picture: Image.Image, coefficients: float, *, may_turn: bool) -> int:
+def _bytes_held(picture: Image.Image, coefficients: float, *, may_turn: bool) -> float:
     """Returns: The most bytes that decoding holds at a time, converted and turned pictures included."""
     if picture.mode.startswith("I"):
         each = 12
@@ -212,7 +212,7 @@ def _bytes_held(picture: Image.Image, coefficients: float, *, may_turn: bool) ->
     elif picture.format == "TIFF":
         each = max(8, each)  # turned by Pillow while it is read
     pixels = picture.width * picture.height
-    return math.ceil(max(pixels * each, pixels * 4 + coefficients))
+    return max(pixels * each, pixels * 4 + coefficients)
 
 
 def _unknown(data: bytes) -> Refusal:

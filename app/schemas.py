@@ -10,12 +10,11 @@ from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from app.artifact import MOST_DETECTIONS, Defaults, Metadata, Resize, Size
+from app.artifact import LONGEST_NAME, MOST_DETECTIONS, Defaults, Metadata, Resize, Size
 from app.errors import Refusal
 from app.negotiation import answer_type
 from app.postprocess import Parameters
 
-LONGEST_NAME = 200  # characters of a class's
 MOST_COMPARED = 100  # class names, with one that the model does not have
 
 
@@ -77,7 +76,9 @@ def _class_ids(names: Iterable[str], classes: tuple[str, ...]) -> Iterator[int]:
     """Raises: Refusal: `unknown_class`."""
     ids = _ids(classes)
     for name in names:
-        number = ids.get(name, ids.get(normalize("NFC", name)))
+        number = ids.get(name)
+        if number is None:
+            number = ids.get(normalize("NFC", name))
         if number is None:
             raise _unknown(name, classes)
         yield number

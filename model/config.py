@@ -6,7 +6,7 @@ from unicodedata import normalize
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.artifact import CANVAS_MULTIPLE, LONGEST_CANVAS, Name
+from app.artifact import CANVAS_MULTIPLE, LONGEST_CANVAS, LONGEST_NAME, Name
 
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -113,7 +113,7 @@ def service_name(value: Any) -> str | None:
 def require_name(name: str) -> None:
     """Raises: ValueError: the service does not accept --name."""
     if service_name(name) is None:
-        raise ValueError(f"--name must have 1 to 200 characters, not only spaces, but got {name!r}")
+        raise ValueError(f"--name must have 1 to {LONGEST_NAME} characters, not only spaces, but got {name!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -197,17 +197,18 @@ def test_a_drawing_that_is_not_taken_keeps_its_place(model_file: Path) -> None:
         slow.sendall(picture[-1:])
         assert slow.recv(12) == b"HTTP/1.1 503", "a place is wanted by what has come, too"
 
-        def status() -> int:
+        def ask(method: str, path: str, body: bytes | None = None) -> tuple[int, str]:
             connection = http.client.HTTPConnection(host, int(port), timeout=60)
             with contextlib.closing(connection):
-                connection.request("POST", "/detect", picture)
-                return connection.getresponse().status
+                connection.request(method, path, body)
+                response = connection.getresponse()
+                return response.status, response.read().decode()
+
+        def status() -> int:
+            return ask("POST", "/detect", picture)[0]
 
         def pixels_held() -> float:
-            connection = http.client.HTTPConnection(host, int(port), timeout=60)
-            with contextlib.closing(connection):
-                connection.request("GET", "/metrics")
-                lines = connection.getresponse().read().decode().splitlines()
+            lines = ask("GET", "/metrics")[1].splitlines()
             return next(float(line.split()[1]) for line in lines if line.startswith("fcos_in_flight_pixels "))
 
         assert status() == 503
