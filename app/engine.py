@@ -8,7 +8,7 @@ would only compete with the workers for the same cores: so a worker that has dec
 finishes it, as long as a session is free. Every further thread, and every hand-over, costs a small model dearly.
 
 Concurrent pictures have a core each, which wastes least. A lone picture has all cores, which is fastest. A model too
-quick for several cores gains from batches: then a worker first decodes what else has arrived, until a batch is full.
+quick for several cores gains from batches: then a worker first decodes what else has arrived, until there is a batch.
 """
 
 import asyncio
@@ -78,9 +78,9 @@ class Engine:
         self._arrived: deque[Job] = deque()  # to be decoded
         self._batcher: Batcher[Job] = Batcher(settings.max_batch or largest_batch(runner.provider))
         self._warm: Future[None] = Future()
-        sessions = session_count(settings, runner.provider)
-        self.pace = Pace(sessions)
-        self._free_sessions = threading.Semaphore(sessions)  # of those that workers run
+        self._sessions = session_count(settings, runner.provider)
+        self.pace = Pace(self._sessions)
+        self._free_sessions = threading.Semaphore(self._sessions)  # of those that workers run
         self._session = threading.Thread(target=self._serve, name="session") if runner.provider in OWN_THREAD else None
 
     @property
@@ -196,8 +196,15 @@ class Engine:
                 self._free_sessions.release()
 
     def _worth_running(self) -> bool:
-        """Whether a batch is full, or all that could fill it is decoded: asked again after each picture is decoded."""
-        return len(self._batcher) >= (self._batcher.largest if self._arrived else 1)
+        """Whether there is a batch, or all that could fill it is decoded: asked again after each picture is decoded.
+
+        If the pictures of few users were all in batches, sessions would idle while answers go out and the next pictures
+        come in. So half of them may wait. A single session has no other to compete with, and gains from larger batches.
+        """
+        enough = self._batcher.largest
+        if self._sessions > 1:
+            enough = min(enough, max(1, self.users // (2 * self._sessions)))
+        return len(self._batcher) >= (enough if self._arrived else 1)
 
     def _expected_s(self) -> float:
         return self.pace.batch_s

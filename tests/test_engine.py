@@ -126,10 +126,32 @@ def test_a_worker_decodes_what_fills_a_batch(
     held.open.set()
 
     async def run() -> None:
-        async with served(model_file, decode_threads=1, **settings) as service:
+        async with served(model_file, sessions=1, decode_threads=1, **settings) as service:
             held.install(monkeypatch)
             await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(6)))
             assert held.batches == batches
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("count", "first"), [(3, 1), (8, 2), (12, 3), (20, 4), (40, 4)])
+def test_of_two_sessions_each_leaves_half_of_its_pictures_waiting(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, count: int, first: int
+) -> None:
+    decoder = HeldDecoder()
+
+    async def run() -> None:
+        async with served(model_file, sessions=2, decode_threads=1, max_batch=4) as service:
+            decoder.install(monkeypatch)
+            held.install(monkeypatch)
+            tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(count)]
+            await until(lambda: service._engine.users == count)
+            decoder.open.set()
+            await until(lambda: held.batches != [])
+            held.open.set()
+            await asyncio.gather(*tasks)
+            assert held.batches[0] == first
+            assert sum(held.batches) == count
 
     asyncio.run(run())
 
@@ -142,7 +164,7 @@ def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
     held.open.set()
 
     async def run() -> None:
-        async with served(model_file, decode_threads=1, max_batch=4) as service:
+        async with served(model_file, sessions=1, decode_threads=1, max_batch=4) as service:
             decoder.install(monkeypatch)
             held.install(monkeypatch)
             pictures = [PICTURE, PICTURE, PICTURE[:-60] if last == "corrupt" else PICTURE]
@@ -170,7 +192,7 @@ def test_on_a_cpu_only_quick_models_have_batches(
     held.open.set()
 
     async def run() -> None:
-        async with served(model_file, decode_threads=1, max_batch=0) as service:
+        async with served(model_file, sessions=1, decode_threads=1, max_batch=0) as service:
             held.install(monkeypatch)
             await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(4)))
             assert held.batches == batches
