@@ -6,6 +6,7 @@ times faster: it looks for candidates among the logits and computes scores, boxe
 N: pictures. P: points of all levels, row-major, level after level. C: classes. K: boxes. Boxes are xyxy, float32.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,33 +134,36 @@ def _candidates(
     if parameters.class_ids is not None:
         allowed = np.zeros(classes, np.bool_)
         allowed[list(parameters.class_ids)] = True
+    ends = np.cumsum([grid.area for grid in grids(metadata.strides, canvas)]).tolist()
+    levels = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
-    found: list[tuple[Indices, Indices, Floats]] = []
-    first = 0
-    for grid in grids(metadata.strides, canvas):
-        level = slice(first, first + grid.area)
-        logits = heads.class_logits[level].reshape(-1)
-        centerness = heads.centerness[level]
+    logits = heads.class_logits.reshape(-1)
+    flat = np.flatnonzero(logits > _lowest_class_logit(heads.centerness, parameters.score_threshold))
+    if len(flat) > MANY_CANDIDATES * metadata.top_k:
+        flat = np.concatenate(
+            [
+                level.start * classes
+                + _reaching_best(heads.class_logits[level], heads.centerness[level], allowed, metadata.top_k)
+                for level in levels
+            ]
+        )
+    point_ids, class_ids = np.divmod(flat, classes)
+    if allowed is not None:
+        chosen = allowed[class_ids]
+        flat, point_ids, class_ids = flat[chosen], point_ids[chosen], class_ids[chosen]
 
-        flat = np.flatnonzero(logits > _lowest_class_logit(centerness, parameters.score_threshold))
-        if len(flat) > MANY_CANDIDATES * metadata.top_k:
-            flat = _reaching_best(heads.class_logits[level], centerness, allowed, metadata.top_k)
-        point_ids, class_ids = np.divmod(flat, classes)
-        if allowed is not None:
-            chosen = allowed[class_ids]
-            flat, point_ids, class_ids = flat[chosen], point_ids[chosen], class_ids[chosen]
-
-        class_logits, centerness = logits[flat], centerness[point_ids]
-        scores = np.sqrt(_sigmoid(class_logits) * _sigmoid(centerness))
-        chosen = scores > parameters.score_threshold
-        chosen &= np.isfinite(class_logits) & np.isfinite(centerness)
-        point_ids, class_ids, scores = point_ids[chosen], class_ids[chosen], scores[chosen]
-
-        best = _best(scores, metadata.top_k)
-        found.append((point_ids[best] + first, class_ids[best], scores[best]))
-        first = level.stop
-    points, labels, values = zip(*found, strict=True)
-    return np.concatenate(points), np.concatenate(labels), np.concatenate(values)
+    class_logits, centerness = logits[flat], heads.centerness[point_ids]
+    scores = np.sqrt(_sigmoid(class_logits) * _sigmoid(centerness))
+    chosen = scores > parameters.score_threshold
+    chosen &= np.isfinite(class_logits) & np.isfinite(centerness)
+    point_ids, class_ids, scores = point_ids[chosen], class_ids[chosen], scores[chosen]
+    if len(scores) > metadata.top_k:
+        bounds = [0, *np.searchsorted(point_ids, ends).tolist()]
+        best = np.concatenate(
+            [start + _best(scores[start:end], metadata.top_k) for start, end in itertools.pairwise(bounds)]
+        )
+        point_ids, class_ids, scores = point_ids[best], class_ids[best], scores[best]
+    return point_ids, class_ids, scores
 
 
 def _reaching_best(class_logits: Floats, centerness: Floats, allowed: NDArray[np.bool_] | None, count: int) -> Indices:
@@ -201,10 +205,10 @@ def _sigmoid(logits: Floats) -> Floats:
     return one / (one + np.exp(-np.maximum(logits, LOWEST_LOGIT)))
 
 
-def _best(scores: Floats, count: int) -> Indices | slice:
+def _best(scores: Floats, count: int) -> Indices:
     """Returns: The indices of the `count` highest scores, ascending; of equal scores the first ones."""
     if len(scores) <= count:
-        return slice(None)
+        return np.arange(len(scores))
     lowest = np.partition(scores, -count)[-count]
     above, equal = np.flatnonzero(scores > lowest), np.flatnonzero(scores == lowest)
     return np.sort(np.concatenate([above, equal[: count - len(above)]]))
