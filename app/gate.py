@@ -99,13 +99,13 @@ class Gate:
         if self._settings.max_per_key and key and self._requests_of[key] >= self._settings.max_per_key:
             raise Refusal(
                 "too_many_requests",
-                f"This key may have {self._settings.max_per_key} requests at a time. Wait for one to end.",
+                f"Requests of this key at a time: at most {self._settings.max_per_key}. Wait for one to end.",
                 headers={"Retry-After": "1"},
             )
         if service.uploading >= UPLOADS_PER_PLACE * self._settings.max_queue:
             raise Refusal(
                 "overloaded",
-                f"{service.uploading} requests are being sent. Try again later.",
+                f"Requests being sent: {service.uploading}, which is all there is room for. Try again later.",
                 headers={"Retry-After": "1"},
             )
         service.require_room(record.deadline, service.answering)

@@ -155,9 +155,9 @@ class Service:
         taken = max(self._in_flight, others)
         expected_s = self._in_flight * self._engine.pace.picture_s
         if taken >= self.settings.max_queue:
-            reason = f"{taken} requests are being answered, and at most {self.settings.max_queue} may be"
+            reason = f"Requests being answered: {taken}, of at most {self.settings.max_queue}"
         elif perf_counter() + MARGIN * expected_s > deadline:
-            reason = f"{self._in_flight} pictures are waiting, which takes about {expected_s:.1f} s"
+            reason = f"Pictures being answered: {self._in_flight}, which takes about {expected_s:.1f} s"
         else:
             return
         raise Refusal(

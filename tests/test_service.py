@@ -59,7 +59,7 @@ def test_answers_that_are_still_to_be_taken_have_places_but_take_no_time(model_f
             assert service._engine.pace.picture_s > 0, "known from the warm-up"
             service._engine.pace.picture_s = 1
             service.require_room(perf_counter() + 2, others=63)
-            with pytest.raises(Refusal, match="64 requests are being answered, and at most 64 may be"):
+            with pytest.raises(Refusal, match="Requests being answered: 64, of at most 64"):
                 service.require_room(perf_counter() + 2, others=64)
 
     asyncio.run(run())
