@@ -1,6 +1,7 @@
 """The files of pictures: which lie in a folder, how large they are, whether they are whole, and what they show."""
 
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """What reading raises where there is no file."""
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+_THREADS = 8
 _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
 
 
@@ -35,11 +37,27 @@ def pictures_in(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[str]
 
 def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
     """What `look` finds for each item, in order. Several are looked at once, as a disk on a network answers late."""
-    pool = ThreadPoolExecutor(8)
-    try:
-        return list(pool.map(look, items))
-    finally:  # by a Ctrl-C, too, while items are still being handed in: all those would be waited for
-        pool.shutdown(cancel_futures=True)
+    tasks = iter(list(enumerate(items)))
+    found: dict[int, Found] = {}
+    stopped = threading.Event()
+
+    def work(_: int) -> None:
+        for index, item in tasks:
+            if stopped.is_set():
+                break
+            try:
+                found[index] = look(item)
+            except BaseException:
+                stopped.set()
+                raise
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            # Not a task for each item: a Ctrl-C while one is handed in may leave a lock taken, for which all then wait.
+            list(pool.map(work, range(_THREADS)))
+        finally:
+            stopped.set()
+    return [found[index] for index in range(len(found))]
 
 
 def upright_size(path: Path) -> tuple[int, int]:

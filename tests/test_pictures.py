@@ -1,7 +1,8 @@
 """Of a picture its upright size is read, and what is none is said."""
 
+import signal
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,18 +69,23 @@ def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeyp
         open_picture(tmp_path / "large.png")
 
 
-def test_what_ends_the_handing_in_of_pictures_ends_the_looking_at_them() -> None:
-    """As a Ctrl-C does, in the first seconds of a hundred thousand pictures."""
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, OSError])
+def test_a_ctrl_c_or_an_error_ends_the_looking_at_pictures(ends: type[BaseException]) -> None:
     looked = []
+    main = threading.get_ident()
 
     def look(number: int) -> None:
         looked.append(number)
+        if number == 20 and ends is KeyboardInterrupt:
+            signal.pthread_kill(main, signal.SIGINT)
+        elif number == 20:
+            raise OSError
         time.sleep(0.01)
 
-    def numbers() -> Iterator[int]:
-        yield from range(200)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        for_each(look, numbers())
-    assert len(looked) < 100
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run
+    try:
+        with pytest.raises(ends):
+            for_each(look, range(2000))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(looked) < 1000
