@@ -11,6 +11,7 @@ from PIL import Image
 
 from app.artifact import Metadata, Size
 from app.canvas import resized_size
+from app.cores import core_count
 from app.errors import Refusal
 from app.images import FORMATS, MOST_PIXELS, SUFFIXES, TURNED, Decoded, decode, orientation
 
@@ -20,7 +21,6 @@ NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """What reading raises where there is no file."""
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-_THREADS = 8
 _TAIL = 4096  # bytes searched for the end of a JPEG or PNG: some programs write a little after it
 
 
@@ -37,7 +37,8 @@ def pictures_in(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[str]
 
 def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
     """What `look` finds for each item, in order. Several are looked at once, as a disk on a network answers late."""
-    tasks = iter(list(enumerate(items)))
+    threads = max(8, core_count())
+    tasks = iter(list(enumerate(items)))  # threads may share a list's iterator
     found: dict[int, Found] = {}
     stopped = threading.Event()
 
@@ -51,10 +52,10 @@ def for_each(look: Callable[[Item], Found], items: Iterable[Item]) -> list[Found
                 stopped.set()
                 raise
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             # Not a task for each item: a Ctrl-C while one is handed in may leave a lock taken, for which all then wait.
-            list(pool.map(work, range(_THREADS)))
+            list(pool.map(work, range(threads)))
         finally:
             stopped.set()
     return [found[index] for index in range(len(found))]

@@ -13,7 +13,6 @@ xyxy.
 
 import math
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,10 +23,9 @@ from torch import Tensor
 
 from app.artifact import Metadata, Resize, Size
 from app.canvas import REDUCING_GAP, resized_size
-from app.cores import core_count
 from model.data import Annotations, Batch, Plan
 from model.layout import Augmentation, Light
-from model.pictures import open_reduced
+from model.pictures import for_each, open_reduced
 
 
 class Pack(NamedTuple):
@@ -126,9 +124,7 @@ class ResidentPictures:
             pixels = torch.from_numpy(np.array(picture)).permute(0, 2, 1)
             self.pixels[index, :height, :, :width] = pixels.to(device)
 
-        with ThreadPoolExecutor(core_count()) as pool:
-            for _ in pool.map(load, range(len(annotations))):
-                pass
+        for_each(load, range(len(annotations)))
 
     @torch.no_grad()
     def paint(self, pack: Pack) -> Batch:
