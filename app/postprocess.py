@@ -134,9 +134,6 @@ def _candidates(
     if parameters.class_ids is not None:
         allowed = np.zeros(classes, np.bool_)
         allowed[list(parameters.class_ids)] = True
-    ends = np.cumsum([grid.area for grid in grids(metadata.strides, canvas)]).tolist()
-    levels = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
     logits = heads.class_logits.reshape(-1)
     flat = np.flatnonzero(logits > _lowest_class_logit(heads.centerness, parameters.score_threshold))
     if len(flat) > MANY_CANDIDATES * metadata.top_k:
@@ -144,7 +141,7 @@ def _candidates(
             [
                 level.start * classes
                 + _reaching_best(heads.class_logits[level], heads.centerness[level], allowed, metadata.top_k)
-                for level in levels
+                for level in _levels(metadata.strides, canvas)
             ]
         )
     point_ids, class_ids = np.divmod(flat, classes)
@@ -158,12 +155,19 @@ def _candidates(
     chosen &= np.isfinite(class_logits) & np.isfinite(centerness)
     point_ids, class_ids, scores = point_ids[chosen], class_ids[chosen], scores[chosen]
     if len(scores) > metadata.top_k:
+        ends = [level.stop for level in _levels(metadata.strides, canvas)]
         bounds = [0, *np.searchsorted(point_ids, ends).tolist()]
         best = np.concatenate(
             [start + _best(scores[start:end], metadata.top_k) for start, end in itertools.pairwise(bounds)]
         )
         point_ids, class_ids, scores = point_ids[best], class_ids[best], scores[best]
     return point_ids, class_ids, scores
+
+
+def _levels(strides: tuple[int, ...], canvas: Size) -> list[slice]:
+    """Returns: Where each level's points are among all points."""
+    ends = itertools.accumulate(grid.area for grid in grids(strides, canvas))
+    return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 def _reaching_best(class_logits: Floats, centerness: Floats, allowed: NDArray[np.bool_] | None, count: int) -> Indices:
@@ -237,7 +241,8 @@ def nms(boxes: Floats, groups: Indices, iou_threshold: float, limit: int) -> Ind
     kept: list[int] = []
     for start in range(0, len(boxes), NMS_BLOCK):
         block = np.arange(start, min(start + NMS_BLOCK, len(boxes)))
-        block = block[~_overlap(sides, groups, np.array(kept, np.intp), block, iou_threshold).any(axis=0)]
+        if kept:  # comparing boxes with none takes as long as with a few
+            block = block[~_overlap(sides, groups, np.array(kept, np.intp), block, iou_threshold).any(axis=0)]
         within = _overlap(sides, groups, block, block, iou_threshold)
         # One whole number per row, one bit per box: the greedy walk then costs next to nothing.
         rows = np.packbits(within, axis=1, bitorder="little")
