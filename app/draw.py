@@ -40,23 +40,23 @@ def class_colour(class_id: int) -> Colour:
 
 
 def drawing(picture: Image.Image, detections: Sequence[Detection], media_type: str) -> bytes:
-    """Returns: The bytes of a JPEG or PNG file, with the detections drawn."""
+    """Draws detections on a picture. Returns: The bytes of a JPEG or PNG file."""
+    draw(picture, detections)
     out = io.BytesIO()
     if media_type == JPEG:
-        draw(picture, detections).save(out, "JPEG", quality=90)
+        picture.save(out, "JPEG", quality=90)
     else:
-        draw(picture, detections).save(out, "PNG", compress_level=1)  # a tenth larger, and four times as fast
+        picture.save(out, "PNG", compress_level=1)  # a tenth larger, and four times as fast
     return out.getvalue()
 
 
-def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """Draws detections on a copy of the upright RGB picture. Labels outside ASCII need a font on the system: `FONTS`.
+def draw(picture: Image.Image, detections: Sequence[Detection]) -> None:
+    """Draws detections on an upright RGB picture. Labels outside ASCII need a font on the system: `FONTS`.
 
     Line width and text size grow with the picture; labels stay inside it and, where there is room, off one another.
     Better detections lie on top.
     """
-    drawn = picture.copy()
-    canvas = ImageDraw.Draw(drawn)
+    canvas = ImageDraw.Draw(picture)
     scale = (picture.width * picture.height) ** 0.5
     line = max(1, round(scale / 250))
     # On one line: of a lone line break, which a class's name may have, Pillow cannot make a mask.
@@ -74,13 +74,12 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
     for detection, text in zip(detections, texts, strict=True):  # the best are placed first, and painted last
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         size = (right - left + 2 * padding, bottom - top + 2 * padding)
-        place = _label_place(detection.box, size, drawn.size, [label[0] for label in labels])
+        place = _label_place(detection.box, size, picture.size, [label[0] for label in labels])
         start = (place[0] + padding - left, place[1] + padding - top)
         labels.append((place, start, text, class_colour(detection.class_id)))
     for place, start, text, colour in reversed(labels):
         canvas.rectangle(place, fill=colour)
         canvas.text(start, text, fill=_readable_on(colour), font=font)
-    return drawn
 
 
 def _font(text: str, size: float) -> Font:

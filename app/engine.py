@@ -305,8 +305,8 @@ class Engine:
         area = outcome.size.area
 
         def reserve(pixels: int) -> None:
-            """The picture, the copy that is drawn on, and its file. Of what else decoding takes, only WebP's stays."""
-            job.reserve(max(pixels, 2 * area) + area)
+            """What decoding takes, of which the picture stays, and WebP's own; and the drawn picture's file."""
+            job.reserve(pixels + area)
 
         picture = decode(job.data, self._max_pixels, reserve=reserve).picture
         return drawing(picture, outcome.answer.detections, media_type)

@@ -67,7 +67,8 @@ def _drawn(
             (boxes * scale).tolist(), labels.tolist(), scores.tolist(), strict=True
         )
     ]
-    return draw(tile, detections)
+    draw(tile, detections)
+    return tile
 
 
 def _save_sheet(tiles: Sequence[Image.Image], path: Path) -> None:
