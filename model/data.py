@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from app.artifact import Metadata, Size
 from model.checks import check
@@ -118,7 +118,7 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
-    image: Tensor  # uint8 [3, H, W]
+    image: Tensor  # uint8 [H, W, 3]
     boxes: Tensor  # float32 [G, 4] canvas pixels
     labels: Tensor  # int64 [G]
     picture: int
@@ -192,8 +192,8 @@ class TrainingPictures(Dataset[Sample]):
         canvas, *others = (paint(layout, self._open, filler) for layout in plan.layouts)
         for other in others:
             canvas = mix(canvas, other, plan.share)
-        image = torch.from_numpy(canvas).permute(2, 0, 1)
-        return Sample(image, torch.from_numpy(plan.boxes), torch.from_numpy(plan.labels), plan.picture)
+        image, boxes, labels = map(torch.from_numpy, (canvas, plan.boxes, plan.labels))
+        return Sample(image, boxes, labels, plan.picture)
 
     def _open(self, index: int) -> Image.Image:
         return open_picture(self.images / self.plans.annotations.file_names[index])
@@ -215,4 +215,6 @@ class Batch(NamedTuple):
 
 def collate(samples: list[Sample]) -> Batch:
     images, boxes, labels, pictures = zip(*samples, strict=True)
-    return Batch(torch.stack(images), list(boxes), list(labels), list(pictures))
+    # In a worker, torch's own collating puts them into shared memory at once. Channels stay last, as the network wants
+    # them.
+    return Batch(default_collate(list(images)).permute(0, 3, 1, 2), list(boxes), list(labels), list(pictures))
