@@ -11,16 +11,16 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from app.artifact import Metadata, Size
+from app.images import Decoded
 from model.checks import check
 from model.coco import Document
 from model.formats import read_document
-from model.layout import Augmentation, Content, Layout, lay_out
-from model.pictures import open_picture
+from model.layout import Augmentation, Content, Layer, Layout, lay_out
+from model.pictures import open_reduced
 from model.problems import Problems
 from model.transforms import mix, paint
 
@@ -195,8 +195,11 @@ class TrainingPictures(Dataset[Sample]):
         image, boxes, labels = map(torch.from_numpy, (canvas, plan.boxes, plan.labels))
         return Sample(image, boxes, labels, plan.picture)
 
-    def _open(self, index: int) -> Image.Image:
-        return open_picture(self.images / self.plans.annotations.file_names[index])
+    def _open(self, layer: Layer) -> Decoded:
+        """A layer's picture; a large JPEG no larger than showing it needs, as the service decodes it."""
+        scale = layer.target.width / (layer.source[2] - layer.source[0])
+        path = self.images / self.plans.annotations.file_names[layer.picture]
+        return open_reduced(path, lambda size: Size(*(round(side * scale) for side in size)))
 
 
 class Batch(NamedTuple):

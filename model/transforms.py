@@ -8,20 +8,25 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
 from app.canvas import REDUCING_GAP
-from model.layout import Layout, Light
+from app.images import Decoded
+from model.layout import Layer, Layout, Light
+
+Box = tuple[float, float, float, float]
 
 
-def paint(layout: Layout, picture_of: Callable[[int], Image.Image], filler: tuple[int, int, int]) -> NDArray[np.uint8]:
+def paint(layout: Layout, decoded_of: Callable[[Layer], Decoded], filler: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A layout's canvas, uint8 [H, W, 3].
 
     Args:
-        picture_of: gives the upright RGB picture of a layer's number.
+        decoded_of: gives a layer's picture, perhaps decoded smaller than it is.
         filler: what the canvas holds where no picture lies.
     """
     canvas = Image.new("RGB", (layout.canvas.width, layout.canvas.height), filler)
     for layer in layout.layers:
         left, top, width, height = layer.target
-        shown = picture_of(layer.picture).resize((width, height), Image.Resampling.BILINEAR, layer.source, REDUCING_GAP)
+        decoded = decoded_of(layer)
+        source = _in_decoded(layer.source, decoded)
+        shown = decoded.picture.resize((width, height), Image.Resampling.BILINEAR, source, REDUCING_GAP)
         canvas.paste(_change_light(shown, layer.light), (left, top))
     # Pillow fills and mirrors pixel by pixel, NumPy byte by byte: a fifth of all that making a picture takes.
     return np.array(canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if layout.flipped else canvas)
@@ -31,6 +36,13 @@ def mix(one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArr
     """Mixup for detection (arXiv:1902.04103): two canvases of one size, `share` of the first."""
     blended = one * np.float32(share) + other * (1 - np.float32(share))
     return np.round(blended).astype(np.uint8)
+
+
+def _in_decoded(source: Box, decoded: Decoded) -> Box:
+    """A part of a picture in decoded pixels."""
+    left, top, right, bottom = decoded.box
+    x, y = (right - left) / decoded.size.width, (bottom - top) / decoded.size.height
+    return left + source[0] * x, top + source[1] * y, left + source[2] * x, top + source[3] * y
 
 
 def _change_light(picture: Image.Image, light: Light) -> Image.Image:

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from app.artifact import Size
+from app.canvas import fit
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.data import Draw, Plans, TrainingPictures
-from model.layout import Augmentation
+from model.data import Annotations, Draw, Plans, TrainingPictures
+from model.layout import NO_AUGMENTATION, Augmentation
+from model.pictures import open_as_served
 from model.sampling import CanvasBatches, canvas_indices
 from tests.toy import IDS, content, read_annotations, write_coco
 
@@ -108,3 +111,24 @@ def test_mosaics_blends_and_flips_come_as_often_as_said_and_with_any_picture(toy
     under = [plan.layouts[1].layers[0].picture for plan in found if len(plan.layouts) == 2]
     for others in (beside, under):
         assert np.bincount(others) / len(others) == pytest.approx([1 / 7] * 7, abs=0.05)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_photograph_is_learnt_from_as_it_is_served(orientation: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (41, 63, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).resize((627, 405)).save(tmp_path / "large.jpg", exif=exif)  # not a multiple of 8
+    served, placement = fit(open_as_served(tmp_path / "large.jpg", metadata()), metadata())
+    size = placement.picture
+    annotations = Annotations(
+        classes=tuple(IDS),
+        file_names=np.array(["large.jpg"]),
+        sizes=np.array([size]),
+        starts=np.array([0, 0]),
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+    )
+    plans = Plans(annotations, metadata(), NO_AUGMENTATION)
+    draw = Draw(0, placement.canvas, zoom=1.0, plain=True, seed=0)
+    assert np.array_equal(TrainingPictures(plans, tmp_path)[draw].image, served)

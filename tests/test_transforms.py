@@ -12,6 +12,7 @@ from PIL import Image
 
 from app.artifact import Metadata, Size
 from app.canvas import fit
+from app.images import Decoded
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
 from model.layout import NO_AUGMENTATION, Augmentation, Content, Layer, Layout, lay_out, mirror
@@ -59,8 +60,12 @@ def augment(
         for index, (picture, boxes, labels) in enumerate(pictures)
     ]
     layout = lay_out(contents, canvas, metadata.resize, augmentation, rng, zoom)
-    image = paint(layout, lambda index: pictures[index].picture, metadata.mean_pixel)
+    image = paint(layout, lambda layer: _whole(pictures[layer.picture].picture), metadata.mean_pixel)
     return Placed(image, layout.boxes, layout.labels)
+
+
+def _whole(picture: Image.Image) -> Decoded:
+    return Decoded(picture, Size(picture.height, picture.width), (0, 0, picture.width, picture.height))
 
 
 def layouts(augmentation: Augmentation, pictures: int = 1, zoom: float = 1.0) -> list[Layout]:
