@@ -97,6 +97,11 @@ class Connection(HttpToolsProtocol):
         """Whether a request has begun to arrive and has not ended."""
         return self._in_head or self._in_body
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is being answered, or waits for its turn."""
+        return self.cycle is None or self.cycle.response_complete
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_send_timer()
@@ -104,8 +109,6 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
         self._came_further = False
         self._pieces_left = MOST_PIECES + len(data) // BYTES_PER_PIECE
         kept = self.timeout_keep_alive_task
@@ -116,13 +119,12 @@ class Connection(HttpToolsProtocol):
             waiting = [*self._anew, *waiting]
         if self.transport.is_closing():
             return  # perhaps lingering: nothing may be written any more
-        idle = self.cycle is None or self.cycle.response_complete
         self._unused_bytes = 0 if self._came_further else self._unused_bytes + len(data)
         if self._unused_bytes > HEAD_BYTES:
-            if idle and self._in_head:
+            if self._is_idle and self._in_head:
                 self.transport.write(_TOO_LARGE)
             self._line.end()
-        elif idle:
+        elif self._is_idle:
             self._wait_for_more(kept)
 
     def _wait_for_more(self, kept: asyncio.TimerHandle | None = None) -> None:
@@ -136,7 +138,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self.pipeline and not self.transport.is_closing():
+        if self._is_idle and not self.transport.is_closing():
             self._wait_for_more()
 
     def send_400_response(self, msg: str) -> None:
@@ -144,11 +146,11 @@ class Connection(HttpToolsProtocol):
         self._give_up()
 
     def _give_up(self) -> None:
-        """Lets go of the requests that are being answered, or read: nothing can be sent to their client any more."""
-        for cycle in (self._answering, self.cycle):
-            if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        """Lets go of the request that is being answered: nothing can be sent to its client any more."""
+        cycle = self._answering
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MOST_PIPELINED:  # they wait in memory
@@ -202,7 +204,7 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         super().shutdown()
-        if self._line.lingers or self.cycle is None or self.cycle.response_complete:
+        if self._line.lingers or self._is_idle:
             self._line.end()
 
     def pause_writing(self) -> None:

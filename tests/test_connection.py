@@ -138,6 +138,15 @@ def test_a_request_with_such_an_offer_is_what_it_would_be_without(client: socket
     assert received.endswith(b"PUT for=this in 1.1")
 
 
+def test_connect_is_a_method_as_any_other(client: socket.socket) -> None:
+    """To httptools it always offers another protocol, so that it could be parsed again and again."""
+    client.settimeout(5)
+    client.sendall(b"CONNECT / HTTP/1.1\r\nhost: here\r\n\r\n")
+    assert b" 200 " in answer_to(client)
+    client.sendall(REQUEST)
+    assert b"200000" in answer_to(client)
+
+
 def test_many_such_offers_at_once_are_no_matter(client: socket.socket) -> None:
     client.sendall(b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * MOST_PIPELINED)
     received = b""
@@ -174,6 +183,13 @@ def test_it_says_why(client: socket.socket) -> None:
     assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
+def test_no_other_requests_answer_says_so(client: socket.socket) -> None:
+    client.sendall(b"GET /late HTTP/1.1\r\nhost: here\r\n\r\nGET / HTTP/1.1\r\nx: ")
+    time.sleep(0.1)
+    client.sendall(b"a" * (HEAD_BYTES + 1))
+    assert client.recv(65536) == b""
+
+
 def test_countless_short_headers_are_cut_off_before_their_head_ends(client: socket.socket) -> None:
     """9,000 in 63 KB took 1.2 MB, on each of as many connections as somebody opens."""
     client.sendall(b"GET / HTTP/1.1\r\n" + b"ab:cd\r\n" * MOST_HEADERS + b"\r\n")
@@ -201,12 +217,30 @@ def test_a_head_that_does_not_come_ends_the_connection(
     assert client.recv(1) == b""
 
 
+@pytest.mark.parametrize("requests", [0, 1])
+def test_a_head_that_comes_byte_by_byte_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, requests: int
+) -> None:
+    monkeypatch.setattr("app.connection.HEAD_S", 0.3)
+    client: socket.socket = request.getfixturevalue("client")
+    for _ in range(requests):
+        client.sendall(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert b" 200 " in answer_to(client)
+    begun_s = time.monotonic()
+    with pytest.raises(ConnectionError):
+        for byte in b"GET / HTTP/1.1\r\nx: " + b"a" * 100:
+            client.sendall(bytes([byte]))
+            time.sleep(0.05)
+    assert time.monotonic() < begun_s + 2
+
+
 def test_an_answer_that_is_not_taken_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr("app.connection.SEND_S", 0.5)
     client: socket.socket = request.getfixturevalue("client")
-    for idle_s in (0.0, 1.5):
+    for idle_s in (0.0, 0.0, 1.5):
+        time.sleep(0.6)  # what was taken is forgotten
         client.sendall(b"GET /large HTTP/1.1\r\nhost: here\r\n\r\n")
         received = len(client.recv(100))
         time.sleep(idle_s)
@@ -294,13 +328,17 @@ def test_a_body_may_follow_an_answer_and_a_request_that_body(client: socket.sock
     assert b"200000" in answer_to(client)
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
 def test_the_time_for_a_head_ends_no_answer_under_way(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, before: int
 ) -> None:
     monkeypatch.setattr("app.connection.HEAD_S", 0.2)
     client: socket.socket = request.getfixturevalue("client")
-    client.sendall(b"GET /late HTTP/1.1\r\nhost: here\r\n\r\nGET / HTTP/1.1\r\nho")
-    assert b" 200 " in client.recv(65536)
+    get = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
+    client.sendall(get * before + get.replace(b"/ ", b"/late ") + get[:-10])
+    received = b""
+    while received.count(b" 200 ") < before + 1:
+        received += more_from(client)
 
 
 def test_that_a_client_has_left_is_known_also_where_it_had_sent_a_further_request(client: socket.socket) -> None:
