@@ -140,8 +140,6 @@ def decode(
             reserve(math.ceil(_bytes_held(picture, coefficients, may_turn=_may_turn(picture, data)) / 4) + tile)
             _scale_transparency(picture)
             picture.load()
-            if scale == 1:
-                size = Size(picture.height, picture.width)  # loading applies a TIFF's orientation
             turn = orientation(picture)
             upright = _upright(_rgb(picture), turn)
         except (Refusal, MemoryError):  # the service's own lack says nothing about the picture

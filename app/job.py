@@ -69,7 +69,6 @@ class Job:
 
     def finish(self, outcome: Outcome) -> None:
         """From any thread. A drawn picture counts for the budget until the outcome is let go."""
-        self.canvas = None
         self.pixels.shrink(len(outcome.drawn or b"") // 4)
         self.answered.get_loop().call_soon_threadsafe(self._settle, outcome, None)
 

@@ -196,7 +196,7 @@ def _lowest_class_logit(centerness: Floats, score_threshold: float) -> np.float3
     sqrt(class * centerness) > t needs class > t² / centerness, and no point's centerness is above the level's best.
     """
     best = float(_sigmoid(np.fmax.reduce(centerness)))  # fmax ignores NaN
-    lowest = score_threshold**2 / best if best > 0 else math.inf
+    lowest = score_threshold**2 / best
     if not lowest < 1:
         return np.float32(np.inf)
     if lowest == 0:
@@ -263,10 +263,9 @@ def _overlap(sides: Floats, groups: Indices, a: Indices, b: Indices, iou_thresho
     b_left, b_top, b_right, b_bottom = sides[:, b]
     shared = np.minimum.outer(a_right, b_right)
     shared -= np.maximum.outer(a_left, b_left)
-    np.maximum(shared, 0, out=shared)
+    np.maximum(shared, 0, out=shared)  # of two negative sides the product would be positive
     height = np.minimum.outer(a_bottom, b_bottom)
     height -= np.maximum.outer(a_top, b_top)
-    np.maximum(height, 0, out=height)
     shared *= height
     union = np.add.outer((a_right - a_left) * (a_bottom - a_top), (b_right - b_left) * (b_bottom - b_top))
     union -= shared

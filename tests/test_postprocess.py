@@ -161,6 +161,14 @@ def test_nms_is_torchvisions_and_stops_at_the_limit(limit: int) -> None:
     np.testing.assert_array_equal(nms(boxes, groups, 0.5, limit), theirs[:limit])
 
 
+def test_boxes_may_overlap_as_much_as_is_allowed() -> None:
+    boxes = np.array([[0, 0, 2, 2], [0, 0, 2, 1], [2, 2, 4, 4], [0, 0, 2, 2]], np.float32)
+    groups = np.zeros(4, np.intp)
+    assert nms(boxes, groups, 0.5, 10).tolist() == [0, 1, 2]
+    assert nms(boxes, groups, 0.0, 10).tolist() == [0, 2], "what only touches does not overlap"
+    assert nms(boxes, groups, 1.0, 10).tolist() == [0, 1, 2, 3]
+
+
 def test_class_agnostic_suppresses_across_classes() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 11]], np.float32)
     assert nms(boxes, np.array([0, 1]), 0.5, 10).tolist() == [0, 1]
@@ -196,6 +204,14 @@ def test_values_that_are_not_finite_make_no_boxes(value: float, head: str, every
     assert len(postprocess(heads, placed(canvas), metadata(), PARAMETERS)) == 0
 
 
+@pytest.mark.parametrize("side", range(4))
+def test_a_box_without_end_on_one_side_is_none(side: int) -> None:
+    canvas = Size(160, 160)
+    heads = one_object(canvas)
+    heads.distances[0, side] = np.inf
+    assert len(postprocess(heads, placed(canvas), metadata(), PARAMETERS)) == 0
+
+
 def test_a_broken_point_does_not_hide_a_good_one() -> None:
     canvas = Size(160, 160)
     heads = one_object(canvas)
@@ -228,6 +244,11 @@ def test_equal_scores_keep_the_order_of_their_points() -> None:
     found = postprocess(heads, placed(canvas), limited, Parameters(0.1, 0.6, 6))
     assert found.class_ids.tolist() == [0, 1, 2, 0, 0, 1]  # four of the first level, then the second's
     assert found.boxes[0].tolist() == [3.75, 3.75, 4.25, 4.25]
+    heads.class_logits[:, 1] = 3
+    found = postprocess(heads, placed(canvas), metadata(), Parameters(0.1, 0.6, 500))
+    assert set(found.class_ids) == {1}
+    centres = point_centres(STRIDES, metadata().points, canvas)
+    np.testing.assert_array_equal(found.boxes[:, :2] + 0.25, centres[:500])
 
 
 def test_a_class_filter_gives_the_others_boxes_unchanged() -> None:
