@@ -18,6 +18,7 @@ from app.negotiation import JPEG, PNG
 from app.outcome import Outcome
 from app.postprocess import Heads
 from app.schemas import DetectQuery
+from app.service import Service
 from app.session import OnnxRunner
 from tests.held import Held, HeldDecoder
 from tests.support import DEFAULTS, PICTURE, encoded, metric, rectangle_picture, served, until
@@ -63,6 +64,7 @@ def test_one_pictures_fault_is_its_own(
 
     asyncio.run(run())
     assert "A batch of 8 failed; its pictures are run one by one: this picture is too much" in caplog.text
+    assert "RuntimeError: this picture is too much" in caplog.text, "with its traceback"
 
 
 @pytest.mark.usefixtures("session_thread")
@@ -119,6 +121,17 @@ def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: in
     asyncio.run(run())
 
 
+async def detect_together(service: Service, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture is decoded before all have come."""
+    decoder = HeldDecoder()
+    with monkeypatch.context() as held:
+        decoder.install(held)
+        tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(count)]
+        await until(lambda: service._engine.users == count)
+        decoder.open.set()
+        await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize(("settings", "batches"), [({"max_batch": 4}, [4, 2]), ({}, [1] * 6)])
 def test_a_worker_decodes_what_fills_a_batch(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], batches: list[int]
@@ -128,7 +141,7 @@ def test_a_worker_decodes_what_fills_a_batch(
     async def run() -> None:
         async with served(model_file, sessions=1, decode_threads=1, **settings) as service:
             held.install(monkeypatch)
-            await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(6)))
+            await detect_together(service, 6, monkeypatch)
             assert held.batches == batches
 
     asyncio.run(run())
@@ -183,18 +196,20 @@ def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("seconds", "batches"), [(0.009, [4]), (0.011, [1, 1, 1, 1])])
-def test_on_a_cpu_only_quick_models_have_batches(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, batches: list[int]
+@pytest.mark.parametrize(
+    ("seconds", "max_batch", "batches"), [(0.009, 0, [4]), (0.011, 0, [1, 1, 1, 1]), (0.011, 2, [2, 2])]
+)
+def test_on_a_cpu_only_quick_models_have_batches_unless_they_are_set(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, max_batch: int, batches: list[int]
 ) -> None:
     monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
     held = Held()
     held.open.set()
 
     async def run() -> None:
-        async with served(model_file, sessions=1, decode_threads=1, max_batch=0) as service:
+        async with served(model_file, sessions=1, decode_threads=1, max_batch=max_batch) as service:
             held.install(monkeypatch)
-            await asyncio.gather(*(service.detect(PICTURE, DEFAULTS) for _ in range(4)))
+            await detect_together(service, 4, monkeypatch)
             assert held.batches == batches
             assert metric(service, "fcos_largest_batch") == batches[0]
 
@@ -228,7 +243,8 @@ def test_a_lone_picture_has_all_cores(
     on_four_cores(monkeypatch, seconds)
 
     async def run() -> None:
-        async with served(model_file, **{"threads": 0, "sessions": 0, "decode_threads": 4, **settings}) as service:
+        several = {"threads": 0, "sessions": 0, "decode_threads": 4, "deadline_s": 300}
+        async with served(model_file, **several | settings) as service:
             held.install(monkeypatch)
             held.open.set()
             service._engine.pace.batch_s = 60  # whoever came along lately is remembered for minutes
@@ -251,6 +267,42 @@ def test_a_lone_picture_has_all_cores(
             service._engine._crowd_until = 0
             await service.detect(PICTURE, DEFAULTS)
             assert held.cores[-1] == alone
+
+    asyncio.run(run())
+
+
+def test_a_picture_that_had_all_cores_tells_what_it_takes_on_one(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_four_cores(monkeypatch, 0.1)
+
+    async def run() -> None:
+        async with served(model_file, threads=0, sessions=0) as service:
+            pace = service._engine.pace
+            pace.batch_s = pace.picture_s = 0  # unknown
+            await service.detect(PICTURE, DEFAULTS)
+            assert pace.picture_s == pytest.approx(pace.batch_s), "four sessions would not be faster"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("largest", "sizes"), [(1, [1]), (4, [1, 2, 4])])
+def test_every_canvas_is_warm_in_every_size_of_batch(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, session_thread: None, largest: int, sizes: list[int]
+) -> None:
+    ran = set()
+    run_session = OnnxRunner.__call__
+
+    def noting(runner: OnnxRunner, canvases: np.ndarray, *rest: Any) -> Heads:
+        ran.add(canvases.shape[:3])
+        return run_session(runner, canvases, *rest)
+
+    monkeypatch.setattr(OnnxRunner, "__call__", noting)
+
+    async def run() -> None:
+        async with served(model_file, max_batch=largest) as service:
+            canvases = service.runner.metadata.canvases
+            assert ran == {(size, *canvas) for size in sizes for canvas in canvases}
 
     asyncio.run(run())
 
@@ -278,13 +330,20 @@ def test_a_decoded_picture_holds_its_canvas_and_no_more(
 
 
 @pytest.mark.usefixtures("session_thread")
-@pytest.mark.parametrize(("exif", "pictures"), [({}, 1), ({0x0112: 3}, 2)])  # to be turned, it is held twice
+@pytest.mark.parametrize(
+    ("kind", "exif", "times"),
+    [
+        ("JPEG", {}, 2),  # itself, and the file that becomes of it
+        ("JPEG", {0x0112: 3}, 3),  # to be turned, it is held twice
+        ("WEBP", {}, 5),  # libwebp keeps what it decoded with as long as the picture is there
+    ],
+)
 def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, exif: dict[int, int], pictures: int
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exif: dict[int, int], times: int
 ) -> None:
     tags = Image.Exif()
     tags.update(exif)
-    content, size = encoded(rectangle_picture(), "JPEG", exif=tags), rectangle_picture().size
+    content, size = encoded(rectangle_picture(), kind, exif=tags), rectangle_picture().size
     held: list[int] = []
 
     async def run() -> None:
@@ -303,7 +362,7 @@ def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
             assert metric(service, "fcos_in_flight_pixels") == 0
 
     asyncio.run(run())
-    assert held == [(pictures + 1) * size[0] * size[1]]  # and the file that becomes of it
+    assert held == [times * size[0] * size[1]]
 
 
 def test_a_drawing_for_which_nobody_waits_counts_no_longer(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,25 +420,28 @@ def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest
             others = [asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG)) for _ in range(3)]
             await asyncio.to_thread(drawing_begun.wait, 20)
             await service.detect(PICTURE, DEFAULTS)
+            await asyncio.sleep(0.05)
             assert not drawn.done()
             may_draw.set()
-            assert "draw" in (await drawn).timing_ms
+            assert (await drawn).timing_ms["draw"] > 50
             await asyncio.gather(*others)
 
     asyncio.run(run())
 
 
-def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(model_file: Path) -> None:
-    wide = encoded(Image.new("RGB", (70_000, 10)))
+def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    widest, wide = (encoded(Image.new("RGB", (width, 10))) for width in (65_500, 65_501))
 
     async def run() -> None:
         async with served(model_file) as service:
+            assert (await service.detect(widest, DEFAULTS, draw=JPEG)).drawn
             with pytest.raises(Refusal, match="Ask for PNG"):
                 await service.detect(wide, DEFAULTS, draw=JPEG)
             assert (await service.detect(wide, DEFAULTS, draw=PNG)).drawn
             assert metric(service, "fcos_ready") == 1
 
     asyncio.run(run())
+    assert not [line for line in caplog.records if line.exc_info]
 
 
 # --- failures
@@ -416,6 +478,39 @@ def test_a_model_that_goes_wrong_says_so(
     assert "not finite" in caplog.text
 
 
+def test_a_model_that_fails_on_a_picture_is_not_ready_until_it_works(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with served(model_file) as service:
+            with monkeypatch.context() as broken:
+                broken.setattr(OnnxRunner, "__call__", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await service.detect(PICTURE, DEFAULTS)
+                assert metric(service, "fcos_ready") == 0
+                assert metric(service, "fcos_in_flight_pixels") == 0
+            await service.detect(PICTURE, DEFAULTS)
+            assert metric(service, "fcos_ready") == 1
+
+    asyncio.run(run())
+
+
+def test_a_service_too_busy_to_try_its_model_is_not_said_to_be_broken(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with served(model_file, max_queue=1) as service:
+            service._engine.failing = True
+            held.install(monkeypatch)
+            task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: held.batches == [1])
+            await service.require_working()
+            held.open.set()
+            await task
+
+    asyncio.run(run())
+
+
 @pytest.mark.usefixtures("session_thread")
 def test_a_session_that_does_not_come_back_is_noticed(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
@@ -433,5 +528,38 @@ def test_a_session_that_does_not_come_back_is_noticed(
             held.open.set()
             await until(lambda: metric(service, "fcos_ready") == 1)
             await service.require_working()
+
+    asyncio.run(run())
+
+
+def test_work_within_a_long_deadline_does_not_hang(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
+
+    async def run() -> None:
+        async with served(model_file, deadline_s=300) as service:
+            held.install(monkeypatch)
+            task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: held.batches == [1])
+            assert metric(service, "fcos_ready") == 1
+            held.open.set()
+            await task
+
+    asyncio.run(run())
+
+
+def test_a_picture_that_cannot_be_decoded_neither_hangs_nor_holds_anything(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
+
+    async def run() -> None:
+        async with served(model_file, deadline_s=0.1) as service:
+            with pytest.raises(Refusal, match="cannot be decoded"):
+                await service.detect(PICTURE[:-60], DEFAULTS)
+            await asyncio.sleep(0.12)
+            assert metric(service, "fcos_ready") == 1
+            assert metric(service, "fcos_in_flight_pixels") == 0
 
     asyncio.run(run())

@@ -108,18 +108,41 @@ def test_late_pictures_are_refused_and_never_computed(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("session_thread")
+def test_a_picture_that_a_run_would_make_late_is_not_computed_while_another_waits(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with served(model_file) as service:
+            held.install(monkeypatch)
+            deadlines = (math.inf, perf_counter() + 60, math.inf)
+            tasks = []
+            for number, deadline in enumerate(deadlines, 1):
+                tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=deadline)))
+                await until(lambda: len(held.batches) + len(service._engine._batcher) == number)  # noqa: B023
+            service._engine.pace.batch_s = 1000
+            held.open.set()
+            _, late, _ = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(late, Refusal)
+            assert late.code == "deadline_exceeded"
+            assert held.batches == [1, 1]
+            assert metric(service, "fcos_pictures_dropped_total") == 1
+
+    asyncio.run(run())
+
+
 def test_a_picture_that_would_be_late_is_refused_at_once(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         async with served(model_file, deadline_s=60) as service:
             service._engine.pace.batch_s = 0
-            service._engine.pace.picture_s = 2
+            service._engine.pace.picture_s = 1.8
             held.install(monkeypatch)
             first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
             await until(lambda: len(held.batches) == 1)
             with pytest.raises(Refusal) as caught:
-                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 2.2)  # which would be just enough
+                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 2)  # which would be just enough
             assert (caught.value.code, caught.value.headers) == ("overloaded", {"Retry-After": "2"})
             second = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 30))
             held.open.set()
@@ -134,6 +157,15 @@ def test_what_comes_after_its_deadline_is_late_not_too_much(model_file: Path) ->
             with pytest.raises(Refusal) as caught:
                 await service.detect(PICTURE, DEFAULTS, deadline=perf_counter())
             assert caught.value.code == "deadline_exceeded"
+
+    asyncio.run(run())
+
+
+def test_only_room_is_waited_for(model_file: Path) -> None:
+    async def run() -> None:
+        async with served(model_file) as service, asyncio.timeout(20):
+            with pytest.raises(Refusal, match="cannot be decoded"):
+                await service.detect_in_time(PICTURE[:-60], DEFAULTS, deadline=math.inf)
 
     asyncio.run(run())
 
@@ -204,5 +236,26 @@ def test_what_is_left_while_it_is_decoded_never_reaches_the_model(
             await until(lambda: metric(service, "fcos_pictures_dropped_total") == 1)
             assert metric(service, "fcos_pictures_inferred_total") == 0
             assert metric(service, "fcos_in_flight_pixels") == 0
+
+    asyncio.run(run())
+
+
+def test_what_is_left_before_it_is_decoded_holds_no_file_and_is_dropped(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that have ended count for no bound."""
+    decoder = HeldDecoder()
+    decoder.install(monkeypatch)
+
+    async def run() -> None:
+        async with served(model_file, decode_threads=1) as service:
+            tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(2)]
+            await asyncio.to_thread(decoder.begun.wait, 20)
+            tasks[1].cancel()
+            await asyncio.wait(tasks[1:])
+            assert [job.data for job in service._engine._arrived] == [b""]
+            decoder.open.set()
+            await tasks[0]
+            await until(lambda: metric(service, "fcos_pictures_dropped_total") == 1)
 
     asyncio.run(run())
