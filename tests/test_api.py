@@ -306,7 +306,7 @@ def test_a_form_that_ends_before_its_end_is_a_problem(client: TestClient) -> Non
 
 
 @pytest.mark.parametrize("junk", [b"\r\n--bx" * 20_000, b"\r\n--b" + b" " * 100_000], ids=["boundaries", "padding"])
-@pytest.mark.parametrize("size", [1000, 65_536])
+@pytest.mark.parametrize("size", [50, 1000, 65_536])
 def test_a_form_that_is_read_byte_by_byte_is_refused(client: TestClient, junk: bytes, size: int) -> None:
     form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + junk + b"\r\n--b--\r\n"
     pieces = [form[place : place + size] for place in range(0, len(form), size)]
@@ -371,6 +371,7 @@ def test_a_query_asks_for_the_drawing_too(client: TestClient) -> None:
     response = client.post("/detect", params={"draw": "jpeg"}, content=PICTURE, headers={"Accept": "text/html"})
     assert response.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(response.content)).size == (160, 120)
+    assert value_of(client.get("/metrics").text, "fcos_in_flight_pixels") == 0, "it has been taken"
     problem(client.post("/detect", params={"draw": "gif"}, content=PICTURE), 422, "invalid_parameter")
 
 
@@ -389,6 +390,16 @@ def test_probes(client: TestClient) -> None:
     answer = client.get("/readyz").json()
     assert answer["status"] == "ready"
     assert answer["model"]["provider"] == "CPUExecutionProvider"
+
+
+def test_a_service_that_shuts_down_wants_no_more_but_answers(settings: Settings) -> None:
+    service = Service.load(settings)
+    with TestClient(create_app(settings, service)) as client:
+        ready(client)
+        service.draining = True
+        assert "shutting down" in problem(client.get("/readyz"), 503, "not_ready")
+        assert value_of(client.get("/metrics").text, "fcos_ready") == 0
+        assert client.post("/detect", content=PICTURE).status_code == 200
 
 
 def test_nothing_is_answered_before_the_model_is_warm(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from app.errors import ClientGone
 from app.schemas import BatchAnswer
 from app.settings import Settings
 from app.uploads import MOST_PICTURES
-from tests.support import DEFAULTS, encoded, problem, ready, rectangle_picture
+from tests.support import DEFAULTS, encoded, problem, ready, rectangle_picture, value_of
 
 COLOURS = ("red", "green", "blue")
 
@@ -67,6 +67,8 @@ def test_one_pictures_fault_is_its_own(client: TestClient) -> None:
     assert [result.get("problem", {}).get("code") for result in results] == [None, "not_a_picture", "empty_body", None]
     assert results[0]["detections"] == results[3]["detections"]
     assert set(results[1]) == {"problem"}
+    refused = 'fcos_refusals_total{reason="empty_body"}'
+    assert value_of(client.get("/metrics").text, refused) == 1
 
 
 def test_a_failure_of_ours_is_one_pictures_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

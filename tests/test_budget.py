@@ -17,6 +17,7 @@ def test_one_that_is_alone_has_room_however_large() -> None:
     large, other = Share(budget), Share(budget)
     assert large.grow(11) and large.grow(100)
     assert not other.grow(1)
+    assert other.grow(0), "which needs none"
     large.shrink(0)
     assert budget.used == 0
     assert other.grow(10)

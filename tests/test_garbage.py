@@ -105,14 +105,14 @@ def test_nothing_of_a_picture_waits_for_the_collector(
     """What is in a cycle counts for no bound, and a picture that cannot be decoded may be as large as any."""
 
     async def run() -> None:
-        async with served(model_file) as service:
+        async with served(model_file, deadline_s=300) as service:
             gc.collect()
             gc.disable()
             # Again so in the end: a worker may have a picture in hand for a moment after its answer.
             before = len(left())
             for _ in range(3):
                 assert await service.detect(PICTURE, DEFAULTS)
-                assert await service.detect(PICTURE, DEFAULTS, draw="image/png")
+                assert await service.detect(PICTURE, DEFAULTS, draw="image/png", gone=never)
             await until(lambda: len(left()) <= before)
             for data in (PICTURE[:-30], b"no picture", b""):
                 with contextlib.suppress(Refusal):

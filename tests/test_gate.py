@@ -86,7 +86,8 @@ def test_a_key_is_needed_where_keys_are_set(model_file: Path) -> None:
                 assert response.json()["code"] == "unauthorized"
                 assert response.headers["www-authenticate"] == "Bearer"
         beside = bearer("a.gateways.own") | {"X-API-Key": KEY}
-        for headers in (bearer(KEY), bearer(OTHER_KEY), {"X-API-Key": KEY}, beside):
+        in_small_letters = {"Authorization": f"bearer {KEY}"}
+        for headers in (bearer(KEY), bearer(OTHER_KEY), {"X-API-Key": KEY}, beside, in_small_letters):
             assert client.post("/detect", content=PICTURE, headers=headers).status_code == 200
 
 

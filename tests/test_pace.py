@@ -43,6 +43,13 @@ def test_idle_time_is_not_theirs() -> None:
     assert pace.picture_s == 1
 
 
+def test_of_two_sessions_the_slower_to_tell_takes_no_time_back() -> None:
+    pace = Pace(sessions=2)
+    for ended in (12, 11):
+        pace.note(begun=ended - 1, ended=ended, pictures=1, cores=1, arrived=5)
+    assert pace.picture_s == 0.5
+
+
 def test_one_pause_of_the_machine_counts_little() -> None:
     pace = Pace(sessions=1)
     pace.note(begun=0, ended=1, pictures=1, cores=1, arrived=0)

@@ -2,19 +2,20 @@
 
 import asyncio
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.engine import Engine
-from app.errors import Refusal
+from app.errors import ArtifactError, Refusal
 from app.providers import CPU, CUDA
 from app.service import Service
 from app.session import OnnxRunner
 from app.settings import Settings
 from tests.held import HeldDecoder
-from tests.support import DEFAULTS, PICTURE, metadata, served, until, write_model
+from tests.support import DEFAULTS, PICTURE, metadata, metric, served, until, write_model
 
 
 @pytest.mark.usefixtures("session_thread")
@@ -64,6 +65,7 @@ def test_a_model_is_kept_until_those_who_began_with_it_have_their_answers(
                 close()
 
             monkeypatch.setattr(old, "close", closing)
+            await service.detect(PICTURE, DEFAULTS)
             decoder = HeldDecoder()
             with monkeypatch.context() as slow:
                 decoder.install(slow)
@@ -108,9 +110,50 @@ def test_a_service_whose_first_model_failed_is_mended_by_a_reload(
             broken.setattr(OnnxRunner, "__call__", lambda *_: 1 / 0)
             await service.warm_up()
         assert service.not_ready is not None
+        assert metric(service, "fcos_ready") == 0
         await service.reload()
         assert await service.detect(PICTURE, DEFAULTS)
+        assert metric(service, "fcos_ready") == 1
         await asyncio.to_thread(service.close)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_says_why_it_cannot_start_is_quoted(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ArtifactError("Its canary is no bird.")
+
+    async def run() -> None:
+        service = Service.load(Settings(model=model_file, provider="cpu", threads=1))
+        monkeypatch.setattr(OnnxRunner, "warm_up", refuse)
+        await service.warm_up()
+        assert service.not_ready == "Its canary is no bird."
+        await asyncio.to_thread(service.close)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("session_thread")
+@pytest.mark.parametrize("how", ["the model fails", "the service ends"])
+def test_no_reload_leaves_a_session_behind(model_file: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    def sessions() -> int:
+        return [thread.name for thread in threading.enumerate()].count("session")
+
+    async def run() -> None:
+        service = Service.load(Settings(model=model_file, provider="cpu", threads=1))
+        await service.warm_up()
+        before = sessions()
+        reload = asyncio.create_task(service.reload())
+        if how == "the model fails":
+            monkeypatch.setattr(OnnxRunner, "warm_up", lambda *_: 1 / 0)
+            with pytest.raises(Refusal, match="failed on its first pictures"):
+                await reload
+            assert sessions() == before
+        else:
+            await asyncio.sleep(0)
+        await service.finish()
+        await asyncio.gather(reload, return_exceptions=True)
+        assert sessions() == 0
 
     asyncio.run(run())
 
@@ -132,6 +175,7 @@ def test_a_bad_file_changes_nothing(tmp_path: Path, content: bytes | None) -> No
             assert before.version in caught.value.message
             outcome = await service.detect(PICTURE, DEFAULTS)
             assert outcome.model == before
+            assert metric(service, 'fcos_model_reloads_total{outcome="refused"}') == 1
 
     asyncio.run(run())
 
