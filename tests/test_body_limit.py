@@ -37,3 +37,4 @@ def test_a_body_that_does_not_say_its_size_is_bounded_by_what_has_come(sizes: tu
         with pytest.raises(Refusal) as caught:
             asyncio.run(limited)
         assert caught.value.code == "body_too_large"
+        assert caught.value.headers == {"Connection": "close"}, "nobody reads the rest"

@@ -143,6 +143,7 @@ def test_a_worker_decodes_what_fills_a_batch(
             held.install(monkeypatch)
             await detect_together(service, 6, monkeypatch)
             assert held.batches == batches
+            assert metric(service, "fcos_pictures_inferred_total") == 6
 
     asyncio.run(run())
 
@@ -358,6 +359,9 @@ def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
             assert outcome.drawn is not None
             assert Image.open(io.BytesIO(outcome.drawn)).size == size
             assert metric(service, "fcos_in_flight_pixels") == len(outcome.drawn) // 4
+            for stage, milliseconds in outcome.timing_ms.items():
+                seconds = metric(service, f'fcos_stage_seconds_sum{{stage="{stage}"}}')
+                assert seconds == pytest.approx(milliseconds / 1000, abs=1e-6)
             outcome.let_go()
             assert metric(service, "fcos_in_flight_pixels") == 0
 
