@@ -12,6 +12,7 @@ from model import run as runs
 from model import train as script
 from model.data import Batch
 from model.learner import Learner
+from model.loading import Feed, naming_dead_workers
 from model.train import train
 from tests.serving import ROOT
 from tests.toy import ALONE, QUIET, Data, settings, words, write_coco
@@ -35,11 +36,20 @@ def test_there_are_no_more_workers_than_cores(data: Data, tmp_path: Path, monkey
 def test_after_an_error_the_workers_end(tmp_path: Path) -> None:
     mine = write_coco(tmp_path, 8)
     file = mine[1] / "picture-3.png"
-    file.write_bytes(file.read_bytes()[:100])
+    file.write_bytes(file.read_bytes()[:60] + bytes(400) + b"IEND")  # what the check reads is whole
     command = [sys.executable, "model/train.py", *words(settings(mine, tmp_path / "run", workers=2))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert "picture-3.png" in done.stderr
+
+
+def test_another_error_is_not_taken_for_the_end_of_a_worker() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), naming_dead_workers():
+        raise RuntimeError("shapes do not fit")
+
+
+def test_an_epoch_of_which_nothing_was_left_has_no_speed() -> None:
+    assert Feed([]).speed(1) == {}
 
 
 def test_a_worker_that_the_system_ends_is_one_sentence(
