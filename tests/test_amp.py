@@ -103,6 +103,11 @@ def test_a_pointwise_convolution_at_a_stride_is_the_same_on_the_pixels_it_takes(
     assert of_input[..., 1::2, :].eq(0).all() and of_input[..., 1::2].eq(0).all(), "pixels that are passed over"
 
 
+def test_a_pointwise_convolution_at_a_stride_may_be_padded() -> None:
+    conv, x = nn.Conv2d(3, 48, 1, stride=2, padding=1), torch.randn(2, 3, 9, 8)
+    assert torch.allclose(gradients(conv, x, None)[0], conv(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_layers_that_give_parameters_by_name_are_computed_too(precision: Any) -> None:
     pool, x = BlurPool2d(8), torch.randn(2, 8, 16, 16, requires_grad=True)

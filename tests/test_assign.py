@@ -40,6 +40,8 @@ def test_points_outside_a_narrow_box_learn_nothing() -> None:
     # 6 px wide: of the columns 12, 20 and 28 only 20 lies inside.
     assigned = one(torch.tensor([[17.0, 4.0, 23.0, 36.0]]))
     assert learned(0, assigned) == {(20.0, y, 8) for y in (12.0, 20.0, 28.0)}
+    on_its_edge = one(torch.tensor([[20.0, 4.0, 26.0, 36.0]]))
+    assert not learned(0, on_its_edge)
 
 
 def test_size_decides_the_level() -> None:
@@ -48,6 +50,16 @@ def test_size_decides_the_level() -> None:
     # the edge not counted, leave 152 and 168, 120 and 136. Their largest distance is 108, P4's as well.
     assigned = one(torch.tensor([[60.0, 88.0, 260.0, 168.0]]))
     assert learned(0, assigned) == {(x, y, 16) for x in (152.0, 168.0) for y in (120.0, 136.0)}
+
+
+def test_a_box_between_two_levels_is_learned_by_both() -> None:
+    """The paper leaves out what lies beyond a level's range, not what lies on its ends."""
+    assigned = one(
+        torch.tensor([[36.0, 52.0, 164.0, 148.0]])
+    )  # the centre, (100, 100), is a point of P3: 64 px left and right
+    assert (100.0, 100.0, 8) in learned(0, assigned)
+    assigned = one(torch.tensor([[40.0, 72.0, 168.0, 136.0]]))  # (104, 104), a point of P4
+    assert (104.0, 104.0, 16) in learned(0, assigned)
 
 
 def test_where_boxes_meet_the_smaller_wins() -> None:
@@ -169,7 +181,7 @@ def test_crowded_pictures_are_assigned_a_few_at_a_time(rule: Rule, monkeypatch: 
         return found
 
     monkeypatch.setattr(assigning, f"{rule}_costs", noted)
-    for most, counts in ((11, [5, 9, 12, 4, 10]), (15, [14, 15, 11]), (40, [40])):
+    for most, counts in ((1, [5, 9, 12, 3, 1, 10]), (11, [5, 9, 12, 4, 10]), (15, [14, 15, 11]), (40, [40])):
         monkeypatch.setattr(assigning, "PAIRS", most * len(POINTS))
         compared.clear()
         assert assign(POINTS, POINT_STRIDES, boxes, rule).equal(expected)

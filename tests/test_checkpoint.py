@@ -38,11 +38,21 @@ def test_what_is_loaded_detects_what_was_saved(tmp_path: Path) -> None:
     images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
     for one, other in zip(before.model()(images), after.model()(images), strict=True):
         assert one.equal(other)
+    # Whoever its batch mates are.
+    mates = torch.cat((images, torch.zeros_like(images)))
+    for one, other in zip(after.model()(images), after.model()(mates), strict=True):
+        torch.testing.assert_close(one[0], other[0])
     assert (after.training, after.metrics, after.score_threshold) == ({"epochs": 3}, {"AP": 0.25}, 0.4)
     described = after.metadata("a", "1" * 64)
     assert (described.name, described.checkpoint_sha256) == ("a", "1" * 64)
     assert (described.training, described.metrics) == ({"epochs": 3}, {"AP": 0.25})
     assert (described.defaults.score_threshold, described.defaults.iou_threshold) == (0.4, 0.55)
+
+
+def test_a_mean_of_means_has_the_options_of_the_first_run(tmp_path: Path) -> None:
+    first, other = ({"options": {"size": size}} for size in (64, 96))
+    mean = saved(tmp_path / "a.pt", training={"mean_of": [{"mean_of": [first, other]}, other]})
+    assert mean.options == {"size": 64}
 
 
 def test_padding_is_the_mean_to_the_nearest_grey_level() -> None:

@@ -152,6 +152,15 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(data: Data, tmp_path: 
     assert all(new.equal(old) for new, old in zip(learner.model.parameters(), before, strict=True))
 
 
+def test_the_scale_of_a_half_precision_loss_is_resumed(data: Data, tmp_path: Path) -> None:
+    options = settings(data, tmp_path, amp="fp16")
+    one, other = (Learner(FCOS(*options.network(("a",), None)), options, ALONE, 1) for _ in range(2))
+    one.scaler.scale(torch.ones(()))  # sets it up
+    one.scaler.update(1024.0)
+    other.restore(one.state(), one.averaged_weights())
+    assert other.scaler.get_scale() == 1024
+
+
 def test_the_averaged_weights_are_those_of_about_the_last_tenth(data: Data, tmp_path: Path) -> None:
     """The window of the average, in iterations, grows with the run."""
     options = settings(data, tmp_path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from app.artifact import Size, grids
 from model import config
@@ -96,6 +96,8 @@ def test_a_batch_without_boxes_is_finite_and_every_head_still_has_a_gradient() -
     )
     assert found["box"].item() == 0
     assert found["centerness"].item() == 0
+    no_class = torch.zeros_like(class_logits)
+    assert found["class"].equal(sigmoid_focal_loss(class_logits, no_class, alpha=0.25, gamma=2, reduction="sum"))
     sum(found.values(), torch.zeros(())).backward()
     assert all(head.grad is not None and head.grad.isfinite().all() for head in heads)
 
@@ -133,6 +135,17 @@ def test_the_box_loss_weighs_points_by_their_centerness() -> None:
     distances[0, half, 0::2] /= 2  # of this point alone: GIoU 0.5
     assert 0.3 < weights[0][0] / torch.cat(weights).mean() < 0.9, "a mean without weights would be another number"
     assert losses(class_logits, distances, centerness)["box"].item() == pytest.approx(0.5 * share.item(), rel=1e-4)
+
+
+def test_the_box_loss_of_points_far_from_the_centre_is_a_weighted_mean_too() -> None:
+    boxes = torch.tensor([[19.5, 4.0, 25.0, 36.0]])  # of the columns of points only x = 20 lies inside, at its edge
+    chosen = assign(POINTS, STRIDES, [boxes])[0] >= 0
+    class_logits, distances, centerness = (head[:1] for head in perfect())
+    distances[0, chosen] = encode(POINTS[chosen], boxes)
+    assert 0 < centerness_target(distances[0, chosen]).sum() < 0.9
+    distances[..., 0::2] /= 2  # GIoU 0.5
+    found = fcos_losses(class_logits, distances, centerness, POINTS, STRIDES, [boxes], [torch.tensor([0])])
+    assert found["box"].item() == pytest.approx(0.5, abs=1e-5)
 
 
 def iou_losses(class_logits: Tensor, distances: Tensor, centerness: Tensor) -> dict[str, Tensor]:
