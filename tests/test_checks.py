@@ -140,8 +140,9 @@ def test_boxes_in_fractions_are_an_error_and_one_tiny_box_a_warning(tmp_path: Pa
     assert [kind for kind, _ in problems.warnings if kind != "class without boxes"] == ["box under 1 px"]
     for annotation in document["annotations"]:
         annotation["bbox"] = [0.1, 0.2, 0.5, 0.01 * annotation["id"]]
-    _, problems = check(document, "it", tmp_path)
+    clean, problems = check(document, "it", tmp_path)
     assert problems.errors == [("fractions", "all 4 boxes are under 1 px")]
+    assert not clean["annotations"]
 
 
 def test_duplicate_boxes_and_classes_without_boxes_are_no_errors(tmp_path: Path) -> None:

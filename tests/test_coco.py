@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from model.checks import check
+from model.coco import hold_out
 from model.data import read_checked
 from model.formats import read_document
 from model.problems import UNREADABLE
@@ -68,6 +69,16 @@ def test_sizes_that_a_json_lacks_are_the_pictures_own(tmp_path: Path) -> None:
     (tmp_path / document["images"][0]["file_name"]).unlink()
     problems = check(read_document(file, tmp_path), "it", tmp_path)[1]
     assert [kind for kind, _ in problems.errors if kind != "unknown image id"] == ["missing picture"]
+
+
+def test_pictures_are_held_out_by_their_names_however_accents_are_written() -> None:
+    """macOS takes accents apart: the same pictures there must be the same set."""
+    composed = [f"\u00e9-{number}.png" for number in range(40)] + ["\udce9.png"]  # the last is no UTF-8 on the disk
+    held = []
+    for names in (composed, [name.replace("\u00e9", "e\u0301") for name in composed]):
+        images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+        held.append([image["id"] for image in hold_out({"images": images, "annotations": []}, 0.3)[1]["images"]])
+    assert held[0] == held[1] and 4 < len(held[0]) < 20
 
 
 def test_roboflows_category_of_all_categories_is_no_class(tmp_path: Path) -> None:

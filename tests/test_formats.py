@@ -105,7 +105,7 @@ def test_one_file_of_a_set_is_told_from_all(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("name", ["_annotations.coco.json", "boxes.json", "train/_annotations.coco.json"])
 def test_a_json_is_named_where_its_folder_is_given(tmp_path: Path, name: str) -> None:
     (tmp_path / "README.roboflow.txt").write_text("Exported from ...")
-    for file in (name, "zebra.json") if name.startswith("_") else (name,):
+    for file in (name, "Zebra.json") if name.startswith("_") else (name,):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")
     with pytest.raises(ValueError, match=f"holds neither VOC xml nor YOLO txt files: give {tmp_path / name} itself$"):

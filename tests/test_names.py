@@ -8,7 +8,7 @@ from PIL import Image
 
 from model.data import read_checked
 from model.formats import read_document
-from model.names import only_matches
+from model.names import only_matches, pictures_of
 from tests.toy import write_pictures, write_voc, write_yolo
 
 
@@ -19,11 +19,12 @@ def test_a_wrong_folder_of_pictures_is_one_sentence_and_the_right_one_is_named(t
     (tmp_path / "boxes.json").write_text(json.dumps(document | {"images": listed}))
     write_yolo(tmp_path / "yolo", document)
     write_voc(tmp_path / "voc", document)
-    right, beside, far = (tmp_path / name for name in ("pictures/train", "pictures/val", "far/away"))
-    for empty in (beside, far):
+    places = ("pictures/train", "pictures/val", "pictures/train/more", "far/away")
+    right, beside, below, far = (tmp_path / name for name in places)
+    for empty in (beside, below, far):
         empty.mkdir(parents=True)
     known, unknown = f"give {right}, which has them", "give the folder that has them"
-    for wrong, hint in ((right.parent, known), (beside, known), (far, unknown)):
+    for wrong, hint in ((right.parent, known), (beside, known), (below, known), (far, unknown)):
         with pytest.raises(ValueError, match=f"^none of the 3 pictures of {source} is in {wrong}: {hint}"):
             read_document(tmp_path / source, wrong)
     with pytest.raises(ValueError, match=f"^no folder of pictures at {tmp_path}/gone$"):
@@ -109,6 +110,12 @@ def test_a_stem_in_another_writing_is_found(tmp_path: Path, source: str) -> None
     found, problems = read_checked(tmp_path / source, tmp_path / "pictures")
     assert not problems.errors and {one["file_name"] for one in found["images"]} == {"\u00c9.png", "picture-1.png"}
     assert len(found["annotations"]) == 4
+
+
+def test_a_stem_as_it_stands_goes_before_one_in_another_writing(tmp_path: Path) -> None:
+    for name in ("a.png", "A.png"):
+        (tmp_path / name).touch()
+    assert pictures_of(["a"], tmp_path) == {"a": ["a.png"]}
 
 
 @pytest.mark.parametrize("suffix", ["HEIC", "avif"])

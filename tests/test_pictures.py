@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from model.checks import check
 from model.coco import Document
@@ -36,6 +37,14 @@ def test_more_pixels_than_pillow_reads_are_a_bad_picture(tmp_path: Path, monkeyp
     Image.new("1", (400, 400)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70_000)  # it warns of more, and refuses twice as much
     with pytest.raises(OSError, match="more than"):
+        upright_size(tmp_path / "a.png")
+
+
+def test_a_header_that_pillow_refuses_is_a_bad_picture(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("comment", "0" * 2**21, zip=True)  # more than Pillow unpacks
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(OSError, match="too large"):
         upright_size(tmp_path / "a.png")
 
 

@@ -61,6 +61,15 @@ def test_difficult_objects_of_voc_are_neither_learnt_nor_errors(tmp_path: Path) 
     assert len(Annotations.from_document(found).boxes) == 1
 
 
+def test_a_missing_picture_that_a_voc_file_does_not_name_has_the_files_name(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", write_pictures(tmp_path / "pictures", 2))
+    file = tmp_path / "voc" / "picture-0.xml"
+    file.write_text(re.sub("<filename>.*</filename>", "", file.read_text()))
+    (tmp_path / "pictures" / "picture-0.png").unlink()
+    _, problems = read_checked(tmp_path / "voc", tmp_path / "pictures")
+    assert ("missing picture", "image 1 (picture-0.jpg)") in problems.errors
+
+
 def test_a_voc_files_own_picture_wins_over_the_name_in_it(tmp_path: Path) -> None:
     for stem, other, size in (("a", "b", (40, 30)), ("b", "a", (60, 20))):
         Image.new("RGB", size).save(tmp_path / f"{stem}.png")

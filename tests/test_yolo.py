@@ -19,7 +19,7 @@ def yolo(folder: Path, *stems: str, names: str = "data.yaml") -> tuple[Path, Pat
             (place / stem).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 50)).save(images / f"{stem}.png")
         (labels / f"{stem}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
-    (folder / "set" / names).write_text("cat\n" if names == "obj.names" else "names: [cat]\n")
+    (folder / "set" / names).write_text("\ncat\n\n" if names == "obj.names" else "names: [cat]\n")
     return labels, images
 
 
@@ -105,6 +105,20 @@ def test_yolos_numbers_may_be_written_otherwise_and_lists_lie_beside_them(tmp_pa
     assert [one["bbox"] for one in document["annotations"]] == [[40.0, 20.0, 20.0, 10.0]]
     kinds = sorted(kind for kind, _ in problems.errors + problems.warnings)
     assert kinds == ["duplicate box", "missing picture", *["unreadable entry"] * 2], "a list is no annotation"
+
+
+def test_class_names_of_several_words_are_no_boxes(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a")
+    (labels / "classes.txt").write_text("2 euro coin\n")
+    document, problems = read_checked(labels, images)
+    assert not problems.errors
+    assert [one["name"] for one in document["categories"]] == ["2 euro coin"] and len(document["annotations"]) == 1
+
+
+def test_a_class_given_by_its_name_is_shown(tmp_path: Path) -> None:
+    labels, images = yolo(tmp_path, "a")
+    (labels / "a.txt").write_text("cat 0.5 0.5 0.2 0.2\n")
+    assert read_checked(labels, images)[1].errors == [("unreadable entry", "a.txt line 1: 'cat 0.5 0.5 0.2 0.2'")]
 
 
 @pytest.mark.parametrize("keypoints", ["0.45 0.5 0.55 0.5", "0.45 0.5 2 0.55 0.5 1"])
