@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model import average as script
 from model import checkpoint as checkpoints
-from model.average import average, mean_weights, training_of
+from model.average import average, mean_weights, mixed, training_of
 from model.checkpoint import Checkpoint
 from model.coco import hold_out
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
@@ -151,6 +151,18 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_done(data: Path, 
 def test_the_mean_is_a_checkpoint_not_an_exported_model(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--output must end in \.pt, but is .*mean\.onnx"):
         average([tmp_path / "none.pt"], data, tmp_path / "mean.onnx", QUIET)
+
+
+def test_only_frozen_statistics_of_the_backbone_beside_others_are_brought_together(runs: list[Path]) -> None:
+    one = checkpoints.load(runs[0])
+    frozen = dataclasses.replace(one, training={"options": one.options | {"backbone-norm": "frozen"}})
+    of_backbone, of_head = (
+        dataclasses.replace(one, weights=one.weights | {key: one.weights[key] + 1})
+        for part in ("backbone.", "head.")
+        for key in [next(key for key in one.weights if key.startswith(part) and key.endswith("running_mean"))]
+    )
+    assert mixed([frozen, of_backbone]) and mixed([of_backbone, frozen])
+    assert not mixed([one, of_backbone]) and not mixed([frozen, of_head])
 
 
 def test_frozen_statistics_and_measured_ones_are_brought_together_first(

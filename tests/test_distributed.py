@@ -61,6 +61,7 @@ def test_torchrun_trains_what_one_process_does(data: Data, tmp_path: Path) -> No
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pictures of val are trained on") == 1, "one process speaks for both"
     assert train(alone, ALONE, QUIET)
     one, other = (checkpoints.load(tmp_path / run / "last.pt") for run in ("shared", "alone"))
     assert difference(one, other) < 1e-4

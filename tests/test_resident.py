@@ -2,6 +2,7 @@
 
 import colorsys
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from model.config import FCOSConfig, InputConfig
 from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate
 from model.layout import NO_AUGMENTATION, Augmentation
 from model.loading import make_loader
-from model.resident import ResidentPictures, largest_shown, pack, turn_hue
+from model.resident import ResidentBatches, ResidentPictures, largest_shown, pack, turn_hue
+from model.run import Run
 from model.sampling import CanvasBatches
 from model.stopping import Stop
 from model.train import train
@@ -146,18 +148,19 @@ def test_a_pictures_colours_lie_inside_its_moved_boxes(annotations: Annotations,
             assert (inside[colour] > others.amax(0) + 60).all()
 
 
-def test_what_is_kept_smaller_is_still_the_same_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("height", "kept", "shown"), [(1000, 128, 64), (10, 2, 1)])
+def test_what_is_kept_smaller_is_still_the_same_picture(tmp_path: Path, height: int, kept: int, shown: int) -> None:
     """Kept at twice the size it is ever shown at: resized twice, but hardly blurred."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(256, size=(10, 15, 3)).astype(np.uint8))
-    coarse.resize((1500, 1000), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    coarse.resize((1500, height), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
     document: dict[str, Any] = {"categories": [{"id": 1, "name": "thing"}], "annotations": []}
-    document["images"] = [{"id": 1, "file_name": "a.png", "width": 1500, "height": 1000}]
+    document["images"] = [{"id": 1, "file_name": "a.png", "width": 1500, "height": height}]
     annotations = Annotations.from_document(document)
     resident = ResidentPictures(annotations, tmp_path, METADATA, CPU, 2.0)
-    assert resident.pixels.shape == (1, 128, 3, 192)
+    assert resident.pixels.shape == (1, kept, 3, 192)
     files, batch = both(annotations, tmp_path, NO_AUGMENTATION, [Draw(0, CANVASES[0], 1.0, True, 0)], largest=2.0)
-    assert differences(files, batch).float().mean() < 2
+    assert differences(files, batch)[:, :, :shown].float().mean() < 3
 
 
 def test_a_draw_decides_alone_what_becomes_of_its_picture(annotations: Annotations, data: Any) -> None:
@@ -220,6 +223,19 @@ def test_workers_plan_what_the_process_itself_would(data: tuple[Path, Path], ann
     for one, other in zip(*found, strict=True):
         assert one.images.equal(other.images)
         assert_same_boxes(one, other)
+
+
+def test_pictures_are_kept_as_large_as_a_run_shows_them(tmp_path: Path) -> None:
+    file, images = write_coco(tmp_path, 4)
+    document = json.loads(file.read_text())
+    document["images"][0] |= {"width": 960, "height": 640}
+    Image.open(images / "picture-0.png").resize((960, 640)).save(images / "picture-0.png")
+    file.write_text(json.dumps(document))
+    shown = {"zooms": (1.0, 1.5), "augmentation": Augmentation(scale=(0.5, 2.0))}
+    options = settings((file, images), tmp_path / "run", loader="resident", **shown)
+    loader = Run(options, ALONE, QUIET, None, None).loader
+    assert isinstance(loader, ResidentBatches)
+    assert loader.pictures.kept[0].tolist() == [192, 288]  # three times what the service shows
 
 
 def test_pictures_that_do_not_fit_are_one_sentence(annotations: Annotations, data: tuple[Path, Path]) -> None:

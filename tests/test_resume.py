@@ -10,19 +10,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import checkpoint as checkpoints
 from model import run as runs
-from model.data import Batch
+from model.data import Annotations, Batch
 from model.layout import Augmentation
 from model.learner import Learner
+from model.report import Report
 from model.settings import Settings
+from model.start import fingerprint
 from model.stopping import Stop
 from model.train import train
-from tests.toy import ALONE, EVERYTHING, QUIET, Data, difference, rows, settings, write_coco
+from tests.toy import ALONE, EVERYTHING, QUIET, Data, difference, read_annotations, rows, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,6 +111,19 @@ def test_tensorboard_keeps_the_epochs_before_a_resumed_one(
     ]
     assert [event.step for event in events.Scalars("epoch/AP")] == [1, 3]
     assert [event.step for event in events.Scalars("iteration/lr")] == [0]
+
+
+def test_tensorboard_drops_what_a_stopped_run_wrote_beyond_its_save(tmp_path: Path) -> None:
+    for begins, steps in ((0, (0, 20, 40)), (30, (40, 60))):
+        log = Report(tmp_path, QUIET, begins)
+        for step in steps:
+            log.iteration(step, {"lr": begins + step})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("iteration/lr")] == [
+        (0, 0), (20, 20), (40, 70), (60, 90)
+    ]  # fmt: skip
 
 
 def test_a_fine_tuned_run_is_resumed_by_its_own_command(
@@ -247,6 +263,14 @@ def test_a_run_goes_on_in_a_version_with_further_options(data: Data, tmp_path: P
     with pytest.raises(ValueError, match="--epoch-iterations was 0, is 20: give"):
         train(dataclasses.replace(again, epoch_iterations=20), ALONE, QUIET)
     assert train(again, ALONE, QUIET)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Annotations)])
+def test_all_that_is_learnt_from_counts_as_the_data(data: Data, field: str) -> None:
+    annotations = read_annotations(*data)
+    value = getattr(annotations, field)
+    other = value[::-1] if field == "classes" else np.roll(value, 1, 0)
+    assert fingerprint(dataclasses.replace(annotations, **{field: other})) != fingerprint(annotations)
 
 
 def test_resuming_with_other_data_is_refused(data: Data, tmp_path: Path, monkeypatch: Any) -> None:

@@ -33,7 +33,7 @@ def test_few_pictures_are_gone_through_several_times_an_epoch(
     def noted(_: Learner, parts: list[Batch], iteration: int) -> dict[str, float]:
         assert iteration == len(drawn) // 4 and len(parts) == accumulate
         drawn.extend(picture for part in parts for picture in part.pictures)
-        return {}
+        return {"class_loss": 1.0 + iteration % 5}
 
     monkeypatch.setattr(Learner, "step", noted)
     said = Console(file=io.StringIO(), width=200)
@@ -42,6 +42,7 @@ def test_few_pictures_are_gone_through_several_times_an_epoch(
     assert isinstance(said.file, io.StringIO) and "goes through them 2.5 times" in said.file.getvalue()
     for epoch in (drawn[:20], drawn[20:]):
         assert len(epoch) == 20 and {epoch.count(picture) for picture in range(8)} == {2, 3}
+    assert [float(row["class_loss"]) for row in rows(tmp_path)] == [3, 3], "the mean of an epoch"
 
 
 def test_fewer_pictures_than_a_batch_are_learnt_from(
@@ -56,6 +57,17 @@ def test_fewer_pictures_than_a_batch_are_learnt_from(
     monkeypatch.setattr(Learner, "step", lambda _, parts, __: noted(parts))
     assert train(settings(data, tmp_path, batch_size=20, epoch_iterations=1), ALONE, QUIET)
     assert sizes == [20]
+
+
+def test_too_few_pictures_for_a_batch_in_parts_are_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="8 training pictures do not fill one batch of 16"):
+        train(settings(data, tmp_path, batch_size=16, accumulate=4), ALONE, QUIET)
+
+
+@pytest.mark.parametrize("plain_epochs", [1, 2])
+def test_that_nothing_is_augmented_is_said(data: Data, tmp_path: Path, plain_epochs: int) -> None:
+    run = Run(settings(data, tmp_path, epochs=2, plain_epochs=plain_epochs), ALONE, QUIET, None, None)
+    assert ("every epoch is plain" in run.describe()) == (plain_epochs == 2)
 
 
 def test_many_pictures_are_gone_through_once_an_epoch(data: Data, tmp_path: Path) -> None:
@@ -129,6 +141,19 @@ def test_the_best_epoch_is_kept_of_equal_ones_the_later(
     assert (best.metrics["AP"], best.training["epochs"]) == (0.5, epoch)
     assert best.resume is None and best.model() is not None
     assert isinstance(best.metadata("toy"), Metadata)
+
+
+def test_a_best_that_was_taken_away_is_made_again(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, values = runs.evaluate_on_val, iter((0.5, 0.2))
+
+    def evaluated(*arguments: Any) -> Any:
+        evaluation, detections = found(*arguments)
+        (tmp_path / "best.pt").unlink(missing_ok=True)
+        return dataclasses.replace(evaluation, metrics=evaluation.metrics | {"AP": next(values)}), detections
+
+    monkeypatch.setattr(runs, "evaluate_on_val", evaluated)
+    assert train(settings(data, tmp_path, epochs=2), ALONE, QUIET)
+    assert checkpoints.load(tmp_path / "best.pt").metrics["AP"] == 0.2
 
 
 def test_suppression_of_a_run_is_its_models_default(uninterrupted: Path) -> None:

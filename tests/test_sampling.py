@@ -95,9 +95,10 @@ def test_repeated_pictures_come_as_often_as_said(repeats: list[float], epoch: in
 
 
 def test_pictures_of_thin_classes_are_repeated(tmp_path: Path) -> None:
-    document = write_pictures(tmp_path, 16, boxes=1)
+    document = write_pictures(tmp_path, 16)
     for position, annotation in enumerate(document["annotations"]):
-        annotation["category_id"] = IDS["blue"] if position == 5 else IDS["red"]
+        annotation["category_id"] = IDS["red"] if position in (10, 11) else IDS["blue"]  # both boxes of one picture
+    document["annotations"].append(document["annotations"][10] | {"id": 99, "category_id": IDS["blue"]})
     factors = repeat_factors(Annotations.from_document(check(document, "it")[0]), threshold=0.25)
     assert factors[5] == pytest.approx((0.25 / (1 / 16)) ** 0.5)
     assert (np.delete(factors, 5) == 1).all()

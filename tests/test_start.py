@@ -73,6 +73,20 @@ def test_at_least_one_picture_is_held_out_and_one_is_left(tmp_path: Path, fracti
     assert len(learnt) == len(held["images"]) == 1
 
 
+def test_a_part_without_boxes_is_refused(tmp_path: Path) -> None:
+    file, images = write_coco(tmp_path, 2)
+    alone = settings((file, images), tmp_path, val_annotations=None, val_images=None)
+    document = json.loads(file.read_text())
+    found = []
+    for image in document["images"]:
+        boxes = [one for one in document["annotations"] if one["image_id"] == image["id"]]
+        file.write_text(json.dumps(document | {"annotations": boxes}))
+        with pytest.raises(ValueError, match="holding out 1 of 2 pictures leaves no boxes to") as error:
+            read_data(alone, QUIET)
+        found.append("evaluate on" in str(error.value))
+    assert sorted(found) == [False, True]
+
+
 def test_a_single_picture_cannot_be_held_out(tmp_path: Path) -> None:
     alone = settings(write_coco(tmp_path, 1), tmp_path, val_annotations=None, val_images=None)
     with pytest.raises(ValueError, match="too few pictures to hold some out for an evaluation: 1"):

@@ -32,6 +32,12 @@ def test_what_is_given_of_what_is_learnt_wins(uninterrupted: Path) -> None:
         assert settled.objective == left_open.objective == Objective()
 
 
+@pytest.mark.parametrize(("optimizer", "lr", "decay"), [("adamw", 0.001, 0.05), ("sgd", 0.01, 0.0001)])
+def test_rates_not_given_are_those_that_the_help_names(optimizer: Any, lr: float, decay: float) -> None:
+    options = Settings(**dict.fromkeys(PATHS, Path()), optimizer=optimizer, batch_size=32)  # type: ignore[arg-type]
+    assert (options.base_lr, options.decay) == (2 * lr, decay), "the learning rate is a batch of 16's"
+
+
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
     [

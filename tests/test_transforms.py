@@ -186,8 +186,7 @@ def test_of_a_large_picture_any_part_is_shown() -> None:
 def test_light_is_drawn_within_its_bounds_for_each_picture_anew() -> None:
     lights = np.array([layout.layers[0].light for layout in layouts(Augmentation(color=0.2, hue=0.1))])
     neutral, most = np.array([1, 1, 1, 0]), np.array([0.2, 0.2, 0.2, 0.1])
-    assert (np.abs(lights - neutral) <= most).all()
-    assert (np.abs(lights - neutral).max(0) > 0.8 * most).all()
+    assert_uniform(lights, neutral - most, neutral + most)
     assert len(np.unique(lights, axis=0)) == len(lights)
 
 
@@ -232,6 +231,12 @@ def test_a_blend_lies_between_its_pictures(share: float) -> None:
     mixed = mix(one, other, share)
     assert mixed.dtype == np.uint8
     assert (mixed >= np.minimum(one, other)).all() and (mixed <= np.maximum(one, other)).all()
+    assert np.abs(mixed - (share * one + (1 - share) * other)).max() < 0.51, "it would be darker if it were cut"
+
+
+def test_a_box_too_thin_for_its_numbers_is_not_learnt() -> None:
+    one = picture(Size(128, 128), (64, 64, 64, 70), 0)  # 1e-7 px wide in the annotations
+    assert not len(augment([one], CANVAS, METADATA, NO_AUGMENTATION, np.random.default_rng(0)).boxes)
 
 
 def test_pictures_without_boxes_pass() -> None:
