@@ -38,10 +38,6 @@ def test_what_is_loaded_detects_what_was_saved(tmp_path: Path) -> None:
     images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
     for one, other in zip(before.model()(images), after.model()(images), strict=True):
         assert one.equal(other)
-    # Whoever its batch mates are.
-    mates = torch.cat((images, torch.zeros_like(images)))
-    for one, other in zip(after.model()(images), after.model()(mates), strict=True):
-        torch.testing.assert_close(one[0], other[0])
     assert (after.training, after.metrics, after.score_threshold) == ({"epochs": 3}, {"AP": 0.25}, 0.4)
     described = after.metadata("a", "1" * 64)
     assert (described.name, described.checkpoint_sha256) == ("a", "1" * 64)

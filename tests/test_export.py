@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.artifact import Metadata
+from app.artifact import METADATA_KEY, Metadata
 from app.canvas import Placement
 from app.detector import Detector
 from app.postprocess import Detections, Parameters, PictureHeads
@@ -254,12 +254,18 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     assert runner.metadata == OnnxRunner.load(exported).metadata.model_copy(update=changes)
     assert output.stat().st_size < 0.75 * exported.stat().st_size
     proto = onnx.load(output)
+    assert [entry.key for entry in proto.metadata_props].count(METADATA_KEY) == 1
     if precision == "int8":
         assert "Sub" not in {node.op_type for node in proto.graph.node}
     # ONNX Runtime warns of each constant that no node reads.
     read = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= read
     assert [opset.domain for opset in proto.opset_import] == [""]
+
+
+def test_int8_is_judged_on_the_only_picture(exported: Path, picture_folder: Path, tmp_path: Path) -> None:
+    _, count = lower_precision(exported, "int8", choose_pictures(picture_folder)[:1], tmp_path / "int8.onnx")
+    assert count > 0
 
 
 def test_half_precision_keeps_variances_that_it_cannot_hold() -> None:
@@ -473,7 +479,7 @@ def test_calibration_pictures_without_a_lower_precision_are_refused(
     assert main([*command, "--calibration-images", str(tmp_path)]) == 2
     assert "--precision" in capsys.readouterr().err
     assert main([*command, "--name", ""]) == 2
-    assert "name" in capsys.readouterr().err
+    assert "export: --name must have 1 to 200 characters" in capsys.readouterr().err
     for threshold in ("1.5", "nan"):
         assert main([*command, "--score-threshold", threshold]) == 2
         assert "between 0 and 1" in capsys.readouterr().err
