@@ -25,7 +25,7 @@ Indices = NDArray[np.intp]
 COCO_SCORE_THRESHOLD = 0.01
 # Boxes are compared in blocks of this many: most pictures need one or two, and a block's overlaps stay in the cache.
 NMS_BLOCK = 160
-# From this many times `top_k` on, a level's candidates are thinned out before their scores are computed.
+# From this many times `top_k` on, candidates are thinned out, level by level, before their scores are computed.
 MANY_CANDIDATES = 2
 # exp(-x) of a smaller logit overflows float32, and its sigmoid is 0 for any purpose.
 LOWEST_LOGIT = np.float32(-87)
@@ -191,9 +191,9 @@ def _reaching_best(class_logits: Floats, centerness: Floats, allowed: NDArray[np
 
 
 def _lowest_class_logit(centerness: Floats, score_threshold: float) -> np.float32:
-    """Returns: A class logit below which no point of the level can have a score above the threshold.
+    """Returns: A class logit below which no point can have a score above the threshold.
 
-    sqrt(class * centerness) > t needs class > t² / centerness, and no point's centerness is above the level's best.
+    sqrt(class * centerness) > t needs class > t² / centerness, and no point's centerness is above the best.
     """
     best = float(_sigmoid(np.fmax.reduce(centerness)))  # fmax ignores NaN
     lowest = score_threshold**2 / best

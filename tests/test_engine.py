@@ -152,18 +152,13 @@ def test_a_worker_decodes_what_fills_a_batch(
 def test_of_two_sessions_each_leaves_half_of_its_pictures_waiting(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, count: int, first: int
 ) -> None:
-    decoder = HeldDecoder()
-
     async def run() -> None:
         async with served(model_file, sessions=2, decode_threads=1, max_batch=4) as service:
-            decoder.install(monkeypatch)
             held.install(monkeypatch)
-            tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(count)]
-            await until(lambda: service._engine.users == count)
-            decoder.open.set()
+            together = asyncio.create_task(detect_together(service, count, monkeypatch))
             await until(lambda: held.batches != [])
             held.open.set()
-            await asyncio.gather(*tasks)
+            await together
             assert held.batches[0] == first
             assert sum(held.batches) == count
 
