@@ -88,7 +88,7 @@ def print_times(detector: Detector) -> None:
 def print_ap(detector: Detector, options: argparse.Namespace) -> None:
     from model.coco import with_images
     from model.data import read_usable
-    from model.evaluate import parameters_for
+    from model.evaluation import parameters_for
     from model.scoring import Found, score
 
     document = read_usable(options.annotations, options.images, detector.metadata.classes, print)

@@ -28,7 +28,7 @@ from app.detector import Detector
 from app.postprocess import Detections, Parameters
 from app.session import OnnxRunner
 from benchmarks.command import as_command, write_csv
-from export.__main__ import export
+from export.convert import export
 from model.backbone import read_weights
 from model.torchvision_weights import from_state_dict
 

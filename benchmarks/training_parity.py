@@ -27,15 +27,14 @@ from benchmarks.command import as_command, write_csv
 from model import checkpoint as checkpoints
 from model.backbone import load_imagenet_weights
 from model.coco import hold_out, with_images
-from model.config import STRIDES, FCOSConfig, InputConfig
+from model.config import DEFAULT_OBJECTIVE, STRIDES, FCOSConfig, InputConfig, Objective
 from model.console import plain_console
 from model.data import Annotations, read_usable
 from model.distributed import Processes, choose_device
-from model.evaluate import detect, torch_runner
+from model.evaluation import detect, torch_runner
 from model.fcos import FCOS, Heads
 from model.learner import Learner
 from model.loading import end_workers, make_loader
-from model.losses import DEFAULT_OBJECTIVE, Objective
 from model.optim import keep_tensors_memory
 from model.presets import data_folder
 from model.sampling import CanvasBatches, canvas_indices

@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Amp = Literal["auto", "bf16", "fp16", "off"]
+from model.settings import Amp
 
 
 def precision_of(amp: Amp, device: torch.device) -> torch.dtype | None:

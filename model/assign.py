@@ -4,13 +4,12 @@ N pictures, P points, G ground-truth boxes of one picture, B of all. Distances a
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from model.config import STRIDES
+from model.config import STRIDES, Rule
 from model.points import encode
 
 LEVEL_RANGES = ((0.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, float("inf")))
@@ -24,8 +23,6 @@ ATSS_SQUARE = 8
 """Side, in strides, of the square that stands for a point."""
 PAIRS = 2**24
 """Pairs of a point and a box that are compared together, unless one picture has more: each takes about 40 bytes."""
-
-Rule = Literal["fcos", "atss"]
 
 
 def assign(points: Tensor, strides: Tensor, boxes: Sequence[Tensor], rule: Rule = "fcos") -> Tensor:

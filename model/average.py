@@ -33,7 +33,7 @@ from model.coco import hold_out
 from model.console import plain_console
 from model.data import Annotations, read_usable
 from model.distributed import choose_device
-from model.evaluate import evaluate, torch_runner
+from model.evaluation import evaluate, torch_runner
 from model.fcos import FCOS
 from model.files import require_folder
 from model.finetune import restate_statistics

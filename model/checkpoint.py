@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from app.artifact import Defaults, Metadata, Points, Resize, Size
-from model.config import STRIDES, FCOSConfig, InputConfig
+from model.config import IOU_THRESHOLD, SCORE_THRESHOLD, STRIDES, FCOSConfig, InputConfig
 from model.fcos import FCOS
 from model.files import write_bytes
 
 FORMAT_VERSION = 1
-SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.6
-"""The service's defaults unless others are given: for scores, and for non-maximum suppression as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

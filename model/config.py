@@ -1,4 +1,7 @@
-"""What a detector is: its network and the pictures it takes. Every checkpoint holds both."""
+"""What a detector is: its network and the pictures it takes, of which every checkpoint holds both; and what it learns.
+
+Needs no torch: a command line is read before that is imported, which takes seconds.
+"""
 
 import dataclasses
 from typing import Any, Literal, Self
@@ -10,6 +13,11 @@ from app.artifact import CANVAS_MULTIPLE, LONGEST_CANVAS, LONGEST_NAME, Name
 
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.6
+"""The service's defaults unless others are given: for scores, and for non-maximum suppression as in the paper."""
+
+Rule = Literal["fcos", "atss"]
+Quality = Literal["centerness", "iou"]
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -99,6 +107,19 @@ class FCOSConfig(_Config):
     def torchvision(cls, classes: tuple[str, ...]) -> Self:
         """torchvision's `fcos_resnet50_fpn`: the paper's network, with the points where torchvision puts them."""
         return dataclasses.replace(cls.paper(classes), point_offset=0.0, point_step="canvas")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is learnt; the network and its outputs stay the same."""
+
+    quality: Quality = "centerness"
+    """What the centerness output predicts: how central a point is, or how good its box."""
+    assignment: Rule = "fcos"
+    """Which points learn a box."""
+
+
+DEFAULT_OBJECTIVE = Objective()
 
 
 def service_name(value: Any) -> str | None:

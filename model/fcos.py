@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
-from model.config import STRIDES, FCOSConfig, InputConfig
+from model.config import DEFAULT_OBJECTIVE, STRIDES, FCOSConfig, InputConfig, Objective
 from model.fpn import FPN
 from model.head import Head
-from model.losses import DEFAULT_OBJECTIVE, Objective, fcos_losses
+from model.losses import fcos_losses
 from model.points import canvas_points
 
 

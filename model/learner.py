@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.amp import mixed_precision, precision_of
-from model.config import InputConfig
+from model.config import InputConfig, Objective
 from model.data import Batch
 from model.distributed import Processes
 from model.fcos import FCOS
-from model.losses import Objective, normalisers_of
+from model.losses import normalisers_of
 from model.optim import freeze, lr_factor, make_optimizer, set_lr, train_mode
 from model.settings import Settings
 

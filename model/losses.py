@@ -5,9 +5,7 @@ distributed run, as otherwise a process's loss would depend on which pictures it
 FCOS's authors).
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -15,23 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from model.assign import Rule, assign
+from model.assign import assign
+from model.config import DEFAULT_OBJECTIVE, Objective
 from model.points import decode, encode
-
-Quality = Literal["centerness", "iou"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What is learnt; the network and its outputs stay the same."""
-
-    quality: Quality = "centerness"
-    """What the centerness output predicts: how central a point is, or how good its box."""
-    assignment: Rule = "fcos"
-    """Which points learn a box."""
-
-
-DEFAULT_OBJECTIVE = Objective()
 
 
 def fcos_losses(

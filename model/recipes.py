@@ -38,7 +38,7 @@ from model.layout import Augmentation
 from model.presets import PRESETS, data_folder
 from model.sampling import epoch_draws
 from model.settings import HELD_OUT, Settings
-from model.train import MENDABLE, in_words, train
+from model.training import MENDABLE, in_words, train
 
 EVERYDAY = PRESETS["everyday"]
 AUGMENTATION: Augmentation = EVERYDAY["augmentation"]

@@ -18,10 +18,11 @@ from model import plots, report
 from model.backbone import load_imagenet_weights
 from model.checkpoint import Checkpoint
 from model.coco import Document
+from model.config import SCORE_THRESHOLD
 from model.console import waiting
 from model.data import Annotations, Batch
 from model.distributed import Processes
-from model.evaluate import detect, torch_runner
+from model.evaluation import detect, torch_runner
 from model.fcos import FCOS
 from model.files import make_folder, write_json
 from model.finetune import adopt, restate_statistics
@@ -274,7 +275,7 @@ class Run:
             weights=self.learner.averaged_weights(),
             training=provenance(self.settings, self.annotations, epochs, self._origin),
             metrics=evaluation.metrics if evaluation else {},
-            score_threshold=evaluation.score_threshold if evaluation else checkpoints.SCORE_THRESHOLD,
+            score_threshold=evaluation.score_threshold if evaluation else SCORE_THRESHOLD,
             iou_threshold=self.metadata.defaults.iou_threshold,
             resume=state,
         )

@@ -1,27 +1,36 @@
-"""What a training run can be told, and what follows from it."""
+"""What a training run can be told, and what follows from it. Needs no torch, as `model/config.py`."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import timm
 import tyro
 
 from app.artifact import LONGEST_CANVAS
-from model.amp import Amp
-from model.assign import Rule
-from model.checkpoint import IOU_THRESHOLD, Checkpoint
-from model.config import IMAGENET_MEAN, IMAGENET_STD, FCOSConfig, InputConfig, require_name
+from model.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    IOU_THRESHOLD,
+    FCOSConfig,
+    InputConfig,
+    Objective,
+    Quality,
+    Rule,
+    require_name,
+)
 from model.layout import Augmentation
-from model.losses import Objective, Quality
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 NOMINAL_BATCH = 16
 HELD_OUT = 0.1
 """Share of the training pictures to evaluate on, if there are no others."""
 
 Freeze = Literal["none", "c2", "c3", "all"]
+Amp = Literal["auto", "bf16", "fp16", "off"]
 
 PATHS = ("train_annotations", "train_images", "output")
 """Options without a default."""
@@ -202,7 +211,7 @@ class Settings:
         """The weight decay."""
         return self.weight_decay if self.weight_decay is not None else {"adamw": 0.05, "sgd": 1e-4}[self.optimizer]
 
-    def network(self, classes: tuple[str, ...], start: Checkpoint | None) -> tuple[FCOSConfig, InputConfig]:
+    def network(self, classes: tuple[str, ...], start: "Checkpoint | None") -> tuple[FCOSConfig, InputConfig]:
         """The network and its input: what is given, else what `start` has, else the defaults.
 
         Raises:
@@ -223,7 +232,7 @@ class Settings:
         """What is learnt; as in the paper if not given."""
         return Objective(**self._given(Objective))
 
-    def settled(self, begun: Checkpoint | None) -> Self:
+    def settled(self, begun: "Checkpoint | None") -> Self:
         """A copy with what is learnt and the IoU threshold filled in, if not given: from the run that is resumed or
         whose weights this one starts from; without either, from the paper."""
         options, iou_threshold = (begun.options, begun.iou_threshold) if begun else ({}, IOU_THRESHOLD)
@@ -255,6 +264,8 @@ def _input(size: int, backbone: str) -> InputConfig:
     config = InputConfig(short=size, long=size, canvases=canvases)
     if backbone.startswith("tf_efficientnet_lite"):  # 127 and 128, where timm rounds to 127.5
         return config
+    import timm  # takes a second, and needs torch
+
     known = timm.get_pretrained_cfg(backbone)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if known is None else (_bytes(known.mean), _bytes(known.std))
     return dataclasses.replace(config, mean=mean, std=std)

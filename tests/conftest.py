@@ -60,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def uninterrupted(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder, only to be read, of a run with `EVERYTHING` that came to its end."""
-    from model.train import train
+    from model.training import train
     from tests.toy import ALONE, EVERYTHING, QUIET, settings
 
     folder = tmp_path_factory.mktemp("runs") / "whole"

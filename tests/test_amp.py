@@ -10,7 +10,8 @@ import torch
 from timm.layers.blur_pool import BlurPool2d
 from torch import Tensor, nn
 
-from model.amp import Amp, mixed_precision, precision_of
+from model.amp import mixed_precision, precision_of
+from model.settings import Amp
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

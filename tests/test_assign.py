@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import assign as assigning
-from model.assign import CENTER_RADIUS, LEVEL_RANGES, Rule, assign
-from model.config import STRIDES, FCOSConfig
+from model.assign import CENTER_RADIUS, LEVEL_RANGES, assign
+from model.config import STRIDES, FCOSConfig, Rule
 from model.points import canvas_points, decode, encode
 
 CANVAS = (256, 320)

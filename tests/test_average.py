@@ -17,10 +17,10 @@ from model.average import average, mean_weights, mixed, training_of
 from model.checkpoint import Checkpoint
 from model.coco import hold_out
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked
-from model.evaluate import evaluate, torch_runner
+from model.evaluation import evaluate, torch_runner
 from model.layout import NO_AUGMENTATION
 from model.presets import data_folder
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, QUIET, settings, write_folder
 
 

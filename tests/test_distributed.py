@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model import checkpoint as checkpoints
-from model.train import train
+from model.training import train
 from tests.serving import ROOT
 from tests.toy import ALONE, QUIET, Data, difference, rows, settings, words
 from tests.two_processes import gradients

@@ -20,9 +20,9 @@ from app.postprocess import COCO_SCORE_THRESHOLD
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
-from model import evaluate, scoring
-from model.checkpoint import SCORE_THRESHOLD
+from model import evaluate, evaluation, scoring
 from model.checks import check
+from model.config import SCORE_THRESHOLD
 from model.data import read_checked
 from model.scoring import METRICS, Found, score
 from tests.support import METADATA, rectangle_picture
@@ -84,13 +84,13 @@ def test_numbers_are_said_whatever_becomes_of_their_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = evaluate.evaluate
+    found = evaluation.evaluate
 
     def renamed(*arguments: Any) -> Any:
         (tmp_path / "out.json").mkdir()
         return dataclasses.replace(found(*arguments), per_class={"[/b] [1, 2]": {"AP": 0.25, "AP50": 0.5}})
 
-    monkeypatch.setattr(evaluate, "evaluate", renamed)
+    monkeypatch.setattr(evaluation, "evaluate", renamed)
     out = ["--json", tmp_path / "out.json"]
     assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1], *out) == 2
     said = capsys.readouterr()
@@ -102,23 +102,23 @@ def test_numbers_are_said_whatever_becomes_of_their_file(
 def test_batching_does_not_change_what_is_found(
     model_file: Path, toy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, metadata = evaluate.open_model(model_file, "cpu")
+    runner, metadata = evaluation.open_model(model_file, "cpu")
     document, _ = read_checked(*toy)
 
     def alone(canvases: np.ndarray) -> Any:
         heads = [runner(canvas[None]) for canvas in canvases]
         return type(heads[0])(*(np.concatenate(parts) for parts in zip(*heads, strict=True)))
 
-    one = evaluate.detect(runner, metadata, document, toy[1], QUIET)
-    monkeypatch.setattr(evaluate, "AHEAD", 4)
-    other = evaluate.detect(alone, metadata, document, toy[1], QUIET)
+    one = evaluation.detect(runner, metadata, document, toy[1], QUIET)
+    monkeypatch.setattr(evaluation, "AHEAD", 4)
+    other = evaluation.detect(alone, metadata, document, toy[1], QUIET)
     assert len(one) > 0
     for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
         assert np.allclose(a, b, atol=1e-4)
 
 
 def test_with_many_canvases_few_pictures_wait_and_the_fullest_batch_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "MOST_WAITING", 3)
+    monkeypatch.setattr(evaluation, "MOST_WAITING", 3)
     taken = 0
 
     def prepared() -> Iterator[Any]:
@@ -128,7 +128,7 @@ def test_with_many_canvases_few_pictures_wait_and_the_fullest_batch_goes_first(m
             yield SimpleNamespace(placement=SimpleNamespace(canvas=canvas))
 
     groups: list[str] = []
-    for group in evaluate._groups(prepared()):
+    for group in evaluation._groups(prepared()):
         groups.append("".join(str(one.placement.canvas) for one in group))
         assert taken - len("".join(groups)) < 3
     assert groups[0] == "bb" and sorted("".join(groups)) == list("abbcdd")
@@ -139,9 +139,9 @@ def test_a_picture_of_another_size_than_annotated_is_refused(model_file: Path, t
     exif[0x0112] = 6  # annotated as it is stored, but shown upright
     rectangle_picture().save(tmp_path / "turned.jpg", exif=exif)
     document = {"images": [{"file_name": "turned.jpg", "width": 160, "height": 120}]}
-    runner, metadata = evaluate.open_model(model_file, "cpu")
+    runner, metadata = evaluation.open_model(model_file, "cpu")
     with pytest.raises(ValueError, match=r"turned\.jpg is 120 x 160 upright, but its annotations say 160 x 120"):
-        evaluate.detect(runner, metadata, document, tmp_path, QUIET)
+        evaluation.detect(runner, metadata, document, tmp_path, QUIET)
 
 
 def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Pa
     picture = rectangle_picture().resize((2000, 1500))
     picture.save(tmp_path / "large.jpg", quality=90)
     document = {"images": [{"file_name": "large.jpg", "width": 2000, "height": 1500}]}
-    runner, metadata = evaluate.open_model(model_file, "cpu")
-    found = evaluate.detect(runner, metadata, document, tmp_path, QUIET)
+    runner, metadata = evaluation.open_model(model_file, "cpu")
+    found = evaluation.detect(runner, metadata, document, tmp_path, QUIET)
 
     async def serve() -> Any:
         service = Service.load(Settings(model=model_file, provider="cpu"))
         await service.warm_up()
         query = DetectQuery(score_threshold=COCO_SCORE_THRESHOLD)
-        assert query.parameters(metadata) == evaluate.parameters_for(metadata)
+        assert query.parameters(metadata) == evaluation.parameters_for(metadata)
         try:
             return (await service.detect((tmp_path / "large.jpg").read_bytes(), query)).found
         finally:
@@ -169,17 +169,17 @@ def test_a_large_jpeg_is_measured_as_it_is_served(model_file: Path, tmp_path: Pa
 
 
 def test_overlaps_are_suppressed_as_the_service_does_by_default(model_file: Path) -> None:
-    _, metadata = evaluate.open_model(model_file, "cpu")
+    _, metadata = evaluation.open_model(model_file, "cpu")
     defaults = metadata.defaults.model_copy(update={"iou_threshold": 0.4})
     other = metadata.model_copy(update={"defaults": defaults})
-    assert DetectQuery(score_threshold=COCO_SCORE_THRESHOLD).parameters(other) == evaluate.parameters_for(other)
+    assert DetectQuery(score_threshold=COCO_SCORE_THRESHOLD).parameters(other) == evaluation.parameters_for(other)
 
 
 def test_processes_together_find_what_one_would(model_file: Path, toy: tuple[Path, Path]) -> None:
-    runner, metadata = evaluate.open_model(model_file, "cpu")
+    runner, metadata = evaluation.open_model(model_file, "cpu")
     document, _ = read_checked(*toy)
-    whole = score(evaluate.detect(runner, metadata, document, toy[1], QUIET), document, CLASSES)
-    parts = [evaluate.detect(runner, metadata, document, toy[1], QUIET, rank, 2) for rank in range(2)]
+    whole = score(evaluation.detect(runner, metadata, document, toy[1], QUIET), document, CLASSES)
+    parts = [evaluation.detect(runner, metadata, document, toy[1], QUIET, rank, 2) for rank in range(2)]
     assert score(Found.join(parts), document, CLASSES).metrics == whole.metrics
 
 

@@ -23,14 +23,15 @@ from app.canvas import Placement
 from app.detector import Detector
 from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
-from export.__main__ import export, lower_precision, main
+from export.__main__ import main
 from export.agreement import LOWER, agreement
+from export.convert import export, lower_precision
 from export.graph import ServedGraph, to_onnx
 from export.precision import choose_pictures, read_bytes_as_quantized, to_fp16, without_unused
 from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
-from model.evaluate import torch_runner
+from model.evaluation import torch_runner
 from model.fcos import FCOS, Heads
 from model.pictures import open_picture
 from tests.support import rectangle_picture
@@ -123,7 +124,7 @@ def test_a_letter_that_the_output_lacks_makes_no_failure(monkeypatch: pytest.Mon
     """As on Windows in a file or pipe: the model had been written, but the exit code was 2."""
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "cp1252", write_through=True))
-    monkeypatch.setattr("export.__main__._run", lambda options: f"wrote {options.output}")
+    monkeypatch.setattr("export.convert.convert", lambda options: f"wrote {options.output}")
     assert main(["a.pt", "--output", "猫.onnx"]) == 0
     assert out.getvalue().split() == [b"wrote", rb"\u732b.onnx"]
 
@@ -214,7 +215,7 @@ def test_a_graph_that_differs_from_torch_is_not_written(
             other.head.class_logits.bias.add_(0.01)
         return to_onnx(other)
 
-    monkeypatch.setattr("export.__main__.to_onnx", translate_something_else)
+    monkeypatch.setattr("export.convert.to_onnx", translate_something_else)
     output = tmp_path / "wrong.onnx"
     output.write_bytes(b"the model in use")
     with pytest.raises(ValueError, match="nothing was written"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model import checkpoint as checkpoints
 from model.fcos import FCOS
 from model.finetune import adopt, restate_statistics
-from model.train import train
+from model.training import train
 from tests.test_checkpoint import INPUT, config, saved
 from tests.toy import ALONE, QUIET, Data, settings
 

@@ -9,15 +9,14 @@ import torch
 from torch import nn
 
 from model import checkpoint as checkpoints
-from model.assign import Rule
+from model.config import Objective, Quality, Rule
 from model.data import Annotations, Batch, Draw, Plans, TrainingPictures, collate, read_checked
 from model.fcos import FCOS
 from model.layout import NO_AUGMENTATION
 from model.learner import Learner
-from model.losses import Objective, Quality
 from model.run import evaluate_on_val
 from model.stopping import Stop
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, IDS, QUIET, Data, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from model import train as script
 from model.data import Batch
 from model.learner import Learner
 from model.loading import Feed, naming_dead_workers
-from model.train import train
+from model.training import train
 from tests.serving import ROOT
 from tests.toy import ALONE, QUIET, Data, settings, words, write_coco
 

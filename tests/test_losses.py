@@ -13,8 +13,8 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 from app.artifact import Size, grids
 from model import config
 from model.assign import assign
-from model.config import FCOSConfig
-from model.losses import Objective, centerness_target, fcos_losses, paired_iou
+from model.config import FCOSConfig, Objective
+from model.losses import centerness_target, fcos_losses, paired_iou
 from model.points import canvas_points, encode
 
 CANVAS = (128, 160)

@@ -252,6 +252,17 @@ def test_what_needs_torch_says_so_where_the_service_alone_is_set_up(command: lis
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["model/train.py"], ["model/evaluate.py"], ["-m", "export"]], ids=str)
+def test_a_wrong_option_is_refused_before_torch_is_imported(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command, "--no-such-option"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "app.launch" in imported and not {"torch", "timm", "onnxruntime"} & imported
+
+
 def test_without_the_environment_the_service_names_it() -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-m", "app"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -264,8 +275,10 @@ def test_without_the_environment_the_service_names_it() -> None:
 @pytest.mark.parametrize(
     ("command", "package"),
     [
-        ("-m app", "pydantic"), ("-m app detect a.jpg", "pydantic"), ("model/train.py", "torch"),
-        ("model/evaluate.py", "torch"), ("-m export", "onnx"), ("-m model.average", "torch"),
+        ("-m app", "pydantic"), ("-m app detect a.jpg", "pydantic"),
+        ("model/train.py --train-annotations a --train-images b --output c", "torch"),
+        ("model/evaluate.py a.onnx --annotations a --images b", "torch"), ("-m export a.pt --output b.onnx", "onnx"),
+        ("-m model.average", "torch"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("ignored", "code"), [(False, 130), (True, 7)])

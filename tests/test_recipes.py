@@ -19,7 +19,7 @@ from model.recipes import RECIPES, settings_of, split
 from model.sampling import repeat_factors
 from model.settings import Settings
 from model.stopping import Stop
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, QUIET, read_annotations, write_folder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ from model.resident import ResidentBatches, ResidentPictures, largest_shown, pac
 from model.run import Run
 from model.sampling import CanvasBatches
 from model.stopping import Stop
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, COLOURS, IDS, QUIET, read_annotations, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,7 +24,7 @@ from model.report import Report
 from model.settings import Settings
 from model.start import fingerprint
 from model.stopping import Stop
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, EVERYTHING, QUIET, Data, difference, read_annotations, rows, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")

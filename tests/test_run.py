@@ -18,7 +18,7 @@ from model.data import Batch
 from model.learner import Learner
 from model.run import Run
 from model.sampling import repeat_factors
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, EVERYTHING, QUIET, Data, read_annotations, rows, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from model.start import read_data
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, QUIET, Data, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")

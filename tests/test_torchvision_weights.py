@@ -17,7 +17,7 @@ from benchmarks.torchvision_parity import CATEGORIES, PARAMETERS, USED, lively_m
 from export.__main__ import main
 from model.checkpoint import Checkpoint
 from model.config import InputConfig
-from model.evaluate import torch_runner
+from model.evaluation import torch_runner
 from model.torchvision_weights import from_state_dict, rename, torchvision_canvases
 
 # torchvision's rule on a smaller scale, so that a test takes seconds.

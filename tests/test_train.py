@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model import train as script
-from model.train import train
+from model.training import train
 from tests.toy import ALONE, QUIET, Data, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")

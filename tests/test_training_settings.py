@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model import checkpoint as checkpoints
-from model.losses import Objective
+from model.config import Objective
 from model.settings import PATHS, Settings
 from tests.toy import Data, settings
 
