@@ -34,9 +34,9 @@ def test_a_letter_that_the_output_lacks_is_escaped(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("script", "work", "words"),
     [
-        (average, "average", "a.pt --data data --output b.pt"),
-        (recipes, "compare", "--data data --output runs"),
-        (train, "train", "--train-annotations a.json --train-images a --output runs --device cpu"),
+        (average, "model.average.average", "a.pt --data data --output b.pt"),
+        (recipes, "model.recipes.compare", "--data data --output runs"),
+        (train, "model.training.train", "--train-annotations a.json --train-images a --output runs --device cpu"),
     ],
 )
 def test_a_script_says_it_so(
@@ -46,8 +46,8 @@ def test_a_script_says_it_so(
         next(one for one in arguments if isinstance(one, Console)).print(TEXT)
         return True
 
-    monkeypatch.setattr(script, work, say)
-    monkeypatch.setattr(sys, "argv", [work, *words.split()])
+    monkeypatch.setattr(work, say)
+    monkeypatch.setattr(sys, "argv", ["", *words.split()])
     assert script.main() == 0
     assert capsys.readouterr().out == TEXT + "\n"
 

@@ -1,12 +1,15 @@
 """Recipes are tried on train alone, and a run that is cut off leaves its row."""
 
 import argparse
+import io
 import json
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -55,12 +58,15 @@ def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(fol
 
 
 def command(folder: Path, output: Path, *more: str, code: int = 0, why: str = "", **changes: Any) -> str:
-    words = [sys.executable, "-m", "model.recipes", "--data", str(folder), "--output", str(output), *more]
-    done = subprocess.run(
-        [*words, "--more", json.dumps(TINY | changes)], capture_output=True, text=True, cwd=ROOT, timeout=600
-    )
-    assert done.returncode == code and why in done.stderr, done.stderr
-    return done.stdout
+    words = ["recipes", "--data", str(folder), "--output", str(output), *more, "--more", json.dumps(TINY | changes)]
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err):
+        try:
+            found: Any = recipes.main()
+        except SystemExit as refused:
+            found = refused.code
+    assert found == code and why in err.getvalue(), err.getvalue()
+    return out.getvalue()
 
 
 def test_recipes_are_compared_and_the_chosen_one_is_left_small(folder: Path, tmp_path: Path) -> None:
@@ -132,10 +138,12 @@ def test_a_final_run_whose_rehearsal_fails_is_not_begun(
 
 def test_a_run_that_fails_says_why_and_so_does_the_command(folder: Path, tmp_path: Path) -> None:
     why = "19 training pictures do not fill one batch of 64: lower --batch-size"
-    said = command(folder, tmp_path, "--only", "base", code=1, batch_size=64)
+    words = [sys.executable, "-m", "model.recipes", "--data", str(folder), "--output", str(tmp_path), "--only", "base"]
+    more = json.dumps(TINY | {"batch_size": 64})
+    done = subprocess.run([*words, "--more", more], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 1 and why in done.stdout, done.stderr
     rows = json.loads((tmp_path / "recipes.json").read_text())
     assert [(row["state"], row["why"]) for row in rows] == [("failed", why)]
-    assert why in said
 
 
 def test_a_run_that_fails_leaves_no_final_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
