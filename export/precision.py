@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,7 +104,8 @@ def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
 def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata) -> onnx.ModelProto:
     """Static QDQ quantisation: weights int8 per channel, activations uint8 with ranges seen on the pictures.
 
-    The last convolutions stay in float32: their outputs are logits and pixels.
+    The last convolutions stay in float32: their outputs are logits and pixels. The others' weights, except depthwise
+    ones, have 7 bits: see `_seven_bits`.
 
     Raises:
         ValueError: one of the pictures cannot be read.
@@ -124,10 +126,25 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=list(_QUANTIZED),
             nodes_to_exclude=kept,
+            extra_options={"TensorQuantOverrides": _seven_bits(graph)},
         )
         quantized = onnx.load(target)
     read_bytes_as_quantized(quantized)
     return without_unused(quantized)
+
+
+def _seven_bits(proto: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """Overrides for the weights that ONNX Runtime multiplies two at a time, which are all but depthwise ones: x86
+    processors with AVX2 or AVX512 but without VNNI add two products in 16 bits, and cut off what exceeds them without a
+    word. Two products of 8 and 7 bits never do; with 8 and 8, scores were off by up to 0.24 there."""
+    shapes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+    groups = {
+        node.input[1]: next((one.i for one in node.attribute if one.name == "group"), 1)
+        for node in proto.graph.node
+        if node.op_type == "Conv"
+    }
+    override = {"quant_type": QuantType.QInt8, "axis": 0, "reduce_range": True}
+    return {name: [override] for name, group in groups.items() if list(shapes[name][:2]) != [group, 1]}
 
 
 def read_bytes_as_quantized(proto: onnx.ModelProto) -> bool:

@@ -192,3 +192,13 @@ def problem(response: Any, status: int, code: str) -> str:
     detail: str = document["detail"]
     assert detail.endswith(".")
     return detail
+
+
+def assert_right_without_vnni(proto: onnx.ModelProto) -> None:
+    """That of an int8 file no two products of a byte and a weight exceed 16 bits, in which x86 processors without VNNI
+    add them. Depthwise convolutions are computed otherwise."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    read = {name for node in proto.graph.node if node.op_type == "DequantizeLinear" for name in node.input[:1]}
+    dense = [constants[name] for name in read & constants.keys() if constants[name].ndim == 4]
+    dense = [weights for weights in dense if weights.shape[1] > 1]
+    assert dense and max(int(np.abs(weights.astype(int)).max()) for weights in dense) * 2 * 255 < 2**15

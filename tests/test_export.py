@@ -34,7 +34,7 @@ from model.config import FCOSConfig, InputConfig
 from model.evaluation import torch_runner
 from model.fcos import FCOS, Heads
 from model.pictures import open_picture
-from tests.support import rectangle_picture
+from tests.support import assert_right_without_vnni, rectangle_picture
 
 INPUT = InputConfig(short=128, long=160, canvases=((128, 160), (160, 128)))
 
@@ -258,6 +258,7 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     assert [entry.key for entry in proto.metadata_props].count(METADATA_KEY) == 1
     if precision == "int8":
         assert "Sub" not in {node.op_type for node in proto.graph.node}
+        assert_right_without_vnni(proto)
     # ONNX Runtime warns of each constant that no node reads.
     read = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= read

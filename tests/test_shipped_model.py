@@ -18,6 +18,7 @@ from app.settings import DEFAULT_MODEL
 from export.verify import compare
 from model import checkpoint as checkpoints
 from tests.serving import Served, served
+from tests.support import assert_right_without_vnni
 
 INT8 = DEFAULT_MODEL.with_name(f"{DEFAULT_MODEL.stem}-int8.onnx")
 
@@ -61,6 +62,7 @@ def test_its_checkpoint_is_what_it_was_exported_from() -> None:
 def test_int8_is_the_same_model() -> None:
     fp32, int8 = (OnnxRunner.load(path).metadata for path in (DEFAULT_MODEL, INT8))
     assert int8 == fp32.model_copy(update={"precision": "int8", "metrics": int8.metrics})
+    assert_right_without_vnni(onnx.load(INT8))
 
 
 # Boxes drawn by eye, around the cat's head and around the astronaut without her helmet.
