@@ -79,7 +79,7 @@ class Metrics:
         self._model.labels(name, version, provider, precision).set(1)
 
     def answer(self, path: str, status: int) -> None:
-        """Counts a response."""
+        """Counts a response; its status is 0 if it never began, which counts for none."""
         counter = self._responses.get((path if path in KEYED else OTHER, status // 100))
         if counter is not None:
             counter.inc()

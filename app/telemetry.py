@@ -64,8 +64,7 @@ class Telemetry:
     def _note(self, scope: Scope, record: Record) -> None:
         metrics: Metrics = scope["app"].state.service.metrics
         status, method = record.status, scope["method"]
-        if status:
-            metrics.answer(scope["path"], status)
+        metrics.answer(scope["path"], status)
         if status == 200 and "read" in record.timing_ms:
             metrics.stages["read"].observe(record.timing_ms["read"] / 1000)
             metrics.stages["total"].observe(perf_counter() - record.begun)

@@ -68,7 +68,7 @@ def test_coco_results_are_read_by_cocos_own_tools(model_file: Path, folder: Path
     assert {(row["image_id"], row["category_id"]) for row in rows} == {(100, 10), (101, 20), (102, 30)}
     box = json.loads(answers.read_text())[0]["detections"][0]["box"]
     sides = [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]]
-    assert rows[0]["bbox"] == pytest.approx(sides, abs=1e-3)
+    assert rows[0]["bbox"] == [round(side, 3) for side in sides]
     assert len(COCO(str(path)).loadRes(str(out)).anns) == len(rows)
 
 
@@ -98,17 +98,21 @@ def test_labels_have_every_part_that_labelling_tools_ask_for(model_file: Path, f
     assert run(model_file, folder, labels=tmp_path / "labels.json") == 0
     document = json.loads((tmp_path / "labels.json").read_text())
     assert document.keys() == {"info", "licenses", "images", "annotations", "categories"}
+    ids = [annotation["id"] for annotation in document["annotations"]]
+    assert ids == list(range(1, len(ids) + 1)) and len(ids) >= 3, "COCO's evaluation takes 0 for none"
     for annotation in document["annotations"]:
         wanted = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"}
         assert wanted <= annotation.keys() and annotation["segmentation"] == []
+        assert annotation["area"] == round(annotation["bbox"][2] * annotation["bbox"][3], 3)
 
 
 def test_two_pictures_of_one_name_have_no_labels(model_file: Path, folder: Path, tmp_path: Path) -> None:
     same = tmp_path / "same"
     same.mkdir()
     (same / "0007.png").write_bytes((folder / "0007.png").read_bytes())
-    with pytest.raises(StartError, match=r"0007\.png would be one picture in --labels"):
-        run(model_file, folder, same, labels=tmp_path / "labels.json")
+    for others in (same, folder):
+        with pytest.raises(StartError, match=r"0007\.png would be one picture in --labels"):
+            run(model_file, folder, others, labels=tmp_path / "labels.json")
 
 
 def test_two_pictures_of_one_id_stop_before_any_work(model_file: Path, folder: Path, tmp_path: Path) -> None:
@@ -154,6 +158,7 @@ def test_without_annotations_ids_are_the_files_numbers_and_the_classes(
         ("nothing", "not a COCO annotation file"),
         ({"images": [], "categories": []}, "has no image 0007.png"),
         ({"images": [{"id": 1, "file_name": "a/0007.png"}], "categories": []}, "no category 'red'"),
+        ({"images": [{"id": i, "file_name": f"{i}/0007.png"} for i in (1, 2)]}, "several images called 0007.png"),
     ],
 )
 def test_annotations_that_do_not_fit_are_named(
@@ -185,13 +190,15 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(kind: str, fold
 def test_no_output_takes_the_place_of_what_is_wanted(kind: str, folder: Path, model_file: Path, tmp_path: Path) -> None:
     """As where the option's own value was forgotten, and the first picture became it."""
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    bare = folder / "picture"
+    bare, loud = folder / "picture", folder / "A.PNG"
     shutil.copy(folder / "0007.png", bare)
+    shutil.copy(folder / "0007.png", loud)
     option = "--" + kind.replace("_", "-")
-    with pytest.raises(StartError, match=rf"{option} .*0007\.png has a picture's suffix"):
-        run(model_file, folder / "0008.png", **output(kind, folder / "0007.png"))
+    for picture in (folder / "0007.png", loud):
+        with pytest.raises(StartError, match=rf"{option} .*{picture.name} has a picture's suffix"):
+            run(model_file, folder / "0008.png", **output(kind, picture))
     with pytest.raises(StartError, match=f"{option} .*picture is one of the pictures"):
-        run(model_file, bare, **output(kind, bare))
+        run(model_file, folder / ".." / folder.name / bare.name, **output(kind, bare))
     with pytest.raises(StartError, match=f"{option} .* is a folder"):
         run(model_file, folder, **output(kind, tmp_path))
     assert {path: path.read_bytes() for path in before} == before
@@ -267,15 +274,17 @@ def test_each_name_of_a_drawing_is_tried_once(tmp_path: Path) -> None:
 
 def test_drawings_that_are_written_leave_room_for_the_next(model_file: Path, folder: Path, tmp_path: Path) -> None:
     settings = Settings(model=model_file, provider="cpu", threads=1, max_queue_pixels=1)  # one picture at a time
-    outputs = Outputs(drawings=tmp_path / "drawn")
+    outputs = Outputs(drawings=tmp_path / "new" / "drawn")
     assert asyncio.run(asyncio.wait_for(detect_files(settings, [folder], outputs, DetectQuery()), 20)) == 0
-    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    assert len(list((tmp_path / "new" / "drawn").iterdir())) == 3
+    with pytest.raises(StartError, match=r"The folder .*0007\.png cannot be made: File exists\."):
+        run(model_file, folder, drawings=folder / "0007.png")
 
 
 def test_no_picture_is_drawn_over(model_file: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert any(path.suffix == ".png" for path in before)
-    run(model_file, folder, drawings=folder)
+    run(model_file, folder / ".." / folder.name, drawings=folder)
     assert {path: path.read_bytes() for path in before} == before
     assert len(list(folder.iterdir())) > len(before)
 
@@ -322,7 +331,10 @@ def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pyte
         pictures_in([folder])
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": [{"file_name": "a.png", "id": [1]}], "categories": []}'])
+@pytest.mark.parametrize(
+    "text",
+    ["no JSON", "{}", "[" * 100_000, '{"images": [{"file_name": "a.png", "id": [1]}], "categories": []}'],
+)
 def test_odd_annotations_are_named(text: str, folder: Path, model_file: Path, tmp_path: Path) -> None:
     annotations = tmp_path / "annotations.json"
     annotations.write_text(text)

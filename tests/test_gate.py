@@ -21,6 +21,7 @@ from app.addresses import KEYED, MODEL
 from app.api import create_app
 from app.errors import KINDS
 from app.gate import MOST_PARAMETERS, UPLOADS_PER_PLACE
+from app.metrics import STAGES
 from app.service import Service
 from app.settings import Settings
 from tests.held import Held
@@ -293,6 +294,10 @@ def test_the_access_log_says_who_was_refused_and_why(model_file: Path, caplog: p
     assert lines[1].getMessage().startswith("POST /detect 415 not_a_picture in ")
     assert lines[1].getMessage().endswith(" from testclient")
     assert not any(KEY in line.getMessage() for line in lines)
+    more = [{name: vars(line)[name] for name in ("method", "path", "client")} for line in lines]
+    assert more == [{"method": "POST", "path": "/detect", "client": "testclient"}] * 3
+    assert vars(lines[2])["timing_ms"].keys() == {"read", "decode", "queue", "inference", "postprocess", "total"}
+    assert f", request {vars(lines[0])['request_id']} from " in lines[0].getMessage()
 
 
 def test_a_body_that_does_not_come_in_time_is_the_clients_fault(model_file: Path) -> None:
@@ -360,7 +365,9 @@ def test_every_response_has_an_id_and_its_time(model_file: Path) -> None:
         for response in responses:
             assert re.search(r"\btotal;dur=\d", response.headers["server-timing"])
         detected = responses[3].headers["server-timing"]
-        assert re.findall(r"(\w+);dur=", detected) == ["read", "decode", "queue", "inference", "postprocess", "total"]
+        took_ms = {name: float(value) for name, value in re.findall(r"(\w+);dur=([\d.]+)", detected)}
+        assert list(took_ms) == ["read", "decode", "queue", "inference", "postprocess", "total"]
+        assert sum(took_ms.values()) <= 2 * took_ms["total"] + 0.01, "all are in milliseconds, rounded"
         assert client.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
         assert client.get("/healthz", headers={"X-Request-ID": 'a" b'}).headers["x-request-id"] != 'a" b'
 
@@ -374,6 +381,8 @@ def test_metrics_count_what_happened(model_file: Path) -> None:
         text = client.get("/metrics").text
         for stage in ("read", "decode", "queue", "inference", "postprocess", "total"):
             assert f'fcos_stage_seconds_count{{stage="{stage}"}} 3.0' in text
+        took_s = {stage: value_of(text, f'fcos_stage_seconds_sum{{stage="{stage}"}}') for stage in STAGES}
+        assert sum(took_s.values()) <= 2 * took_s["total"], "all are in seconds"
         assert "fcos_batch_size_count 3.0" in text
         assert 'fcos_refusals_total{reason="not_a_picture"} 1.0' in text
         assert 'fcos_refusals_total{reason="invalid_parameter"} 1.0' in text
