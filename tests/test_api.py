@@ -175,6 +175,12 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
             "unsupported_media_type",
             "content encoding gzip",
         ),
+        (
+            {"content": PICTURE, "headers": [("Content-Encoding", "gzip"), ("Content-Encoding", "identity")]},
+            415,
+            "unsupported_media_type",
+            "content encoding gzip, identity",
+        ),
         ({"data": {"image": "text"}}, 415, "not_a_picture", "--data-binary @cat.jpg, or -F image=@cat.jpg"),
         ({"content": b"\0", "headers": {"Content-Type": CURLS}}, 415, "not_a_picture", "known format"),
         ({"content": b"", "headers": {"Content-Type": CURLS}}, 400, "empty_body", "no body"),

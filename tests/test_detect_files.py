@@ -211,17 +211,27 @@ def test_outputs_are_different_files(folder: Path, model_file: Path, tmp_path: P
         run(model_file, folder, coco_annotations=tmp_path / "out.json")
 
 
+def test_a_folder_stands_for_the_pictures_in_it_in_the_order_of_their_names(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.png", "b.JPG", "c.tiff")]
+    for file in reversed(files):
+        file.touch()
+    (tmp_path / "0.txt").touch()
+    (tmp_path / "folder.png").mkdir()
+    assert pictures_in([files[1], tmp_path]) == [files[1], *files]
+
+
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(StartError, match="no pictures in the folder"):
         pictures_in([tmp_path])
 
 
-def test_progress_is_for_people_only() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_progress_is_for_people_only() -> None:
     log, terminal = io.StringIO(), Terminal()
     for out in (log, terminal):
         progress = Progress(2, out)
@@ -232,6 +242,16 @@ def test_progress_is_for_people_only() -> None:
     assert log.getvalue() == ""
     assert "1 of 2" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K"), "nothing of it stays"
+
+
+def test_progress_is_not_left_between_results(model_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run(model_file, folder) == 0
+    assert "1 of 3" in terminal.getvalue()
+    left = [line.rpartition("\r\x1b[K")[2] for line in terminal.getvalue().split("\n")]
+    assert all(line.startswith(f"{folder}/") for line in left[:-1]) and left[-1] == ""
 
 
 def test_coco_results_are_the_whole_curve_and_what_is_shown_is_not(
@@ -245,6 +265,9 @@ def test_coco_results_are_the_whole_curve_and_what_is_shown_is_not(
     shown = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
     assert shown
     assert min(shown) >= 0.3
+    assert run(model_file, folder, json=tmp_path / "a.json") == 0
+    listed = json.loads((tmp_path / "a.json").read_text())
+    assert min(one["score"] for result in listed for one in result["detections"]) > 0.3, "without them, so is no other"
     assert min(rows(score_threshold=0.5)) > 0.5
 
 

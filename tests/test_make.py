@@ -24,7 +24,8 @@ INSTALL = """#!/bin/sh
 mkdir installing && echo "$2" >>log && sleep 0.05 && rmdir installing
 """
 
-# Docker with compose as plugin, or with docker-compose 1 beside it. What runs stands in the file `running`.
+# Docker with compose as plugin, or with docker-compose 1 beside it. What runs stands in the file `running`, and if that
+# fails, its last words in `fails`.
 DOCKER = """#!PYTHON
 import os, re, sys
 from pathlib import Path
@@ -71,8 +72,15 @@ elif words[0] == "up":
 elif words[0] == "inspect":
     source, port, *environment = running.read_text().split("\\n")
     asked = {"Mounts": source, "Ports": port, "RestartCount": "running 0 healthy"}
+    if Path("fails").exists():
+        exit_code = 137 if Path("fails").read_text() == "Killed" else 1
+        asked |= {"RestartCount": "restarting 1 starting", "Health.Status": "starting", "ExitCode": exit_code}
     asked["Config.Env"] = "\\n".join(environment)
     print(next((value for key, value in asked.items() if key in words[2]), "healthy"))
+elif words[0] == "logs":
+    print(Path("fails").read_text())
+elif words[0] == "rm":
+    Path("removed").touch()
 """
 
 
@@ -219,10 +227,14 @@ def test_a_model_stays_until_another_is_named(up: Callable[..., tuple[str, str]]
     assert model == "mine.onnx"
     assert f"{mine}/mine.onnx" in said
     assert up(PORT=port, MODEL="fcos-everyday.onnx")[0] == "fcos-everyday.onnx"
+    assert not (tmp_path / "removed").exists(), "compose itself ends it, if it must"
 
 
 def test_up_says_what_is_wrong_before_it_builds(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     assert f"error: There is no model file {tmp_path}/model/weights/none.onnx" in up(MODEL="none.onnx")[1]
+    assert "error: VARIANT=gpu, but Docker has no NVIDIA runtime" in up(VARIANT="gpu")[1]
+    assert "error: VARIANT is 'tpu', but must be gpu or cpu." in up(VARIANT="tpu")[1]
+    assert "error: FCOS_PORT is set here, but the container takes settings from a file" in up(FCOS_PORT="8001")[1]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         model, said = up(PORT=str(port))
@@ -247,6 +259,21 @@ def test_a_running_service_outlasts_a_successor_that_could_not_start(
             assert says in said
             assert "Ready" not in said and model == "fcos-everyday.onnx"
             assert (tmp_path / "running").read_text().split("\n")[1] == port
+
+
+def test_a_service_that_does_not_get_ready_has_its_reason_and_is_not_kept(
+    up: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    port = free_port()
+    for last_words, reason in (
+        ("Killed", "was killed, probably for want of memory: raise MEMORY"),
+        ("m.onnx: Permission denied", "may not read the model"),
+        ("No such provider", "does not become ready; its last messages are above"),
+    ):
+        (tmp_path / "fails").write_text(last_words)
+        said = up(PORT=port)[1]
+        assert last_words in said and reason in said and "Ready" not in said
+        assert (tmp_path / "removed").exists() == (last_words != "Killed"), "compose would go on with the one before"
 
 
 def test_keys_are_not_dropped_without_a_word(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
