@@ -294,12 +294,3 @@ def test_ctrl_c_during_the_imports_ends_quietly_unless_it_is_ignored(
         cwd=ROOT, env=environment(PYTHONPATH=tmp_path), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (code, "")
-
-
-def test_what_a_gpu_session_lacks_is_named(tmp_path: Path) -> None:
-    script = ROOT / "deploy" / "gpu-session" / "prepare.sh"
-    for name in ("train.json", "val.json", "train-0.tar", "val-0.tar"):
-        pattern = name.replace("-0", "-*")
-        done = subprocess.run(["bash", script, tmp_path], capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stderr.strip()[-len(pattern) :]) == (2, pattern)
-        (tmp_path / name).touch()
