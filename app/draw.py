@@ -58,11 +58,10 @@ def draw(picture: Image.Image, detections: Sequence[Detection]) -> None:
     """
     canvas = ImageDraw.Draw(picture)
     scale = (picture.width * picture.height) ** 0.5
-    line = max(1, round(scale / 250))
+    line = padding = max(1, round(scale / 250))
     # On one line: of a lone line break, which a class's name may have, Pillow cannot make a mask.
     texts = [" ".join(f"{detection.label} {detection.score:.2f}".split()) for detection in detections]
     font = _font("".join(texts), max(10, scale / 32))
-    padding = max(1, line)
 
     for detection in reversed(detections):
         box = detection.box

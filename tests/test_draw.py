@@ -6,9 +6,10 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
+from skimage import data
 
 from app.draw import MOST_JPEG_PIXELS, _installed, _knows_all, _readable_on, class_colour, draw, drawing
-from app.negotiation import JPEG
+from app.negotiation import JPEG, PNG
 from app.schemas import Box, Detection
 
 
@@ -96,6 +97,40 @@ def test_labels_grow_with_the_picture_and_stay_inside(width: int, height: int) -
     assert max(shares) < 1.3 * min(shares)
 
 
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (5000, 4000)])
+def test_lines_grow_with_the_picture(width: int, height: int) -> None:
+    box = detection(0.1 * width, 0.2 * height, 0.9 * width, 0.9 * height)
+    lines = (np.asarray(drawn_on(Image.new("RGB", (width, height)), [box])) == class_colour(0)).all(axis=2)
+    assert 0.006 < lines[height // 2].mean() < 0.009, "the left and the right one"
+
+
+def test_text_lies_in_the_middle_of_its_label() -> None:
+    spot = detection(640, 480, 640, 480)
+    drawn = (np.asarray(drawn_on(Image.new("RGB", (1280, 960)), [spot])) == class_colour(0)).all(axis=2)
+    above = drawn[:481, 640:]  # without the spot's own lines
+    text = ~above[above.any(axis=1)][:, above.any(axis=0)]
+    for axis in (0, 1):
+        inside = np.flatnonzero(text.any(axis=1 - axis))
+        before, after = inside[0], text.shape[axis] - 1 - inside[-1]
+        assert before > 0 and after > 0 and abs(before - after) <= 2
+
+
+def test_of_a_label_that_has_no_room_the_beginning_is_seen() -> None:
+    narrow, wide = (
+        np.asarray(drawn_on(Image.new("RGB", size), [detection(0, 40, 0, 40)])) for size in ((60, 100), (100, 60))
+    )
+    assert np.array_equal(narrow[:60], wide[:, :60]) and (wide[:, 60:] != 0).any()
+
+
+def test_a_drawing_keeps_the_picture_and_stays_small() -> None:
+    photograph = Image.fromarray(data.cat())
+    for kind in (JPEG, PNG):
+        drawn = drawing(photograph.copy(), [], kind)
+        apart = np.abs(np.asarray(Image.open(io.BytesIO(drawn))).astype(int) - np.asarray(photograph))
+        assert apart.mean() < (3 if kind == JPEG else 1e-9)
+        assert len(drawn) < (0.2 if kind == JPEG else 0.8) * photograph.width * photograph.height * 3
+
+
 def test_labels_of_boxes_at_one_place_are_all_seen() -> None:
     """Four boxes begin at one corner: above it, in it, below and at the bottom there is room for a label each."""
     blank = Image.new("RGB", (640, 480))
@@ -121,6 +156,14 @@ def test_the_better_ones_are_on_top() -> None:
     for found in ([one, other], [other, one]):
         drawn = np.asarray(drawn_on(Image.new("RGB", (400, 400)), found))
         assert tuple(drawn[200, 300].tolist()) == class_colour(found[0].class_id)
+        narrow = np.asarray(
+            drawn_on(
+                Image.new("RGB", (40, 12)),
+                [one.model_copy(update={"box": Box(xmin=0, ymin=0, xmax=40, ymax=12)}) for one in found],
+            )
+        )  # with room for one label
+        better, worse = ((narrow == class_colour(one.class_id)).all(axis=2).sum() for one in found)
+        assert better > worse
 
 
 def test_nothing_found_leaves_the_picture_as_it_is() -> None:

@@ -216,6 +216,7 @@ def test_up_reads_dotenv_as_compose_does(up: Callable[..., tuple[str, str]], tmp
     model, said = up(MODELS="model/weights", MODEL="fcos-everyday.onnx", PORT=other)
     assert model == "fcos-everyday.onnx"
     assert f"http://127.0.0.1:{other}\n" in said
+    assert up()[0] == "mine.onnx", "which is named again, by the file"
 
 
 def test_a_model_stays_until_another_is_named(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
