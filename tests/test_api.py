@@ -362,6 +362,11 @@ def test_what_looks_like_boundaries_passes_in_pieces_of_any_size(size: int) -> N
         ("image/png;q=0, image/*", "image/jpeg"),
         ("image/jpeg;q=0.9, image/png;q=1.0", "image/png"),
         ("image/jpeg;q=much, image/png;q=0.1", "image/png"),
+        ("IMAGE/PNG;Q=1.0, application/json;q=0.9", "image/png"),
+        ("image/png, application/json;q=0.9", "image/png"),
+        ("image/*;q=0.9, */*;q=0.1", "image/jpeg"),
+        ("image/png;q=0.9, */*;q=0.1", "image/png"),
+        ("application/json;q=0.1, image/png;q=0.5, */*;q=0.9", "image/jpeg"),
     ],
 )
 def test_the_accept_header_chooses_the_answer(client: TestClient, accept: str, media_type: str) -> None:

@@ -126,7 +126,7 @@ def test_two_pictures_of_one_id_stop_before_any_work(model_file: Path, folder: P
 
 
 def test_a_picture_that_the_model_fails_on_is_its_own_fault(
-    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     finish, calls = Detector.finish, []
 
@@ -139,7 +139,8 @@ def test_a_picture_that_the_model_fails_on_is_its_own_fault(
     monkeypatch.setattr(Detector, "finish", fails_once)
     assert run(model_file, folder, json=tmp_path / "a.json") == 1
     results = json.loads((tmp_path / "a.json").read_text())
-    assert ["problem" in result for result in results].count(True) == 1
+    (failed,) = [result["file"] for result in results if "problem" in result]
+    assert f"The model failed on {failed}" in caplog.text and "values that are not finite" in caplog.text
     assert len(results) == 3
 
 

@@ -25,7 +25,7 @@ mkdir installing && echo "$2" >>log && sleep 0.05 && rmdir installing
 """
 
 # Docker with compose as plugin, or with docker-compose 1 beside it. What runs stands in the file `running`, and if that
-# fails, its last words in `fails`.
+# fails, its last words in `fails`; what was asked for, in `asked`.
 DOCKER = """#!PYTHON
 import os, re, sys
 from pathlib import Path
@@ -39,6 +39,8 @@ if Path(sys.argv[0]).name == "docker" and words[0] == "compose":
     words = words[1:]
 words = words[2:] if words[0] == "--profile" else words
 running = Path("running")
+with Path("asked").open("a") as asked:
+    print(*words, file=asked)
 
 def config():
     given = dict(line.split("=", 1) for line in Path(".env").read_text().split()) if Path(".env").exists() else {}
@@ -224,7 +226,11 @@ def test_a_model_stays_until_another_is_named(up: Callable[..., tuple[str, str]]
     port = free_port()
     assert up(PORT=port)[0] == "fcos-everyday.onnx"
     assert up(PORT=port, MODELS=mine, MODEL="mine.onnx")[0] == "mine.onnx"
-    model, said = up(PORT=port, MONITORING="1")
+    assert "up --detach --no-build detector-cpu\n" in (tmp_path / "asked").read_text()
+    with socket.create_server(("127.0.0.1", int(port))):  # as the running service has it
+        model, said = up(PORT=port, MONITORING="1")
+    asked = (tmp_path / "asked").read_text()
+    assert "build detector-cpu\n" in asked and "up --detach --no-build detector-cpu prometheus grafana\n" in asked
     assert model == "mine.onnx"
     assert f"{mine}/mine.onnx" in said
     assert up(PORT=port, MODEL="fcos-everyday.onnx")[0] == "fcos-everyday.onnx"

@@ -72,9 +72,13 @@ def test_scripts_and_labels_name_elements_that_exist() -> None:
 def test_answers_are_small_fresh_and_locked_down(client: TestClient, address: str) -> None:
     response = client.get(address)
     policy = response.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
+    for wanted in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+        assert f"{wanted} 'none'" in policy
     assert "unsafe" not in policy
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    assert response.headers["cache-control"] == "no-cache", "or a browser would not ask whether it is still the same"
+    assert (response.headers.get("content-encoding") == "gzip") == (not address.endswith(".jpg"))
     assert client.get(address, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
     plain = client.get(address, headers={"Accept-Encoding": "identity"})
     assert plain.content == response.content
