@@ -157,6 +157,9 @@ def test_both_clients_have_the_same_methods() -> None:
         return {name: str(inspect.signature(member)) for name, member in public.items()}
 
     assert signatures(Client) == signatures(AsyncClient)
+    one, other = (inspect.signature(kind).parameters for kind in (Client, AsyncClient))
+    for name in ("address", "api_key", "timeout_s", "retries"):
+        assert one[name].default == other[name].default
 
 
 @pytest.mark.parametrize(("own", "services"), [(Detection, schemas.Detection), (Box, schemas.Box)])

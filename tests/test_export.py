@@ -24,7 +24,7 @@ from app.detector import Detector
 from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import main
-from export.agreement import LOWER, agreement
+from export.agreement import LOWER, _matched, agreement
 from export.convert import export, lower_precision
 from export.graph import ServedGraph, to_onnx
 from export.precision import choose_pictures, read_bytes_as_quantized, to_fp16, without_unused
@@ -112,10 +112,18 @@ def test_the_file_says_what_it_is(exported: Path, checkpoint_file: Path) -> None
     assert metadata.checkpoint_sha256 == checkpoints.sha256(checkpoint_file)
 
 
-def test_the_default_score_threshold_may_be_chosen(checkpoint_file: Path, exported: Path, tmp_path: Path) -> None:
+def test_the_default_score_threshold_and_the_name_may_be_chosen(
+    checkpoint_file: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "sure.onnx"
-    assert main([str(checkpoint_file), "--output", str(output), "--score-threshold", "0.7"]) == 0
+    assert main([str(checkpoint_file), "--output", str(output), "--score-threshold", "0.7", "--name", "mine"]) == 0
+    compared, written = capsys.readouterr().out.splitlines()
+    assert compared.startswith("ONNX Runtime and torch differ by at most class_logits ")
+    own_canvases_and_another = "(1x128x160, 2x128x160, 1x160x128, 2x160x128, 1x64x96, 2x64x96)"
+    assert compared.endswith(own_canvases_and_another)
+    assert written == f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, mine)"
     sure, plain = (OnnxRunner.load(path).metadata for path in (output, exported))
+    assert (sure.name, plain.name) == ("mine", "tiny")
     assert sure.defaults == plain.defaults.model_copy(update={"score_threshold": 0.7})
     assert plain.defaults.score_threshold == checkpoints.load(checkpoint_file).score_threshold
 
@@ -203,6 +211,35 @@ def test_a_graph_that_knows_one_picture_only_is_refused(
 
     monkeypatch.setattr("export.verify.ort.InferenceSession", FirstOnly)
     with pytest.raises(ValueError, match="on a batch of 2"):
+        compare(onnx.load(exported), model, checkpoint.metadata("tiny"))
+
+
+def broken(proto: onnx.ModelProto) -> onnx.ModelProto:
+    proto.graph.node[0].op_type = "NoSuchThing"
+    return proto
+
+
+def test_a_graph_that_does_not_run_is_refused(
+    exported: Path,
+    model: FCOS,
+    checkpoint: checkpoints.Checkpoint,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValueError, match=r"ONNX Runtime does not load the exported graph: .*NoSuchThing"):
+        compare(broken(onnx.load(exported)), model, checkpoint.metadata("tiny"))
+    monkeypatch.setattr("export.precision.to_fp16", broken)
+    with pytest.raises(ValueError, match=r"the fp16 graph does not run .*NoSuchThing"):
+        lower_precision(exported, "fp16", choose_pictures(picture_folder), tmp_path / "wrong.onnx")
+    assert not list(tmp_path.iterdir())
+
+    class Failing(ort.InferenceSession):  # type: ignore[misc]
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("export.verify.ort.InferenceSession", Failing)
+    with pytest.raises(ValueError, match=r"fails on 1 x \[128, 160\]: out of luck"):
         compare(onnx.load(exported), model, checkpoint.metadata("tiny"))
 
 
@@ -378,6 +415,20 @@ def test_bytes_that_stand_for_something_else_are_normalised(mean: list[float], d
     before = proto.SerializeToString()
     assert not read_bytes_as_quantized(proto)
     assert proto.SerializeToString() == before
+
+
+def test_detections_are_the_same_if_class_box_and_score_are() -> None:
+    boxes = np.array([[0, 0, 100, 100], [0, 0, 100, 90]], np.float32)
+    scores, class_ids, bounds = np.array([0.5, 0.6], np.float32), np.array([1, 1]), LOWER["int8"]
+    found = Detections(boxes, scores, class_ids)
+    one = found.take(np.array([True, False]))
+    assert (_matched(one, found, bounds), _matched(found, one, bounds)) == (1, 2), "each is counted once"
+    for other in (
+        dataclasses.replace(found, class_ids=class_ids + 1),
+        dataclasses.replace(found, scores=scores + np.float32(0.3)),
+        dataclasses.replace(found, boxes=boxes + np.float32(30)),
+    ):
+        assert _matched(found, other, bounds) == 0
 
 
 def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder: Path, tmp_path: Path) -> None:

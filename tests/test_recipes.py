@@ -107,6 +107,7 @@ def test_the_final_run_has_as_many_epochs_as_fit_into_its_time(
     monkeypatch.setattr(recipes, "run", fake)
     for given_s, fitting in ((6 + 50.5 * recipes.SPARE, 50), (1000, PRESETS["everyday"]["epochs"])):
         ran.clear()
+        (tmp_path / str(fitting) / "rehearsal").mkdir(parents=True)  # as an earlier one left it
         assert recipes.finish(final(folder, tmp_path / str(fitting)), time.monotonic() + given_s, QUIET)
         assert [settings.epochs for settings in ran] == [recipes.REHEARSAL_EPOCHS, fitting]
         assert ran[1].plain_epochs == round(fitting * recipes.PLAIN_SHARE)
@@ -124,6 +125,32 @@ def test_a_final_run_that_is_gone_on_with_has_the_epochs_it_began_with(
     assert recipes.finish(final(folder, tmp_path), time.monotonic() + 300, QUIET)
     assert json.loads((tmp_path / "final.json").read_text())["epochs"] == 3
     assert not (tmp_path / "rehearsal").exists()
+
+
+def test_a_final_run_that_is_cut_off_leaves_its_last_state(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stop, "requested", lambda _: True)
+    assert not train(settings_of("base", output=tmp_path / "final-base", **TINY | data_folder(folder)), ALONE, QUIET)
+    monkeypatch.setattr(recipes, "run", lambda *_: {"state": "cut off", "seconds": 1.0})
+    assert recipes.finish(final(folder, tmp_path), time.monotonic() + 300, QUIET)
+    assert json.loads((tmp_path / "final.json").read_text()) == {"state": "cut off", "seconds": 1.0, "metrics": {}}
+    small, last = load(tmp_path / "final.pt"), load(tmp_path / "final-base" / "last.pt")
+    assert small.weights.keys() == last.weights.keys()
+
+
+def test_one_recipe_that_fails_is_no_success_and_none_is_begun_after_the_limit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"base": "finished", "fcos": "failed", "small": "cut off"}
+    monkeypatch.setattr(recipes, "run", lambda settings, _: {"state": states[settings.output.name]})
+    for only, fine in ((["base", "small"], True), (["base", "fcos"], False)):
+        options = argparse.Namespace(data=folder, output=tmp_path, only=only, epochs=None, at_once=1, more=TINY)
+        assert recipes.compare(options, time.monotonic() + 60, QUIET) is fine
+        rows = json.loads((tmp_path / "recipes.json").read_text())
+        assert rows == [{"recipe": name, "state": states[name]} for name in only]
+    monkeypatch.setattr(recipes, "run", lambda *_: pytest.fail("begun"))
+    assert recipes.compare(options, time.monotonic() - 1, QUIET)
 
 
 @pytest.mark.parametrize(
