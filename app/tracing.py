@@ -42,10 +42,12 @@ def configure() -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say takes precedence over this.
-    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "fcos-detect"}
     try:
-        provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
+        resource = Resource.create()
+        # OpenTelemetry's own, if neither OTEL_SERVICE_NAME nor OTEL_RESOURCE_ATTRIBUTES gives one.
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):
+            resource = resource.merge(Resource({"service.name": "fcos-detect"}))
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except Exception as error:  # each of its parts reads variables of its own
         raise StartError(f"One of OpenTelemetry's variables, OTEL_*, cannot be used: {first_line(error)}.") from None

@@ -285,8 +285,10 @@ def test_a_service_that_does_not_get_ready_has_its_reason_and_is_not_kept(
 
 def test_keys_are_not_dropped_without_a_word(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     port = free_port()
-    (tmp_path / "keys.env").write_text("FCOS_API_KEYS=correct-horse\n")
+    (tmp_path / "keys.env").write_text("FCOS_API_KEYS=correct-horse\nFCOS_ADMIN_KEY=battery-staple\n")
+    (tmp_path / "fewer.env").write_text("FCOS_API_KEYS=correct-horse\n")
     assert "Ready" in up(PORT=port, SETTINGS="keys.env")[1]
     assert "error: The running service has FCOS_API_KEYS, and the new one would not" in up(PORT=port)[1]
+    assert "error: The running service has FCOS_ADMIN_KEY, and" in up(PORT=port, SETTINGS="fewer.env")[1]
     assert "FCOS_API_KEYS=correct-horse" in (tmp_path / "running").read_text()
     assert "Ready" in up(PORT=port, SETTINGS="keys.env")[1]

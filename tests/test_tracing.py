@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from app import tracing
 from app.errors import StartError
@@ -72,13 +73,35 @@ def test_a_collector_gets_a_span_with_the_stages(
     assert line["trace_id"] == trace_id
 
 
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
 def test_an_endpoint_without_the_extra_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
 ) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     tracing.configure()
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but nothing is traced" in caplog.text
+    assert f"{variable} is set, but nothing is traced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "fcos-detect"),
+        ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=mine,deployment.environment=test"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test"}, "fcos-detect"),
+    ],
+)
+def test_spans_are_of_the_service_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    providers: list[TracerProvider] = []
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", providers.append)
+    for variable, value in ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"} | variables).items():
+        monkeypatch.setenv(variable, value)
+    tracing.configure()
+    providers[0].shutdown()
+    assert providers[0].resource.attributes["service.name"] == name
 
 
 def test_a_variable_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
