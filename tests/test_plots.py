@@ -41,6 +41,13 @@ def test_results_are_drawn_of_any_class(tmp_path: Path, precision: float) -> Non
         assert (tmp_path / name).stat().st_size
 
 
+def test_each_class_that_has_boxes_has_its_curve_and_ap50() -> None:
+    evaluation = evaluation_of(["cat", "dog"], 0.5)
+    evaluation.curves["dog"][:] = -1
+    (line,) = plots._precision_recall(evaluation).axes[0].lines
+    assert line.get_label() == "cat 0.50"
+
+
 @pytest.mark.parametrize("count", [80, 149, 500])
 def test_the_names_along_the_confusion_matrix_do_not_overlap(count: int) -> None:
     figure = plots._confusion(evaluation_of([f"a class {number}" for number in range(count)], 0.5))

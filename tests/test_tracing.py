@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from app import tracing
 from app.errors import StartError
@@ -102,6 +104,19 @@ def test_spans_are_of_the_service_that_the_environment_names(
     tracing.configure()
     providers[0].shutdown()
     assert providers[0].resource.attributes["service.name"] == name
+
+
+def test_a_trace_of_which_nothing_is_kept_has_an_id_for_the_log() -> None:
+    assert tracing.note("POST", "/detect", "mine", {}) == ""
+    with trace.use_span(NonRecordingSpan(SpanContext(0xABC, 1, is_remote=True))):
+        assert tracing.note("POST", "/detect", "mine", {}) == f"{0xABC:032x}"
+
+
+def test_a_failure_is_on_the_requests_span() -> None:
+    with TracerProvider().get_tracer("test").start_as_current_span("POST /detect") as span:
+        tracing.note_exception(RuntimeError("out of memory"))
+    assert isinstance(span, ReadableSpan)
+    assert [dict(event.attributes or {})["exception.message"] for event in span.events] == ["out of memory"]
 
 
 def test_a_variable_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
