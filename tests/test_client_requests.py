@@ -119,9 +119,12 @@ def test_a_key_with_its_lines_end_is_sent_without_it() -> None:
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(kind: type[Client]) -> None:
+@pytest.mark.parametrize("key", ["geheim\nwort", "geheimer schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    kind: type[Client] | type[AsyncClient], key: str
+) -> None:
     with pytest.raises(ValueError, match="ASCII") as error:
-        kind(api_key="geheim\nschlüssel")
+        kind(api_key=key)
     assert "geheim" not in str(error.value)
 
 
