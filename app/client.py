@@ -491,7 +491,7 @@ def _busy_s(response: httpx.Response) -> float | None:
         asked_s = float(asked) if asked[:1].isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
-    return max(0.0, asked_s) if asked_s < math.inf else None
+    return max(0.0, asked_s)
 
 
 def _unanswered(error: httpx.TransportError) -> httpx.TransportError:

@@ -247,6 +247,7 @@ def test_a_page_in_the_place_of_an_answer_is_a_problem(text: str) -> None:
             lambda client: client.detect_batch([b"one"]),
             httpx.Response(200, text='{"results": [{"problem": {"status": Infinity}}]}'),
         ),
+        *((lambda client: client.model(), httpx.Response(status, text="[" * 100_000)) for status in (200, 502)),
         (
             lambda client: client.detect(b"one"),
             httpx.Response(502, content=b"<html>", headers={"Content-Type": "text/html; charset=utf-16"}),

@@ -1,6 +1,7 @@
 """What the Python client sends, when it sends it again, and how long it waits."""
 
 import asyncio
+import contextlib
 import io
 import socket
 from collections.abc import Callable
@@ -152,6 +153,15 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize(("status", "sent"), [(503, 2), (429, 2), (500, 1), (504, 1)])
+def test_only_a_service_that_is_busy_is_asked_again(status: int, sent: int) -> None:
+    refusal = httpx.Response(status, headers={"Retry-After": "0"}, json={"detail": "Not now."})
+    transport = Scripted(refusal, answered())
+    with Client(transport=transport) as client, contextlib.suppress(ServiceProblem):
+        client.detect(PICTURE)
+    assert len(transport.sent) == sent
+
+
 @pytest.mark.parametrize(
     ("times", "headers", "waited"),
     [(4, {"Retry-After": "1"}, 3), (1, {}, 0), *((1, {"Retry-After": text}, 0) for text in ("soon", "nan", "-1"))],
@@ -183,9 +193,10 @@ def test_a_date_that_has_passed_is_not_waited_for() -> None:
     assert waits == [0]
 
 
-def test_nobody_waits_for_an_hour() -> None:
+@pytest.mark.parametrize("after", ["3600", "9e999"])
+def test_nobody_waits_for_an_hour(after: str) -> None:
     waits: list[float] = []
-    with Client(transport=busy(1, {"Retry-After": "3600"}), sleep=waits.append) as client:
+    with Client(transport=busy(1, {"Retry-After": after}), sleep=waits.append) as client:
         client.model()
     assert 30 <= waits[0] <= 45
 

@@ -24,7 +24,7 @@ from app.detector import Detector
 from app.postprocess import Detections, Parameters, PictureHeads
 from app.session import OnnxRunner
 from export.__main__ import main
-from export.agreement import LOWER, _matched, agreement
+from export.agreement import LOWER, Bounds, _matched, agreement
 from export.convert import export, lower_precision
 from export.graph import ServedGraph, to_onnx
 from export.precision import choose_pictures, read_bytes_as_quantized, to_fp16, without_unused
@@ -300,6 +300,27 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     read = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= read
     assert [opset.domain for opset in proto.opset_import] == [""]
+
+
+def test_int8_is_judged_on_other_pictures_than_it_has_its_ranges_from(
+    exported: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[Path] = []
+    judged: list[Path] = []
+
+    def converted(proto: onnx.ModelProto, pictures: Sequence[Path], _: Metadata) -> onnx.ModelProto:
+        ranges.extend(pictures)
+        return proto
+
+    def agreed(one: OnnxRunner, other: OnnxRunner, pictures: Sequence[Path], _: Bounds) -> tuple[float, int]:
+        judged.extend(pictures)
+        return 1.0, 1
+
+    monkeypatch.setattr("export.precision.to_int8", converted)
+    monkeypatch.setattr("export.convert.agreement", agreed)
+    chosen = choose_pictures(picture_folder)
+    lower_precision(exported, "int8", chosen, tmp_path / "int8.onnx")
+    assert len(ranges) == len(judged) and sorted(ranges + judged) == sorted(chosen)
 
 
 def test_int8_is_judged_on_the_only_picture(exported: Path, picture_folder: Path, tmp_path: Path) -> None:
