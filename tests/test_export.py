@@ -321,6 +321,10 @@ def test_int8_is_judged_on_other_pictures_than_it_has_its_ranges_from(
     chosen = choose_pictures(picture_folder)
     lower_precision(exported, "int8", chosen, tmp_path / "int8.onnx")
     assert len(ranges) == len(judged) and sorted(ranges + judged) == sorted(chosen)
+    monkeypatch.setattr("export.convert.agreement", lambda *_: (LOWER["int8"].share - 0.001, 1000))
+    with pytest.raises(ValueError, match=r"agree on 79\.9% of 1000 detections .* but 80% are needed"):
+        lower_precision(exported, "int8", chosen, tmp_path / "worse.onnx")
+    assert not (tmp_path / "worse.onnx").exists()
 
 
 def test_int8_is_judged_on_the_only_picture(exported: Path, picture_folder: Path, tmp_path: Path) -> None:
