@@ -1,5 +1,6 @@
 """Annotations become arrays; a draw alone decides what becomes of its picture."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from app.artifact import Size
 from app.canvas import fit
 from model.checkpoint import metadata_of
 from model.config import FCOSConfig, InputConfig
-from model.data import Annotations, Draw, Plans, TrainingPictures
+from model.data import Annotations, Draw, Plans, TrainingPictures, read_checked, read_usable
 from model.layout import NO_AUGMENTATION, Augmentation
 from model.pictures import open_as_served
 from model.sampling import CanvasBatches, canvas_indices
@@ -132,3 +133,19 @@ def test_a_large_photograph_is_learnt_from_as_it_is_served(orientation: int, tmp
     plans = Plans(annotations, metadata(), NO_AUGMENTATION)
     draw = Draw(0, placement.canvas, zoom=1.0, plain=True, seed=0)
     assert np.array_equal(TrainingPictures(plans, tmp_path)[draw].image, served)
+
+
+@pytest.mark.parametrize("read", [read_checked, lambda path, images: read_usable(path, images, (), print)])
+def test_python_collects_nothing_while_annotations_are_read_and_does_so_after_an_error(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collects: list[bool] = []
+
+    def refuse(*_: Any) -> Any:
+        collects.append(gc.isenabled())
+        raise ValueError("no")
+
+    monkeypatch.setattr("model.data.read_document", refuse)
+    with pytest.raises(ValueError, match="no"):
+        read(tmp_path / "a.json", tmp_path)
+    assert collects == [False] and gc.isenabled()
