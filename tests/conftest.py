@@ -23,6 +23,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A proxy that the environment names has no way to this machine, and the tests go nowhere else.
 os.environ["no_proxy"] = "*"
 
+# Torch's threads wait for each other without spinning: else a tiny network, all of whose steps are short, takes up to a
+# hundred times as long beside any other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
