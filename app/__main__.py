@@ -8,10 +8,11 @@ start or write its output; 130 if Ctrl-C ends `detect` or the start of the servi
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from app.launch import end_at_once, open_standard_files, require_packages
+    from app.launch import end_at_once, open_standard_files, require_packages, require_processor
 
     open_standard_files()
     end_at_once()
+    require_processor()
     require_packages()
 
 import argparse

@@ -10,12 +10,31 @@ import signal
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 
 _PACKAGES = (
     "numpy", "PIL", "onnxruntime", "fastapi", "uvicorn", "httptools", "pydantic", "pydantic_settings",
     "python_multipart", "prometheus_client", "opentelemetry",
 )  # fmt: skip
+_X86_64_V2 = {"ssse3", "sse4_1", "sse4_2", "popcnt"}  # what numpy's wheels are built for
+
+
+def require_processor(description: Path = Path("/proc/cpuinfo")) -> None:
+    """Ends the program with a message if Linux says that the processor is too old for numpy, which an illegal
+    instruction would end without one. Virtual machines often pretend to such a processor."""
+    try:
+        with description.open() as lines:
+            flags = next((set(line.split()) for line in lines if line.startswith("flags")), _X86_64_V2)
+    except OSError:  # another system
+        return
+    if lacking := sorted(_X86_64_V2 - flags):
+        print(
+            f"error: This processor lacks {', '.join(lacking)}, which numpy needs. If it is a virtual machine's, set "
+            "its CPU type to `host`: kvm64 and qemu64 lack them.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def missing(packages: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from app.launch import require_processor
 from app.providers import nvidia_is_here
 from app.server import _listen
 from tests.support import rectangle_picture, write_model
@@ -269,6 +270,20 @@ def test_without_the_environment_the_service_names_it() -> None:
     )
     assert_one_sentence(done, "run `source .venv/bin/activate` first, or `make serve`")
     assert "PIL" in done.stderr
+
+
+def test_a_processor_on_which_numpy_would_crash_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    description = tmp_path / "cpuinfo"
+    newer = "processor\t: 0\nflags\t\t: fpu sse2 pni ssse3 sse4_1 sse4_2 popcnt avx\n"
+    for able in (newer, "processor\t: 0\nFeatures\t: fp asimd\n"):  # of ARM
+        description.write_text(able)
+        require_processor(description)
+    require_processor(tmp_path / "gone")  # on other systems
+    description.write_text("processor\t: 0\nflags\t\t: fpu sse2 pni cx16\n")  # QEMU's kvm64
+    with pytest.raises(SystemExit) as end:
+        require_processor(description)
+    assert end.value.code == 2
+    assert "lacks popcnt, sse4_1, sse4_2, ssse3" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
