@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model import average as script
 from model import checkpoint as checkpoints
-from model.average import average, mean_weights, mixed, training_of
+from model.averaging import average, mean_weights, mixed, training_of
 from model.checkpoint import Checkpoint
 from model.coco import hold_out
 from model.data import Annotations, Draw, Plans, TrainingPictures, collate, read_checked

@@ -34,7 +34,7 @@ def test_a_letter_that_the_output_lacks_is_escaped(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("script", "work", "words"),
     [
-        (average, "model.average.average", "a.pt --data data --output b.pt"),
+        (average, "model.averaging.average", "a.pt --data data --output b.pt"),
         (recipes, "model.recipes.compare", "--data data --output runs"),
         (train, "model.training.train", "--train-annotations a.json --train-images a --output runs --device cpu"),
     ],

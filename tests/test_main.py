@@ -19,6 +19,8 @@ from app.server import _listen
 from tests.support import rectangle_picture, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [["model/train.py"], ["model/evaluate.py"], ["-m", "export"], ["-m", "model.average"]]
+"""That need torch."""
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -240,9 +242,7 @@ def test_the_service_gets_ready_answers_and_ends_well(model_file: Path) -> None:
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize(
-    "command", [["model/train.py"], ["model/evaluate.py"], ["-m", "export"], ["-m", "model.average"]], ids=str
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_what_needs_torch_says_so_where_the_service_alone_is_set_up(command: list[str]) -> None:
     # -S: without site-packages
     done = subprocess.run(
@@ -253,7 +253,7 @@ def test_what_needs_torch_says_so_where_the_service_alone_is_set_up(command: lis
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [["model/train.py"], ["model/evaluate.py"], ["-m", "export"]], ids=str)
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_wrong_option_is_refused_before_torch_is_imported(command: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command, "--no-such-option"],
@@ -293,7 +293,7 @@ def test_a_processor_on_which_numpy_would_crash_is_named(tmp_path: Path, capsys:
         ("-m app", "pydantic"), ("-m app detect a.jpg", "pydantic"),
         ("model/train.py --train-annotations a --train-images b --output c", "torch"),
         ("model/evaluate.py a.onnx --annotations a --images b", "torch"), ("-m export a.pt --output b.onnx", "onnx"),
-        ("-m model.average", "torch"),
+        ("-m model.average a.pt --data b --output c.pt", "torch"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("ignored", "code"), [(False, 130), (True, 7)])
