@@ -1,7 +1,7 @@
 # The service, without torch, in two variants:
 #     docker build -t fcos-detect:cpu .
 #     docker build -t fcos-detect:gpu --build-arg VARIANT=gpu .
-# BASE_IMAGE: any image of Debian's family with Python 3.11 or newer, venv and pip. CUDA's libraries come with the
+# BASE_IMAGE: any image of Debian's family with Python 3.11 to 3.14, venv and pip. CUDA's libraries come with the
 # Python packages of the GPU variant, the driver from the host: no CUDA base image is needed.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm

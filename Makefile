@@ -59,9 +59,10 @@ down:
 loadtest: $(VENV)/.serve $(VENV)/.load
 	$(BIN)/python -m tests.load
 
+# ONNX Runtime has no wheel for Python 3.15 yet.
 environment:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version): make ... PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+		|| { echo "Python 3.11 to 3.14 is needed, but $(PYTHON) is $$($(PYTHON) --version): make ... PYTHON=python3.14"; exit 2; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 

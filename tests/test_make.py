@@ -128,6 +128,20 @@ def test_an_environment_is_set_up_once(make: Callable[..., list[str]]) -> None:
     assert make("test", "serve") == []
 
 
+@pytest.mark.parametrize(("version", "fits"), [((3, 10, 9), False), ((3, 14, 8), True), ((3, 15, 0), False)], ids=str)
+def test_a_python_that_the_packages_lack_is_refused(version: tuple[int, ...], fits: bool, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    said = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+    python = executable(
+        tmp_path / "bin/python", f'#!/bin/sh\n[ "$1" != -c ] || exec "{sys.executable}" -c "{said}" "$2"\necho asked\n'
+    )
+    done = subprocess.run(
+        ["make", "environment", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (0 if fits else 2), done.stderr
+    assert ("Python 3.11 to 3.14 is needed" in done.stdout) is not fits
+
+
 def test_the_development_environment_is_enough_to_serve(make: Callable[..., list[str]], tmp_path: Path) -> None:
     """gpu.txt would bring CUDA's libraries in versions that torch does not want."""
     assert make("test") == ["venv", "dev.txt"]
