@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -51,15 +51,13 @@ def served(*, model: Path, **settings: object) -> Generator[Served]:
 
 def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
     deadline_s = time.monotonic() + 60
-    past_proxies = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        try:
-            with past_proxies.open(address, timeout=5):
-                return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise NotReady("The service did not get ready; its log is above.") from None
+    with httpx.Client(trust_env=False, timeout=5) as client:  # past proxies
+        while process.poll() is None and time.monotonic() < deadline_s:
+            with suppress(httpx.TransportError):
+                if client.get(address).is_success:
+                    return
             time.sleep(0.05)
+    raise NotReady("The service did not get ready; its log is above.")
 
 
 @contextmanager

@@ -5,9 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from PIL import Image
 from app.launch import require_processor
 from app.providers import nvidia_is_here
 from app.server import _listen
+from tests.serving import wait_until_ready
 from tests.support import rectangle_picture, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,16 +220,7 @@ def test_the_service_gets_ready_answers_and_ends_well(model_file: Path) -> None:
     )
     try:
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"{address}/readyz") as response:
-                    assert response.status == 200
-                    break
-            except (urllib.error.URLError, ConnectionError):
-                assert time.monotonic() < deadline
-                assert server.poll() is None
-                time.sleep(0.05)
+        wait_until_ready(f"{address}/readyz", server)
     finally:
         server.send_signal(signal.SIGTERM)
         _, log = server.communicate(timeout=60)

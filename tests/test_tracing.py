@@ -47,7 +47,7 @@ def test_a_collector_gets_a_span_with_the_stages(
                 request = urllib.request.Request(f"{service.address}/detect", PICTURE, headers)
                 with urllib.request.urlopen(request) as response:
                     assert response.status == 200
-                with pytest.raises(urllib.error.HTTPError, match="415"):
+                with pytest.raises(urllib.error.HTTPError, match="415") as refused:
                     urllib.request.urlopen(
                         urllib.request.Request(
                             f"{service.address}/detect",
@@ -55,6 +55,7 @@ def test_a_collector_gets_a_span_with_the_stages(
                             {"Content-Type": "text/plain", "X-Request-Id": "the-refused-one"},
                         )
                     )
+                refused.value.close()
         finally:
             collector.shutdown()
             thread.join()
