@@ -103,6 +103,7 @@ function wait(seconds, signal) {
 async function send(address, { headers = {}, ...options } = {}) {
   const key = apiKey.get();
   let response, body;
+  await requireReadable(options.body);
   try {
     response = await fetch(address, {
       ...options,
@@ -111,7 +112,6 @@ async function send(address, { headers = {}, ...options } = {}) {
     body = await response.blob();
   } catch {
     options.signal?.throwIfAborted();
-    await requireReadable(options.body);
     throw new Problem(
       0,
       "No answer",
@@ -139,7 +139,7 @@ function secondsOf(retryAfter) {
   return (Number.isNaN(seconds) ? Math.ceil((Date.parse(retryAfter) - Date.now()) / 1000) : seconds) || 0;
 }
 
-/** A file that changed on disk breaks a request off just as a lost service does. */
+/** A file that changed on disk breaks a request off just as a lost service does; in WebKit it never sends its body. */
 async function requireReadable(picture) {
   try {
     await picture?.slice(0, 1).arrayBuffer();

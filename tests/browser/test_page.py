@@ -380,6 +380,7 @@ def test_a_file_that_is_gone_is_not_the_services_fault(page: Page, tmp_path: Pat
     path.unlink()
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("alert")).to_contain_text("The file can no longer be read: choose it again.")
+    assert asked(page) == 1, "WebKit would send the request's header, and no body"
 
 
 def test_a_lost_service_says_so_and_the_picture_can_be_tried_again(page: Page) -> None:
