@@ -54,7 +54,7 @@ async function process(picture) {
     const onWait = (seconds) =>
       picture === current && say(`The service is busy. Trying again in ${count(seconds, "second")}.`);
     const answer = await detect(picture.file, query, { onWait, signal });
-    if (!agree(picture.size, answer.image)) await loadFromService(picture);
+    if (!agree(picture.size, answer.image) || (await mayBeTurned(picture.file))) await loadFromService(picture);
     [picture.state, picture.problem, picture.answer] = ["done", null, answer];
     if (answer.model.version !== served?.version) void loadModel(); // not known yet, or reloaded
     update(picture);
@@ -84,6 +84,13 @@ async function loadThumbnail(picture) {
 
 /** Browsers do not turn each format by its EXIF orientation, and some they do not decode: then there is no size. */
 const agree = (size, upright) => size?.width === upright.width && size.height === upright.height;
+
+// The EXIF entry of an orientation other than upright, in either byte order.
+const TURNED = /\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]/;
+
+/** Upside down or mirrored, a picture has the size that it has upright. JPEGs are turned by all of today's browsers. */
+const mayBeTurned = async (file) =>
+  file.type !== "image/jpeg" && TURNED.test(new TextDecoder("latin1").decode(await file.arrayBuffer()));
 
 /** The picture as the service decodes it, without boxes: no score is above 1. */
 async function loadFromService(picture) {

@@ -202,10 +202,22 @@ def test_a_picture_the_browser_cannot_decode_is_shown_through_the_service(page: 
     assert asked(page) == 2, "once for the boxes, once for the picture"
 
 
-def test_a_picture_that_the_browser_leaves_on_its_side_is_shown_as_the_service_sees_it(page: Page) -> None:
+@pytest.mark.parametrize(
+    ("orientation", "turn", "byte_order"),
+    [
+        (2, Image.Transpose.FLIP_LEFT_RIGHT, "<"),
+        (3, Image.Transpose.ROTATE_180, ">"),
+        (6, Image.Transpose.ROTATE_90, "<"),
+    ],
+    ids=["mirrored", "upside down", "on its side"],
+)
+def test_a_picture_that_the_browser_does_not_turn_is_shown_as_the_service_sees_it(
+    page: Page, orientation: int, turn: Image.Transpose, byte_order: str
+) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    stored = TWO_COLOURS.transpose(Image.Transpose.ROTATE_90)
+    exif.endian = byte_order
+    exif[0x0112] = orientation
+    stored = TWO_COLOURS.transpose(turn)
     choose(page, file("turned.webp", encoded(stored, "WEBP", lossless=True, exif=exif), "image/webp"))
     assert shown(page)["image"] == {"width": 320, "height": 240}
     blue = pixel(page, 290, 150)
