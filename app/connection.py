@@ -1,6 +1,7 @@
 """A client's connection. uvicorn's bounds what a request's handler reads, but not what comes before or after."""
 
 import asyncio
+import socket
 import sys
 import weakref
 from typing import Any
@@ -19,6 +20,7 @@ MOST_PIPELINED = 64
 # Of a body, in one read: each costs a call, so 256 KiB of chunks of a byte would keep everybody waiting for 0.1 s.
 MOST_PIECES = 256
 BYTES_PER_PIECE = 64  # one more for each of these
+_ACKNOWLEDGE_NOW = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -89,6 +91,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._line = _Lingering(transport, self)
+        self._socket = transport.get_extra_info("socket")
         super().connection_made(self._line)  # type: ignore[arg-type]
         self.limit_time(HEAD_S)
 
@@ -119,6 +122,9 @@ class Connection(HttpToolsProtocol):
             waiting = [*self._anew, *waiting]
         if self.transport.is_closing():
             return  # perhaps lingering: nothing may be written any more
+        if self.is_receiving and _ACKNOWLEDGE_NOW is not None:
+            # A sender may keep the rest until this is acknowledged, as nginx does, which else takes 40 ms.
+            self._socket.setsockopt(socket.IPPROTO_TCP, _ACKNOWLEDGE_NOW, 1)
         self._unused_bytes = 0 if self._came_further else self._unused_bytes + len(data)
         if self._unused_bytes > HEAD_BYTES:
             if self._is_idle and self._in_head:

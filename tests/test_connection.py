@@ -378,3 +378,16 @@ def test_who_sends_what_cannot_be_read_has_left(client: socket.socket) -> None:
     client.sendall(CHUNKED.replace(b"/early", b"/never") + b"zz\r\n")
     assert b" 400 " in client.recv(65536)
     assert HAS_LEFT.wait(5)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="only Linux can be asked to acknowledge at once")
+def test_a_sender_that_awaits_acknowledgements_is_not_kept_waiting(client: socket.socket) -> None:
+    half, took_s = bytes(10_000), []
+    head = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 20000\r\n\r\n"
+    for _ in range(12):
+        begun = time.perf_counter()
+        client.sendall(head + half)
+        client.sendall(half)  # which is held back until the first is acknowledged
+        answer_to(client)
+        took_s.append(time.perf_counter() - begun)
+    assert sorted(took_s)[6] < 0.02
