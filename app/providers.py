@@ -23,6 +23,7 @@ BAD_MODEL = (InvalidProtobuf, InvalidGraph, NoModel)
 _NVIDIA = "0x10de"  # the vendor, on the PCI bus
 _ORT_FATAL = 4  # ONNX Runtime's severity; its errors are raised anyway, in words that name the file
 _CUDA_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* failure \d+: [^;]*[^; ]")
+_PLACE = re.compile(r".*\.(?:cc|h):\d+ [^(]*\([^()]*\) ")  # in ONNX Runtime's sources: file, line and function
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,9 @@ def open_session(file: bytes, provider: str, threads: int, cuda: CudaOptions) ->
 
 
 def reason_of(error: Exception) -> str:
-    """Returns: What ONNX Runtime's exception says, in one line; for a failure of CUDA, without the place in the sources
-    and the host."""
+    """Returns: What ONNX Runtime's exception says, in one line, without the place in its sources and the host."""
     failure = _CUDA_FAILURE.search(str(error))
-    return failure[0] if failure else first_line(error)
+    return failure[0] if failure else _PLACE.sub("", first_line(error)).rstrip(".")
 
 
 @cache

@@ -158,11 +158,20 @@ class OnnxRunner:
 
         Raises:
             ArtifactError: The heads have the wrong shape, or are not finite.
+            ProviderError: The GPU fails; mostly, its memory is full.
         """
         shapes = [(canvas, size) for canvas in self.metadata.canvases for size in BATCH_SIZES if size <= largest_batch]
         # The largest first: what the others need then finds room in the memory that it has left, and not beside it.
         for canvas, size in sorted(shapes, key=lambda shape: shape[0].area * shape[1], reverse=True):
-            self.check(canvas, size)
+            try:
+                self.check(canvas, size)
+            except Exception as error:
+                if self.provider != CUDA or isinstance(error, ArtifactError):
+                    raise
+                raise ProviderError(
+                    f"The GPU fails on batches of {size} at canvas {list(canvas)} ({reason_of(error)}): if its memory "
+                    "is full, lower FCOS_MAX_BATCH, or raise FCOS_GPU_MEMORY_LIMIT_BYTES if that is set."
+                ) from None
         for canvas in self.metadata.canvases:
             for cores in self.wider:
                 self.check(canvas, cores=cores)

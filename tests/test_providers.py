@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.providers import CUDA, CudaOptions, why_no_cuda
+from app.providers import CUDA, CudaOptions, reason_of, why_no_cuda
 from app.session import BATCH_SIZES, OnnxRunner
 
 
@@ -19,6 +19,31 @@ def test_options_are_onnxruntimes_own() -> None:
         "device_id": "1", "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0", "enable_cuda_graph": "1",
         "arena_extend_strategy": "kSameAsRequested", "gpu_mem_limit": "1073741824",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "/onnxruntime_src/x/info.cc:63 static Info Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : "
+            'provider_options_utils.h:187 Parse Failed to parse provider option "device_id": info.cc:71 operator() '
+            "Invalid device ID: 3, must be between 0 (inclusive) and 1 (exclusive).\n",
+            "Invalid device ID: 3, must be between 0 (inclusive) and 1 (exclusive)",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'a' Status "
+            "Message: /onnxruntime_src/x/bfc_arena.cc:360 void* BFCArena::AllocateRawInternal(size_t, bool, Stream*) "
+            "Failed to allocate memory for requested buffer of size 402653184",
+            "Failed to allocate memory for requested buffer of size 402653184",
+        ),
+        (
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : It (m.onnx) is none",
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : It (m.onnx) is none",
+        ),
+    ],
+)
+def test_what_onnxruntime_says_is_shown_without_the_place_in_its_sources(said: str, reason: str) -> None:
+    assert reason_of(RuntimeError(said)) == reason
 
 
 @pytest.mark.skipif(why_no_cuda() is not None, reason="there is no GPU here")

@@ -177,6 +177,16 @@ def test_a_gpu_without_room_is_not_the_files_fault(model_file: Path, monkeypatch
         OnnxRunner.load(model_file, "cuda")
 
 
+def test_a_gpu_without_room_for_the_largest_batch_is_said_in_a_sentence_with_what_to_do(model_file: Path) -> None:
+    class Session:
+        def run(self, *_: Any) -> Any:
+            raise RuntimeException("Failed to allocate memory for requested buffer of size 402653184")
+
+    runner = replace(OnnxRunner.load(model_file), provider=CUDA, session=Session())
+    with pytest.raises(ProviderError, match=r"batches of 16 at .* \(Failed to allocate .*\): .* lower FCOS_MAX_BATCH"):
+        runner.warm_up(16)
+
+
 def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
