@@ -24,9 +24,6 @@ from app.providers import reason_of
 
 log = logging.getLogger(__name__)
 
-# ONNX Runtime allocates in the first, may still choose in the second, and has recorded by the third.
-_RECORDING_RUNS = 3
-
 # While one session records, another's work on the GPU, from its own thread, may break the recording: ONNX Runtime
 # records in CUDA's global mode. It happens when a model is reloaded under load.
 _ONE_AT_A_TIME = threading.Lock()
@@ -76,8 +73,7 @@ class CudaGraphs:
     def _record(self, images: NDArray[np.uint8]) -> "_Recording | None":
         try:
             recording = _Recording(self._session, self._outputs, self._device_id, images, next(self._numbers))
-            for _ in range(_RECORDING_RUNS):
-                recording.run(images)
+            recording.run(images)  # in which ONNX Runtime runs the model until all is allocated, and then records it
         except Exception as error:  # ONNX Runtime's own share no base class
             log.warning("Batches of %s are not recorded as a CUDA graph: %s", list(images.shape), reason_of(error))
             return None

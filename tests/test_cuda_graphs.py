@@ -97,20 +97,19 @@ def test_a_shape_is_recorded_once_and_replayed_with_other_pictures() -> None:
     for seed in range(3):
         for count in (1, 4):
             assert_sums(graphs, pictures(count, seed))
-    assert session.ids == ["-1", *"1111", "-1", *"2222", *"1212"]
+    assert session.ids == ["-1", *"11", "-1", *"22", *"1212"]
 
 
-@pytest.mark.parametrize("fails", [1, 3])
 def test_a_shape_that_cannot_be_recorded_is_run_as_it_is_and_no_graph_of_it_is_ever_used(
-    fails: int, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    session: Any = Session(fails)
+    session: Any = Session(fails=1)
     graphs = CudaGraphs(session, ("one", "two"), 1)
     assert_sums(graphs, pictures(2, 0))
     assert "[2, 4, 6, 3] are not recorded as a CUDA graph: CUDA failure 900" in caplog.text
     assert_sums(graphs, pictures(2, 1))
     assert_sums(graphs, pictures(1, 2))
-    assert session.ids == ["-1", *("1" * fails), "-1", "-1", "-1", *"2222"]
+    assert session.ids == ["-1", "1", "-1", "-1", "-1", *"22"]
 
 
 def test_a_session_that_cannot_record_leaves_others_recordings_alone() -> None:
