@@ -27,7 +27,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from app import logs
-from app.errors import StartError
+from app.errors import NO_THREADS, StartError
 from app.launch import escape_unknown_letters, raise_again
 from app.schemas import DetectQuery
 from app.settings import Settings, load_settings, settings_table
@@ -90,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # of the output: any other is a StartError by now
         _write_no_more()
         complain(f"The output cannot be written: {error.strerror}.")
+        return 2
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        complain(NO_THREADS)
         return 2
     except KeyboardInterrupt:
         if options.command == "detect":

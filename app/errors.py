@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+NO_THREADS = "The system allows no more threads: raise the limit, a container's (pids) or the user's (ulimit -u)."
+
 
 class StartError(Exception):
     """The service cannot start. The message is one sentence for the person who started it; the exit code is 2."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app import artifact
 from app.artifact import INPUT, Metadata, Size, grids
 from app.cuda_graphs import CudaGraphs, unrecorded
-from app.errors import ArtifactError, ProviderError
+from app.errors import NO_THREADS, ArtifactError, ProviderError, StartError
 from app.postprocess import Heads
 from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, reason_of, why_no_cuda
 
@@ -97,6 +97,8 @@ class OnnxRunner:
             wider = {count: open_session(file, provider, count, cuda) for count in widths(widest)}
         except Exception as error:
             reason = reason_of(error)
+            if "pthread_create failed" in reason:
+                raise StartError(NO_THREADS) from None
             if provider == CUDA and not isinstance(error, BAD_MODEL):
                 raise ProviderError(reason) from None
             raise ArtifactError(

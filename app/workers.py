@@ -21,7 +21,9 @@ class Workers:
         self._urgent: deque[Task] = deque()
         self._others: deque[Task] = deque()
         self._tokens: SimpleQueue[bool] = SimpleQueue()  # one True per task; a False ends one thread
-        self._threads = [threading.Thread(target=self._work, name=f"{name}-{number}") for number in range(threads)]
+        self._threads = [  # daemons: if one of them cannot be started, the process must not wait for the others
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 

@@ -87,6 +87,35 @@ def test_of_two_started_at_once_one_says_that_the_port_is_in_use(model_file: Pat
         assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_PORT=port), f"port {port}")
 
 
+@pytest.mark.parametrize("started", [1, 3])  # with two cores, one of the workers; the workers and the drawer
+def test_where_no_more_threads_are_allowed_it_says_so_and_ends(model_file: Path, started: int) -> None:
+    limited = f"""
+import sys, threading
+start, left = threading._start_new_thread, [None] * {started}
+
+def limited(*arguments):
+    if not left:
+        raise RuntimeError("can't start new thread")
+    left.pop()
+    return start(*arguments)
+
+threading._start_new_thread = limited
+from app.__main__ import main
+sys.exit(main())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", limited],
+        cwd=ROOT,
+        env=environment(FCOS_MODEL=model_file, FCOS_PORT=0, FCOS_PROVIDER="cpu", FCOS_DECODE_THREADS=2),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "allows no more threads" in result.stderr.splitlines()[-1]
+
+
 def test_a_host_that_is_no_name(model_file: Path) -> None:
     assert_one_sentence(run(FCOS_MODEL=model_file, FCOS_HOST="ü..x"), "Cannot listen on")
 

@@ -13,7 +13,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from app.artifact import INPUT, file_version, grids
-from app.errors import ArtifactError, ProviderError
+from app.errors import ArtifactError, ProviderError, StartError
 from app.postprocess import Heads
 from app.providers import CPU, CUDA, CudaOptions, open_session, why_no_cuda
 from app.service import open_runner
@@ -185,6 +185,15 @@ def test_a_gpu_without_room_for_the_largest_batch_is_said_in_a_sentence_with_wha
     runner = replace(OnnxRunner.load(model_file), provider=CUDA, session=Session())
     with pytest.raises(ProviderError, match=r"batches of 16 at .* \(Failed to allocate .*\): .* lower FCOS_MAX_BATCH"):
         runner.warm_up(16)
+
+
+def test_a_limit_of_threads_is_not_the_files_fault(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited(*_: object) -> None:
+        raise RuntimeException("PosixThread pthread_create failed, error code: 11 error msg: Resource unavailable")
+
+    monkeypatch.setattr("app.session.open_session", limited)
+    with pytest.raises(StartError, match="no more threads"):
+        OnnxRunner.load(model_file)
 
 
 def test_cuda_graphs_are_not_recorded_by_the_thread_that_opens_the_file(
