@@ -78,10 +78,15 @@ def end_workers(loader: Iterable[Batch]) -> None:
 @contextlib.contextmanager
 def naming_dead_workers() -> Generator[None]:
     """Raises: ValueError: in place of the RuntimeError that torch raises, wherever the process then is, when the system
-    has ended a worker."""
+    has ended a worker, or a worker found no shared memory for a batch."""
     try:
         yield
     except RuntimeError as error:
+        if "</torch_" in str(error) and "No space left on device" in str(error):  # a batch's file there
+            raise ValueError(
+                "the shared memory (/dev/shm) is too small for the batches of --workers: give the container more "
+                "(docker run --shm-size 2g), or choose fewer; --resume continues from the last save, if there was one"
+            ) from None
         if not str(error).startswith("DataLoader worker"):
             raise
         raise ValueError(

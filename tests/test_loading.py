@@ -48,6 +48,12 @@ def test_another_error_is_not_taken_for_the_end_of_a_worker() -> None:
         raise RuntimeError("shapes do not fit")
 
 
+def test_too_little_shared_memory_is_told_with_the_way_out() -> None:
+    full = "unable to allocate shared memory(shm) for file </torch_7_29_0>: No space left on device (28)"
+    with pytest.raises(ValueError, match=r"--shm-size .* fewer"), naming_dead_workers():
+        raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\n{full}")
+
+
 def test_an_epoch_of_which_nothing_was_left_has_no_speed() -> None:
     assert Feed([]).speed(1) == {}
 
