@@ -163,12 +163,15 @@ def compare(options: argparse.Namespace, until: float, console: Console) -> bool
         settings = settings_of(recipe, epochs, **paths, output=folder, resume=_begun(folder), **options.more)
         return {"recipe": recipe} | run(settings, until)
 
-    with ThreadPoolExecutor(options.at_once) as pool:
+    pool = ThreadPoolExecutor(options.at_once)
+    try:
         for done in as_completed([pool.submit(one, recipe) for recipe in options.only]):
             if row := done.result():
                 rows.append(row)
                 write_json(options.output / "recipes.json", rows)
                 console.print("  ".join(f"{key} {value}" for key, value in row.items()))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C none is begun
     return all(row["state"] != "failed" for row in rows)
 
 

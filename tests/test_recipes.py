@@ -3,9 +3,13 @@
 import argparse
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -151,6 +155,30 @@ def test_one_recipe_that_fails_is_no_success_and_none_is_begun_after_the_limit(
         assert rows == [{"recipe": name, "state": states[name]} for name in only]
     monkeypatch.setattr(recipes, "run", lambda *_: pytest.fail("begun"))
     assert recipes.compare(options, time.monotonic() - 1, QUIET)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_after_ctrl_c_no_further_recipe_is_begun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    cancelled, cancel = threading.Event(), Future.cancel
+
+    def noted(future: Future[Any]) -> bool:
+        done = cancel(future)
+        cancelled.set()
+        return done
+
+    def interrupted(settings: Settings, _: float) -> dict[str, Any]:
+        begun.append(settings.output.name)
+        if len(begun) == 1:
+            cancelled.clear()  # by whom the data were read
+            os.kill(os.getpid(), signal.SIGINT)
+            cancelled.wait(5)  # it takes a moment to save itself
+        return {"state": "cut off"}
+
+    monkeypatch.setattr(recipes, "run", interrupted)
+    monkeypatch.setattr(Future, "cancel", noted)
+    command(folder, tmp_path, "--only", "base", "fcos", code=130)
+    assert begun == ["base"]
 
 
 @pytest.mark.parametrize(
