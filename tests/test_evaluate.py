@@ -2,25 +2,30 @@
 
 import asyncio
 import dataclasses
+import io
 import itertools
 import json
+import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
+from app.errors import StartError
 from app.postprocess import COCO_SCORE_THRESHOLD
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
 from model import evaluate, evaluation, scoring
+from model.checkpoint import load
 from model.checks import check
 from model.config import SCORE_THRESHOLD
 from model.data import read_checked
@@ -77,6 +82,22 @@ def test_an_onnx_file_is_measured(
     assert written["metrics"]["AR100"] > 0  # it finds rectangles, if not their exact size
 
 
+def test_a_checkpoint_is_measured_as_its_run_measured_it(
+    data: tuple[Path, Path], uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, out = uninterrupted / "best.pt", tmp_path / "out.json"
+    said = ["--annotations", data[0], "--images", data[1], "--json", out, "--device", "cpu"]
+    assert run(monkeypatch, checkpoint, *said) == 0
+    assert json.loads(out.read_text())["metrics"] == pytest.approx(load(checkpoint).metrics)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("kind", ["pt", "onnx"])
+def test_a_gpu_that_is_not_there_is_not_replaced(model_file: Path, uninterrupted: Path, kind: str) -> None:
+    with pytest.raises((ValueError, StartError), match="CUDA"):
+        evaluation.open_model({"pt": uninterrupted / "best.pt", "onnx": model_file}[kind], "cuda")
+
+
 def test_numbers_are_said_whatever_becomes_of_their_file(
     model_file: Path,
     toy: tuple[Path, Path],
@@ -88,13 +109,14 @@ def test_numbers_are_said_whatever_becomes_of_their_file(
 
     def renamed(*arguments: Any) -> Any:
         (tmp_path / "out.json").mkdir()
-        return dataclasses.replace(found(*arguments), per_class={"[/b] [1, 2]": {"AP": 0.25, "AP50": 0.5}})
+        return dataclasses.replace(found(*arguments), per_class={"[/b] [1, 2]": {"AP": 0.0, "AP50": 0.5}})
 
     monkeypatch.setattr(evaluation, "evaluate", renamed)
     out = ["--json", tmp_path / "out.json"]
     assert run(monkeypatch, model_file, "--annotations", toy[0], "--images", toy[1], *out) == 2
     said = capsys.readouterr()
-    assert "[/b] [1, 2]  AP 0.250" in said.out and "best F1" in said.out
+    assert "[/b] [1, 2]  AP 0.000  AP50 0.500" in said.out
+    assert re.search(r"best F1 (0\.\d{3}) at a score threshold of (0\.\d\d)\n", said.out)
     assert "out.json could not be written" in said.err and said.err.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
 
@@ -117,21 +139,33 @@ def test_batching_does_not_change_what_is_found(
         assert np.allclose(a, b, atol=1e-4)
 
 
+def groups_of(canvases: str) -> list[str]:
+    """The batches of pictures that come with these canvases, one after the other."""
+    prepared: Any = (SimpleNamespace(placement=SimpleNamespace(canvas=canvas)) for canvas in canvases)
+    return ["".join(str(one.placement.canvas) for one in group) for group in evaluation._groups(prepared)]
+
+
+def test_batches_go_as_they_fill_up_and_no_picture_goes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH", 2)
+    assert groups_of("ababcb") == ["aa", "bb", "c", "b"]
+
+
 def test_with_many_canvases_few_pictures_wait_and_the_fullest_batch_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "MOST_WAITING", 3)
-    taken = 0
+    assert groups_of("abbcdd") == ["bb", "a", "dd", "c"]
 
-    def prepared() -> Iterator[Any]:
-        nonlocal taken
-        for canvas in "abbcdd":
-            taken += 1
-            yield SimpleNamespace(placement=SimpleNamespace(canvas=canvas))
 
-    groups: list[str] = []
-    for group in evaluation._groups(prepared()):
-        groups.append("".join(str(one.placement.canvas) for one in group))
-        assert taken - len("".join(groups)) < 3
-    assert groups[0] == "bb" and sorted("".join(groups)) == list("abbcdd")
+@pytest.mark.parametrize(("terminal", "rank", "shown"), [(True, 0, True), (True, 1, False), (False, 0, False)])
+def test_the_first_process_shows_on_a_terminal_how_far_it_is(
+    model_file: Path, toy: tuple[Path, Path], terminal: bool, rank: int, shown: bool
+) -> None:
+    runner, metadata = evaluation.open_model(model_file, "cpu")
+    document, _ = read_checked(*toy)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=80)
+    evaluation.detect(runner, metadata, document, toy[1], console, rank)
+    assert ("evaluating" in file.getvalue() and "100%" in file.getvalue()) is shown
+    assert shown or not file.getvalue()
 
 
 def test_a_picture_of_another_size_than_annotated_is_refused(model_file: Path, tmp_path: Path) -> None:
@@ -186,12 +220,13 @@ def test_processes_together_find_what_one_would(model_file: Path, toy: tuple[Pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["gone.onnx"], "gone.onnx"),
+        (["gone.onnx"], "no model at gone.onnx"),
         (["gone.pt"], "no checkpoint at"),
         (["model.txt"], "neither"),
         (["MODEL", "--annotations", "gone.json"], "no annotations at"),
         (["MODEL", "--images", "gone"], "no folder of pictures at"),
         (["MODEL", "--device", "abacus"], "--device must be"),
+        (["MODEL", "--json", "nowhere/out.json"], "there is no folder nowhere to write to"),
     ],
 )
 def test_bad_files_are_one_sentence_and_exit_code_2(
