@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,48 @@ def test_a_graph_that_knows_one_picture_only_is_refused(
             return [head.repeat(count, 0) for head in super().run(names, first, options)]
 
     monkeypatch.setattr("export.verify.ort.InferenceSession", FirstOnly)
-    with pytest.raises(ValueError, match="on a batch of 2"):
+    with pytest.raises(ValueError, match="on a batch of 2 at 128x160"):
         compare(onnx.load(exported), model, checkpoint.metadata("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda head: head + 0.002, "differs by 0.002"),
+        (lambda head: head * 1.002, "differs by"),  # of canvas pixels
+        (lambda head: head[:1], r"class_logits is \[1, .* in ONNX Runtime, but \[2, .* in torch"),
+    ],
+)
+def test_heads_that_are_a_little_off_are_refused(
+    exported: Path,
+    model: FCOS,
+    checkpoint: checkpoints.Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[[np.ndarray], np.ndarray],
+    says: str,
+) -> None:
+    class Wrong(ort.InferenceSession):  # type: ignore[misc]
+        def run(self, *arguments: Any) -> Any:
+            return [wrong(head) for head in super().run(*arguments)]
+
+    monkeypatch.setattr("export.verify.ort.InferenceSession", Wrong)
+    with pytest.raises(ValueError, match=says):
+        compare(onnx.load(exported), model, checkpoint.metadata("tiny"))
+
+
+def test_the_largest_difference_of_all_runs_is_said(
+    exported: Path, model: FCOS, checkpoint: checkpoints.Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([0.0002, 0.0005, 0, 0, 0, 0])
+
+    class Wrong(ort.InferenceSession):  # type: ignore[misc]
+        def run(self, *arguments: Any) -> Any:
+            error = next(errors)
+            return [head + np.float32(error) for head in super().run(*arguments)]
+
+    monkeypatch.setattr("export.verify.ort.InferenceSession", Wrong)
+    said = str(compare(onnx.load(exported), model, checkpoint.metadata("tiny")))
+    assert "class_logits 5.0e-04, distances 5.0e-04, centerness 5.0e-04 (" in said
 
 
 def broken(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -324,6 +364,8 @@ def test_int8_is_judged_on_other_pictures_than_it_has_its_ranges_from(
     monkeypatch.setattr("export.convert.agreement", lambda *_: (LOWER["int8"].share - 0.001, 1000))
     with pytest.raises(ValueError, match=r"agree on 79\.9% of 1000 detections .* but 80% are needed"):
         lower_precision(exported, "int8", chosen, tmp_path / "worse.onnx")
+    with pytest.raises(ValueError, match=r"98% are needed, with an IoU of 0\.95 and scores at most 0\.02 apart"):
+        lower_precision(exported, "fp16", chosen, tmp_path / "worse.onnx")
     assert not (tmp_path / "worse.onnx").exists()
 
 
@@ -454,6 +496,11 @@ def test_detections_are_the_same_if_class_box_and_score_are() -> None:
         dataclasses.replace(found, boxes=boxes + np.float32(30)),
     ):
         assert _matched(found, other, bounds) == 0
+    for near in (
+        dataclasses.replace(found, scores=scores + np.float32(0.05)),
+        dataclasses.replace(found, boxes=boxes + np.float32(3)),  # an IoU of 0.89
+    ):
+        assert (_matched(found, near, bounds), _matched(found, near, LOWER["fp16"])) == (2, 0)
 
 
 def test_files_that_detect_otherwise_do_not_agree(exported: Path, picture_folder: Path, tmp_path: Path) -> None:
@@ -503,16 +550,19 @@ def test_what_falls_just_below_the_threshold_is_no_disagreement(
 def test_detections_that_fp32_does_not_have_are_disagreement_too(
     exported: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = Detector.finish
+    finish, most = Detector.finish, 1
     few, many = OnnxRunner.load(exported), OnnxRunner.load(exported)
 
     def some(detector: Detector, heads: PictureHeads, placement: Placement, parameters: Parameters) -> Detections:
         found = finish(detector, heads, placement, parameters)
-        return found.take(np.arange(len(found)) < 1) if detector.run is few else found
+        return found.take(np.arange(len(found)) < most) if detector.run is few else found
 
     monkeypatch.setattr(Detector, "finish", some)
-    share, _ = agreement(few, many, choose_pictures(picture_folder), LOWER["int8"])
+    share, count = agreement(few, many, choose_pictures(picture_folder), LOWER["int8"])
     assert share < 0.5
+    assert count > 6, "of the other's detections: fp32's are one in each picture"
+    most = 0
+    assert agreement(few, many, choose_pictures(picture_folder), LOWER["int8"]) == (0.0, 0)
 
 
 def test_a_precision_that_answers_otherwise_is_not_written(
