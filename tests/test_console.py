@@ -17,7 +17,10 @@ from tests.toy import settings
 TEXT = "class [/b] :dog: bbox [1, 2, 3, 4]"
 
 
-def test_no_text_is_markup() -> None:
+@pytest.mark.parametrize("terminal", ["", "1"])
+def test_no_text_is_markup(monkeypatch: pytest.MonkeyPatch, terminal: str) -> None:
+    monkeypatch.setenv("FORCE_COLOR", terminal)
+    monkeypatch.setenv("TERM", "xterm")
     file = io.StringIO()
     plain_console(file).print(TEXT * 9)
     assert file.getvalue() == TEXT * 9 + "\n"
@@ -64,6 +67,15 @@ def test_a_log_tells_long_work_from_none(monkeypatch: pytest.MonkeyPatch) -> Non
     with console.waiting("reading", plain_console(file)):
         pass
     assert file.getvalue().splitlines() == lines and threading.active_count() == threads
+
+
+def test_a_terminal_shows_that_something_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    file = io.StringIO()
+    with console.waiting("reading", plain_console(file)):
+        pass
+    assert "reading" in file.getvalue() and "so far" not in file.getvalue()
 
 
 def test_so_does_the_log_of_a_recipe(tmp_path: Path) -> None:

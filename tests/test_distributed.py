@@ -51,6 +51,10 @@ def test_what_is_drawn_inside_the_network_differs_between_processes(of_two_proce
     assert not first.equal(second)
 
 
+def test_a_signal_to_one_process_stops_all_at_the_same_iteration(of_two_processes: dict[str, Any]) -> None:
+    assert of_two_processes["stops"] == [True, True]
+
+
 def test_torchrun_trains_what_one_process_does(data: Data, tmp_path: Path) -> None:
     alone = settings(
         data, tmp_path / "alone", epochs=2, lr=0.01, optimizer="sgd", backbone_norm="frozen", ema_decay=0.0

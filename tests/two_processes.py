@@ -1,9 +1,10 @@
 """One batch, whole, in parts, or shared out: `torchrun tests/two_processes.py DATA OUT`.
 
 DATA: the folder of toy data. OUT: where the first process saves the losses and gradients, and of every process
-BatchNorm's statistics and what it draws.
+BatchNorm's statistics, what it draws, and whether it stops at a signal that the second one got.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from model.fcos import FCOS
 from model.learner import Learner
 from model.optim import train_mode
 from model.sampling import CanvasBatches, canvas_indices
+from model.stopping import stop_on_signals
 from tests.toy import read_annotations, settings
 
 
@@ -75,6 +77,10 @@ def main() -> None:
         own = statistics(learner)
         learner.averaged()
         found["statistics"] = processes.gather((own, statistics(learner)))
+        with stop_on_signals(processes) as stop:
+            if not processes.first:
+                signal.raise_signal(signal.SIGTERM)
+            found["stops"] = processes.gather(stop.requested())
         if processes.first:
             torch.save(found, out)
 
