@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import replaced, require_folder, write_json
+from model.files import make_folder, replaced, require_folder, write_json
 
 
 def test_a_row_of_numbers_takes_one_line(tmp_path: Path) -> None:
@@ -61,3 +61,9 @@ def test_a_file_that_is_a_folder_is_named_before_the_work(tmp_path: Path) -> Non
     for name in ("nowhere", "file"):
         with pytest.raises(ValueError, match=f"there is no folder .*{name} to write to"):
             require_folder(tmp_path / name / "new.json")
+
+
+def test_a_folder_is_made_with_those_above_it_or_is_there_already(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "runs" / "first")
+    assert (tmp_path / "runs" / "first").is_dir()
