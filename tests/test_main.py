@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -232,7 +233,8 @@ def test_pictures_that_became_classes_are_asked_for_before_them() -> None:
 def test_where_there_is_no_gpu_the_cpu_is_no_cause_for_a_warning(model_file: Path, tmp_path: Path) -> None:
     rectangle_picture().save(tmp_path / "a.png")
     result = run("detect", tmp_path / "a.png", FCOS_MODEL=model_file)
-    assert "INFO There is no NVIDIA driver or GPU: the model runs on the CPU." in result.stderr
+    said = "INFO There is no NVIDIA driver or GPU: the model runs on the CPU."
+    assert re.search(rf"(?m)^[\d-]{{10}} [\d:,]{{12}} {said}$", result.stderr), result.stderr
     assert "WARNING" not in result.stderr
 
 

@@ -1,6 +1,7 @@
 """A run that stops, whatever stops it, goes on as if nothing had happened; with other options or data it does not."""
 
 import dataclasses
+import io
 import math
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model import checkpoint as checkpoints
 from model import run as runs
+from model.console import plain_console
 from model.data import Annotations, Batch
 from model.layout import Augmentation
 from model.learner import Learner
@@ -204,9 +206,11 @@ def test_a_resumable_state_is_read_without_running_code(data: Data, tmp_path: Pa
 
 
 def test_a_finished_run_says_so_and_is_left_alone(data: Data, uninterrupted: Path) -> None:
-    before = (uninterrupted / "last.pt").read_bytes()
-    assert train(settings(data, uninterrupted, resume=True, **EVERYTHING), ALONE, QUIET)
+    before, said = (uninterrupted / "last.pt").read_bytes(), io.StringIO()
+    assert train(settings(data, uninterrupted, resume=True, **EVERYTHING), ALONE, plain_console(said))
     assert (uninterrupted / "last.pt").read_bytes() == before
+    ap = checkpoints.load(uninterrupted / "last.pt").metrics["AP"]
+    assert said.getvalue() == f"the run in {uninterrupted} is finished, with AP {ap:.4f}\n"
     longer = settings(data, uninterrupted, resume=True, **(EVERYTHING | {"epochs": 9}))
     with pytest.raises(ValueError, match="--epochs was 3, is 9"):
         train(longer, ALONE, QUIET)

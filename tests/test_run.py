@@ -18,6 +18,7 @@ from model.data import Batch
 from model.learner import Learner
 from model.run import Run
 from model.sampling import repeat_factors
+from model.stopping import Stop
 from model.training import train
 from tests.toy import ALONE, EVERYTHING, QUIET, Data, read_annotations, rows, settings
 
@@ -177,3 +178,11 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_epoch(
     monkeypatch.setattr("model.run.shutil.disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"take about \d+ MB, but .* has 0 MB free"):
         train(settings(data, tmp_path / "run"), ALONE, QUIET)
+
+
+def test_another_seed_is_other_new_weights(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stop, "requested", lambda _: True)
+    for seed in ("0", "1"):
+        assert not train(settings(data, tmp_path / seed, seed=int(seed), lr=1e-9), ALONE, QUIET)
+    one, other = (checkpoints.load(tmp_path / seed / "last.pt").weights for seed in ("0", "1"))
+    assert (one["head.class_logits.weight"] - other["head.class_logits.weight"]).abs().max() > 1e-3

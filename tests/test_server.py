@@ -286,7 +286,8 @@ def test_the_log_is_json_where_asked_for(model_file: Path) -> None:
 
 def test_warnings_are_log_lines_and_pillows_are_none() -> None:
     script = (
-        "import warnings; from app.logs import configure; configure('info', 'json'); warnings.warn('odd')\n"
+        "import logging, warnings; from app.logs import configure; configure('warning', 'json'); warnings.warn('odd')\n"
+        "logging.getLogger('app').info('below the level')\n"
         "warnings.warn_explicit('Corrupt EXIF data', UserWarning, 'TiffImagePlugin.py', 1, 'PIL.TiffImagePlugin')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model import train as script
-from model.training import train
+from model.training import full_memory_as_one_error, train
 from tests.toy import ALONE, QUIET, Data, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,3 +109,9 @@ def test_a_cpus_full_memory_is_the_error_that_a_gpus_is(tmp_path: Path) -> None:
     huge = settings(write_coco(tmp_path), tmp_path / "run", channels=2**20, norm="bn", head_conv="full")
     with pytest.raises(torch.OutOfMemoryError):
         train(huge, ALONE, QUIET)
+
+
+def test_another_error_is_not_taken_for_full_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes") as error, full_memory_as_one_error():
+        raise RuntimeError("shapes do not fit")
+    assert not isinstance(error.value, torch.OutOfMemoryError)
