@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def checkpoint_file(checkpoint: checkpoints.Checkpoint, tmp_path_factory: pytest
 @pytest.fixture(scope="module")
 def exported(checkpoint_file: Path) -> Path:
     """The file that the command writes."""
-    output = checkpoint_file.with_name("tiny.onnx")
+    output = checkpoint_file.with_name("first.onnx")
     assert main([str(checkpoint_file), "--output", str(output)]) == 0
     return output
 
@@ -115,16 +116,16 @@ def test_the_file_says_what_it_is(exported: Path, checkpoint_file: Path) -> None
 def test_the_default_score_threshold_and_the_name_may_be_chosen(
     checkpoint_file: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "sure.onnx"
-    assert main([str(checkpoint_file), "--output", str(output), "--score-threshold", "0.7", "--name", "mine"]) == 0
+    output = tmp_path / "all.onnx"
+    assert main([str(checkpoint_file), "--output", str(output), "--score-threshold", "0", "--name", "mine"]) == 0
     compared, written = capsys.readouterr().out.splitlines()
     assert compared.startswith("ONNX Runtime and torch differ by at most class_logits ")
     own_canvases_and_another = "(1x128x160, 2x128x160, 1x160x128, 2x160x128, 1x64x96, 2x64x96)"
     assert compared.endswith(own_canvases_and_another)
     assert written == f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, mine)"
-    sure, plain = (OnnxRunner.load(path).metadata for path in (output, exported))
-    assert (sure.name, plain.name) == ("mine", "tiny")
-    assert sure.defaults == plain.defaults.model_copy(update={"score_threshold": 0.7})
+    chosen, plain = (OnnxRunner.load(path).metadata for path in (output, exported))
+    assert (chosen.name, plain.name) == ("mine", "tiny")
+    assert chosen.defaults == plain.defaults.model_copy(update={"score_threshold": 0})
     assert plain.defaults.score_threshold == checkpoints.load(checkpoint_file).score_threshold
 
 
@@ -340,6 +341,25 @@ def test_a_lower_precision_is_a_smaller_file_with_much_the_same_detections(
     read = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= read
     assert [opset.domain for opset in proto.opset_import] == [""]
+
+
+def test_the_command_says_how_far_a_lower_precision_agrees(
+    checkpoint_file: Path,
+    exported: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("export.convert.to_onnx", lambda _: onnx.load(exported))  # which takes seconds
+    output = tmp_path / "half.onnx"
+    command = [str(checkpoint_file), "--output", str(output), "--precision", "fp16"]
+    assert main([*command, "--calibration-images", str(picture_folder)]) == 0
+    compared, agreed, written = capsys.readouterr().out.splitlines()
+    assert compared.startswith("ONNX Runtime and torch differ by at most ")
+    assert re.fullmatch(r"fp16 and fp32 agree on (9[89]|100)\.\d% of \d+ detections", agreed)
+    assert written == f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, tiny)"
+    assert OnnxRunner.load(output).metadata.precision == "fp16"
 
 
 def test_int8_is_judged_on_other_pictures_than_it_has_its_ranges_from(
@@ -578,7 +598,7 @@ def test_a_precision_that_cannot_be_judged_is_not_written(
     exported: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.detector.Detector.parameters", lambda _: Parameters(1, 0.5, 10))
-    with pytest.raises(ValueError, match="fp32 finds nothing on 6 of"):
+    with pytest.raises(ValueError, match=r"fp32 finds nothing on 6 of .*: nothing was written. Give pictures"):
         lower_precision(exported, "fp16", choose_pictures(picture_folder), tmp_path / "unknown.onnx")
     assert not (tmp_path / "unknown.onnx").exists()
 
@@ -625,8 +645,10 @@ def test_a_temporary_folder_that_is_not_there_is_one_sentence(
 
 
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
-    checkpoint_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: checkpoints.Checkpoint, checkpoint_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    nameless = tmp_path / "nameless.pt"
+    checkpoints.save(nameless, dataclasses.replace(checkpoint, training={}))
     foreign = tmp_path / "foreign.pt"
     torch.save({"weights": torch.zeros(3)}, foreign)
     text = tmp_path / "notes.pt"
@@ -636,6 +658,7 @@ def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
         (str(foreign), "out.onnx"): "not a checkpoint of this project",
         (str(text), "out.onnx"): "not a checkpoint that torch can read",
         (str(checkpoint_file), "out.pb"): "must end in .onnx",
+        (str(nameless), f"{'x' * 201}.onnx"): "must have 1 to 200 characters",
         (str(checkpoint_file), "no/such/folder/out.onnx"): "no folder",
     }
     for (source, output), message in cases.items():

@@ -284,15 +284,15 @@ def test_the_log_is_json_where_asked_for(model_file: Path) -> None:
     assert all(json.loads(line)["time"].endswith("Z") for line in rest.splitlines())
 
 
-def test_warnings_are_log_lines_and_pillows_are_none() -> None:
+def test_warnings_and_the_servers_errors_are_log_lines_and_pillows_warnings_are_none() -> None:
     script = (
         "import logging, warnings; from app.logs import configure; configure('warning', 'json'); warnings.warn('odd')\n"
-        "logging.getLogger('app').info('below the level')\n"
+        "logging.getLogger('app').info('below the level'); logging.getLogger('uvicorn.error').error('failed')\n"
         "warnings.warn_explicit('Corrupt EXIF data', UserWarning, 'TiffImagePlugin.py', 1, 'PIL.TiffImagePlugin')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    (line,) = done.stderr.splitlines()
-    assert "odd" in json.loads(line)["message"]
+    odd, failed = (json.loads(line)["message"] for line in done.stderr.splitlines())
+    assert "odd" in odd and failed == "failed"
 
 
 @pytest.mark.parametrize(("trusted", "seen"), [(None, "127.0.0.1"), ("127.0.0.1", "6.6.6.6")])
