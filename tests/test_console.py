@@ -78,7 +78,9 @@ def test_a_terminal_shows_that_something_is_done(monkeypatch: pytest.MonkeyPatch
     assert "reading" in file.getvalue() and "so far" not in file.getvalue()
 
 
-def test_so_does_the_log_of_a_recipe(tmp_path: Path) -> None:
+def test_so_does_the_log_of_a_recipe_after_what_it_said_before(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("before\n")
     with pytest.raises(SystemExit):
-        recipes._train(settings((tmp_path / "[red].json", tmp_path), tmp_path / "run"))
-    assert "[red].json" in (tmp_path / "run.log").read_text()
+        recipes._train(settings((tmp_path / "[red]\udcff.json", tmp_path), tmp_path / "run"))
+    before, said = (tmp_path / "run.log").read_text().split("\n", 1)
+    assert before == "before" and r"[red]\udcff.json" in said

@@ -47,11 +47,14 @@ def test_a_recipe_is_the_preset_and_what_it_changes(recipe: str) -> None:
     paths = dict.fromkeys(("train_annotations", "train_images", "val_annotations", "val_images", "output"), path)
     found = settings_of(recipe, 40, **paths)
     assert isinstance(found, Settings) and isinstance(found.augmentation, Augmentation)
-    assert (found.epochs, found.plain_epochs, found.evaluate_every) == (40, 2, 40)
+    asked = PRESETS["everyday"] | RECIPES[recipe] | {"epochs": 40, "plain_epochs": 2, "evaluate_every": 40}
+    assert {name: getattr(found, name) for name in asked} == asked
+    assert settings_of(recipe, 40, size=64, **paths).size == 64
 
 
 def test_recipes_learn_from_nine_tenths_of_train_and_are_scored_on_the_other(folder: Path, tmp_path: Path) -> None:
     paths = split(folder, tmp_path, QUIET)
+    assert paths["train_images"] == paths["val_images"] == folder / "train"
     whole = read_annotations(folder / "train.json", folder / "train")
     learnt, scored = (
         read_annotations(paths[f"{part}_annotations"], paths[f"{part}_images"]) for part in ("train", "val")
@@ -114,7 +117,7 @@ def test_the_final_run_has_as_many_epochs_as_fit_into_its_time(
         (tmp_path / str(fitting) / "rehearsal").mkdir(parents=True)  # as an earlier one left it
         assert recipes.finish(final(folder, tmp_path / str(fitting)), time.monotonic() + given_s, QUIET)
         assert [settings.epochs for settings in ran] == [recipes.REHEARSAL_EPOCHS, fitting]
-        assert ran[1].plain_epochs == round(fitting * recipes.PLAIN_SHARE)
+        assert [settings.plain_epochs for settings in ran] == [0, round(fitting * recipes.PLAIN_SHARE)]
     with pytest.raises(ValueError, match="an epoch takes 1 s, the rest 6 s: give more --minutes"):
         recipes.finish(final(folder, tmp_path / "none"), time.monotonic() + 6.5, QUIET)
 
@@ -157,6 +160,14 @@ def test_one_recipe_that_fails_is_no_success_and_none_is_begun_after_the_limit(
     assert recipes.compare(options, time.monotonic() - 1, QUIET)
 
 
+def test_as_many_recipes_as_asked_for_share_the_device(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+    monkeypatch.setattr(recipes, "run", lambda *_: {"state": "finished", "place": both.wait(10)})
+    command(folder, tmp_path, "--only", "base", "fcos", "--at-once", "2")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_after_ctrl_c_no_further_recipe_is_begun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
@@ -177,7 +188,7 @@ def test_after_ctrl_c_no_further_recipe_is_begun(folder: Path, tmp_path: Path, m
 
     monkeypatch.setattr(recipes, "run", interrupted)
     monkeypatch.setattr(Future, "cancel", noted)
-    command(folder, tmp_path, "--only", "base", "fcos", code=130)
+    command(folder, tmp_path / "runs" / "recipes", "--only", "base", "fcos", code=130)
     assert begun == ["base"]
 
 
@@ -230,6 +241,17 @@ def test_the_last_words_of_a_run_are_its_own(
         recipes._train(settings_of("base", 9, **paths, output=tmp_path / "run", **TINY))
     assert exit_of.value.code == recipes.REFUSED
     assert recipes._last_words(tmp_path / "run.log").startswith(says)
+
+
+def test_a_row_says_what_came_of_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "_train", id)  # over at once, and well
+    (tmp_path / "run").mkdir()
+    table = "epoch,pictures_per_s,AP,AP50\n1,50,0.1,0.2\n2,90,,\n3,100,0.30004,0.5\n"
+    (tmp_path / "run" / "metrics.csv").write_text(table)
+    options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
+    row = recipes.run(options, until=time.monotonic() + 60)
+    assert row.pop("seconds") > 0
+    assert row == {"state": "finished", "run": "run", "epochs": 3, "pictures_per_s": 90, "AP": 0.3, "AP50": 0.5}
 
 
 def test_a_run_that_dies_without_a_word_has_its_exit_code(
