@@ -24,8 +24,9 @@ _ACKNOWLEDGE_NOW = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class _Lingering:
-    """A transport that is closed in two steps if its client is still sending.
+class _Line:
+    """A transport that writes the head of an answer and its body together, which uvicorn writes one after the other,
+    and that is closed in two steps if its client is still sending.
 
     Closing a socket with bytes unread resets the connection, and what was written before is lost: a client would see a
     failure in place of its refusal (RFC 9112, 9.6). So first only the way to the client is closed, and what still
@@ -35,6 +36,7 @@ class _Lingering:
     def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
         self._transport = transport
         self._connection = weakref.proxy(connection)
+        self._held: bytes | None = None  # a head, until something follows, or nothing does
         self.lingers = False
 
     def __getattr__(self, name: str) -> Any:
@@ -43,6 +45,19 @@ class _Lingering:
     def is_closing(self) -> bool:
         return self.lingers or self._transport.is_closing()
 
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = data
+            self._connection.loop.call_soon(self._release)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines([held, data])
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and not self._transport.is_closing():
+            self._transport.write(held)
+
     def close(self) -> None:
         if self.is_closing():
             return
@@ -50,12 +65,14 @@ class _Lingering:
             self.end()
             return
         self.lingers = True
+        self._release()
         self._transport.write_eof()
         self._connection.flow.resume_reading()
         self._connection.limit_time(LINGER_S)
 
     def end(self) -> None:
         """Closes it at once."""
+        self._release()
         self._transport.close()
 
 
@@ -71,7 +88,7 @@ class Connection(HttpToolsProtocol):
     A request of more than `MOST_HEADERS` ends it, too, and so do more than `MOST_PIPELINED` requests sent before their
     turn, and bodies in tiny chunks: see `MOST_PIECES`.
 
-    A client that is refused while it sends gets its answer first; see `_Lingering`.
+    A client that is refused while it sends gets its answer first; see `_Line`.
 
     Offers of another protocol are ignored. httptools skips the body of a request that makes one, and would take it for
     the next request, whatever its sender put there: so the request is parsed again without the offer.
@@ -90,7 +107,7 @@ class Connection(HttpToolsProtocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._line = _Lingering(transport, self)
+        self._line = _Line(transport, self)
         self._socket = transport.get_extra_info("socket")
         super().connection_made(self._line)  # type: ignore[arg-type]
         self.limit_time(HEAD_S)

@@ -6,11 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.connection import HEAD_BYTES, MOST_HEADERS, MOST_PIPELINED
+from app.connection import HEAD_BYTES, MOST_HEADERS, MOST_PIPELINED, _Line
 from tests.serving import in_thread
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 200000\r\n\r\n" + bytes(200_000)
@@ -61,6 +63,43 @@ def answer_to(client: socket.socket) -> bytes:
     while not received.endswith(b" headers"):
         received += more_from(client)
     return received
+
+
+def test_an_answers_head_goes_out_with_its_body_but_does_not_wait_for_one() -> None:
+    class Transport:
+        closed = False
+
+        def write(self, data: bytes) -> None:
+            assert not self.closed
+            written.append(data)
+
+        def writelines(self, parts: list[bytes]) -> None:
+            self.write(b"".join(parts))
+
+        def is_closing(self) -> bool:
+            return self.closed
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def answer_three() -> None:
+        connection = Mock(loop=asyncio.get_running_loop(), is_receiving=False)
+        transport: Any = Transport()
+        line = _Line(transport, connection)
+        line.write(b"head ")
+        line.write(b"body")
+        assert written == [b"head body"]
+        line.write(b"alone")
+        await asyncio.sleep(0)
+        assert written == [b"head body", b"alone"]
+        line.write(b"last")
+        line.close()
+        line.write(b"never")
+        await asyncio.sleep(0)
+
+    written: list[bytes] = []
+    asyncio.run(answer_three())
+    assert written == [b"head body", b"alone", b"last"]
 
 
 def test_requests_pass_on_one_connection_pipelined_or_not(client: socket.socket) -> None:
