@@ -92,15 +92,15 @@ def test_of_two_started_at_once_one_says_that_the_port_is_in_use(model_file: Pat
 def test_where_no_more_threads_are_allowed_it_says_so_and_ends(model_file: Path, started: int) -> None:
     limited = f"""
 import sys, threading
-start, left = threading._start_new_thread, [None] * {started}
+start, left = threading.Thread.start, [None] * {started}
 
-def limited(*arguments):
+def limited(thread):
     if not left:
         raise RuntimeError("can't start new thread")
     left.pop()
-    return start(*arguments)
+    start(thread)
 
-threading._start_new_thread = limited
+threading.Thread.start = limited
 from app.__main__ import main
 sys.exit(main())
 """
