@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,9 +141,20 @@ def test_batching_does_not_change_what_is_found(
 
 
 def groups_of(canvases: str) -> list[str]:
-    """The batches of pictures that come with these canvases, one after the other."""
-    prepared: Any = (SimpleNamespace(placement=SimpleNamespace(canvas=canvas)) for canvas in canvases)
-    return ["".join(str(one.placement.canvas) for one in group) for group in evaluation._groups(prepared)]
+    """The batches of pictures that come with these canvases, one after the other; few of them wait at any time."""
+    taken = 0
+
+    def prepared() -> Iterator[Any]:
+        nonlocal taken
+        for canvas in canvases:
+            taken += 1
+            yield SimpleNamespace(placement=SimpleNamespace(canvas=canvas))
+
+    groups: list[str] = []
+    for group in evaluation._groups(prepared()):
+        groups.append("".join(str(one.placement.canvas) for one in group))
+        assert taken - len("".join(groups)) < evaluation.MOST_WAITING
+    return groups
 
 
 def test_batches_go_as_they_fill_up_and_no_picture_goes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
