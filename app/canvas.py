@@ -15,10 +15,7 @@ from PIL import Image
 
 from app.artifact import Metadata, Resize, Size
 from app.images import Decoded
-
-# Large reductions first average whole pixels, then interpolate over the result: far faster on photographs of many
-# megapixels, and from 2 upwards hardly distinguishable from interpolating over everything.
-REDUCING_GAP = 2.0
+from app.resizing import resized
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,8 @@ def fit(picture: Image.Image | NDArray[np.uint8] | Decoded, metadata: Metadata) 
 
     placement = place(size or Size(picture.height, picture.width), metadata)
     height, width = placement.resized
-    resized = picture.resize((width, height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
     canvas = np.empty((*placement.canvas, 3), np.uint8)
-    canvas[:height, :width] = np.asarray(resized)
+    canvas[:height, :width] = resized(picture, placement.resized, box)
     canvas[:height, width:] = canvas[height:] = metadata.mean_pixel  # not all of it: filling takes longer than copying
     return canvas, placement
 

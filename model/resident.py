@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from app.artifact import Metadata, Resize, Size
-from app.canvas import REDUCING_GAP, resized_size
+from app.canvas import resized_size
+from app.resizing import resized
 from model.data import Annotations, Batch, Plan
 from model.layout import Augmentation, Light
 from model.pictures import for_each, open_reduced
@@ -118,11 +118,8 @@ class ResidentPictures:
             path = images / annotations.file_names[index]
             decoded = open_reduced(path, lambda size: _kept(size, resize, largest))
             height, width = self.kept[index].tolist()
-            picture = decoded.picture
-            if picture.size != (width, height):
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR, decoded.box, REDUCING_GAP)
-            pixels = torch.from_numpy(np.array(picture)).permute(0, 2, 1)
-            self.pixels[index, :height, :, :width] = pixels.to(device)
+            pixels = torch.from_numpy(resized(decoded.picture, Size(height, width), decoded.box).copy())
+            self.pixels[index, :height, :, :width] = pixels.permute(0, 2, 1).to(device)
 
         for_each(load, range(len(annotations)))
 

@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
-from app.canvas import REDUCING_GAP
+from app.artifact import Size
 from app.images import Decoded
+from app.resizing import Box, resized
 from model.layout import Layer, Layout, Light
-
-Box = tuple[float, float, float, float]
 
 
 def paint(layout: Layout, decoded_of: Callable[[Layer], Decoded], filler: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -26,7 +25,7 @@ def paint(layout: Layout, decoded_of: Callable[[Layer], Decoded], filler: tuple[
         left, top, width, height = layer.target
         decoded = decoded_of(layer)
         source = _in_decoded(layer.source, decoded)
-        shown = decoded.picture.resize((width, height), Image.Resampling.BILINEAR, source, REDUCING_GAP)
+        shown = Image.fromarray(resized(decoded.picture, Size(height, width), source))
         canvas.paste(_change_light(shown, layer.light), (left, top))
     # Pillow fills and mirrors pixel by pixel, NumPy byte by byte: a fifth of all that making a picture takes.
     return np.array(canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if layout.flipped else canvas)
