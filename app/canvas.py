@@ -82,7 +82,7 @@ def fit(picture: Image.Image | NDArray[np.uint8] | Decoded, metadata: Metadata) 
     placement = place(size or Size(picture.height, picture.width), metadata)
     height, width = placement.resized
     canvas = np.empty((*placement.canvas, 3), np.uint8)
-    canvas[:height, :width] = resized(picture, placement.resized, box)
+    canvas[:height, :width] = np.asarray(resized(picture, placement.resized, box))
     canvas[:height, width:] = canvas[height:] = metadata.mean_pixel  # not all of it: filling takes longer than copying
     return canvas, placement
 

@@ -118,8 +118,9 @@ class ResidentPictures:
             path = images / annotations.file_names[index]
             decoded = open_reduced(path, lambda size: _kept(size, resize, largest))
             height, width = self.kept[index].tolist()
-            pixels = torch.from_numpy(resized(decoded.picture, Size(height, width), decoded.box).copy())
-            self.pixels[index, :height, :, :width] = pixels.permute(0, 2, 1).to(device)
+            picture = resized(decoded.picture, Size(height, width), decoded.box)
+            pixels = torch.from_numpy(np.array(picture)).permute(0, 2, 1)
+            self.pixels[index, :height, :, :width] = pixels.to(device)
 
         for_each(load, range(len(annotations)))
 

@@ -25,7 +25,7 @@ def paint(layout: Layout, decoded_of: Callable[[Layer], Decoded], filler: tuple[
         left, top, width, height = layer.target
         decoded = decoded_of(layer)
         source = _in_decoded(layer.source, decoded)
-        shown = Image.fromarray(resized(decoded.picture, Size(height, width), source))
+        shown = resized(decoded.picture, Size(height, width), source)
         canvas.paste(_change_light(shown, layer.light), (left, top))
     # Pillow fills and mirrors pixel by pixel, NumPy byte by byte: a fifth of all that making a picture takes.
     return np.array(canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if layout.flipped else canvas)
