@@ -16,7 +16,6 @@ from app.errors import Refusal
 MOST_READS_TO_OPEN = 50_000
 MOST_READS = 500_000
 MOST_COPIED = 64  # a JPEG's Exif pieces, each of which copies all before it; a PNG's profiles, each unpacked
-_COPIED = {b"\xff\xd8": b"Exif\0\0", b"\x89P": b"iCCP"}  # by how a file begins
 # Bytes that are searched at a time: a search holds Python's lock, and nobody is answered before it ends.
 SEARCHED = 2**18
 MOST_STRIPS = 2**16  # strips or tiles of a TIFF
@@ -56,17 +55,21 @@ class BoundedFile(io.BytesIO):
         super().__init__(data)
         self._size = len(data)
         self._reads_left = MOST_READS_TO_OPEN
+        self._copied_left = MOST_COPIED
         _require_few_values(data)
         self.scans = _scans(data) if data.startswith(b"\xff\xd8") else 0
-        copied = _COPIED.get(data[:2])
-        if copied is not None and occurrences(copied, data) > MOST_COPIED:
-            raise _too_many("pieces")
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads_left -= 1
         if self._reads_left < 0:
             raise _too_many("pieces")
-        return super().read(size)
+        piece = super().read(size)
+        # Pillow reads the one as a whole, and of the other the length and the name first.
+        if piece.startswith(b"Exif\0\0") or (len(piece) == 8 and piece.endswith(b"iCCP")):
+            self._copied_left -= 1
+            if self._copied_left < 0:
+                raise _too_many("pieces")
+        return piece
 
     def allow_decoding(self, picture: ImageFile.ImageFile) -> None:
         """Lets the pixels be read. Raises: Refusal: `corrupt_picture` or `not_a_picture`: Reading would take long."""
