@@ -119,10 +119,22 @@ def test_serving_compares_the_service_with_the_bare_pipeline_and_the_baseline(tm
     assert {row["status"] for row in rows_of(output) if row["kind"] == "request"} == {"200"}
 
 
+def test_what_the_service_could_feed_a_gpu_is_measured(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.onnx")
+    text = run("feeding", "--model", model, "--gpu-ms", 20, "--clients", 8, "--seconds", 1)
+    answers, core_ms, batch = map(
+        float,
+        re.fullmatch(r"(\S+) answers/s, (\S+) ms of a core for each, (\S+) pictures in a batch\n", text).groups(),
+    )
+    assert 0 < answers <= 8 / 0.02 and core_ms > 0 and 1 <= batch <= 8
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
         ("decode", ["--model", "gone.onnx"], "gone.onnx"),
+        ("feeding", ["--model", "gone.onnx"], "gone.onnx"),
+        ("feeding", ["--clients", "0"], "max_queue"),
         ("decode", ["--annotations", "a.json"], "go together"),
         ("promises", ["--other", "gone.onnx"], "no file gone.onnx"),
         ("promises", ["--settings", "foo"], "NAME=VALUE"),
