@@ -20,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.artifact import INPUT
+from app.gpu_copies import Copies, choose_copies
 from app.providers import reason_of
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class CudaGraphs:
         self._outputs = outputs
         self._device_id = device_id
         self._recorded: dict[tuple[int, ...], _Recording | None] = {}
+        self._copies: Copies | None = None  # chosen with the first recording
         # A number is never used again: if a recording fails, its graph, with addresses freed since, may exist already.
         self._numbers = itertools.count(1)
 
@@ -72,7 +74,10 @@ class CudaGraphs:
 
     def _record(self, images: NDArray[np.uint8]) -> "_Recording | None":
         try:
-            recording = _Recording(self._session, self._outputs, self._device_id, images, next(self._numbers))
+            recording = _Recording(
+                self._session, self._outputs, self._device_id, images, next(self._numbers), self._copies
+            )
+            self._copies = recording.copies
             recording.run(images)  # in which ONNX Runtime runs the model until all is allocated, and then records it
         except Exception as error:  # ONNX Runtime's own share no base class
             log.warning("Batches of %s are not recorded as a CUDA graph: %s", list(images.shape), reason_of(error))
@@ -97,6 +102,7 @@ class _Recording:
         device_id: int,
         images: NDArray[np.uint8],
         number: int,
+        copies: Copies | None,
     ) -> None:
         self._session = session
         self._options = ort.RunOptions()
@@ -112,9 +118,9 @@ class _Recording:
         self._binding.bind_ortvalue_input(INPUT, self._input)
         for name, output in zip(names, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, output)
+        self.copies = copies or choose_copies(self._input, held=images)
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        self._input.update_inplace(np.ascontiguousarray(images))
+        self.copies.to_gpu(images, self._input)
         self._session.run_with_iobinding(self._binding, self._options)
-        # `numpy()` copies to the host after the run; the next run overwrites only the buffers on the GPU.
-        return [output.numpy() for output in self._outputs]
+        return [self.copies.from_gpu(output, np.float32) for output in self._outputs]
