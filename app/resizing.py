@@ -15,9 +15,12 @@ if not PIL.__version__.startswith("13."):
 
 Box = tuple[float, float, float, float]
 
-# From twice this reduction on, whole pixels are averaged first, and the result is interpolated: far faster on
+# From twice this reduction on, Pillow averages whole pixels first, and interpolates the result: far faster on
 # photographs of many megapixels, and hardly distinguishable from interpolating over everything.
 REDUCING_GAP = 2.0
+# With SIMD instructions nothing is averaged first, and each row and column takes 16 bytes for its weights: pictures of
+# longer sides are left to Pillow, or a line of 50 megapixels would take 1 GB, and 3 s.
+LONGEST = 2**16
 _BILINEAR = None if simd is None else simd.ResizeAlg.convolution(simd.FilterType.bilinear)
 
 
@@ -25,7 +28,7 @@ def resized(picture: Image.Image, size: Size, box: Box | None = None) -> Image.I
     """A picture of mode RGB in another size; the picture itself if it has that size.
 
     With SIMD instructions this takes a fifth of the time that Pillow takes, pixel by pixel. Both round in between, so
-    that values may differ, by 2 of 255 at most.
+    that values may differ by 2 of 255; by more where Pillow averages whole pixels first.
 
     Args:
         size: The new size.
@@ -36,8 +39,7 @@ def resized(picture: Image.Image, size: Size, box: Box | None = None) -> Image.I
     left, top, right, bottom = box = box or whole
     if box == whole and picture.size == (size.width, size.height):
         return picture
-    reduces = max((right - left) / size.width, (bottom - top) / size.height) >= 2 * REDUCING_GAP
-    if simd is None or reduces:
+    if simd is None or max(picture.size) > LONGEST:
         return picture.resize((size.width, size.height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
     result = Image.new("RGB", (size.width, size.height), None)
     # A box computed in floats may end a hair beyond the picture.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app import resizing
 from app.artifact import Size
-from app.resizing import REDUCING_GAP, Box, resized
+from app.resizing import LONGEST, REDUCING_GAP, Box, resized
 
 sides = st.integers(1, 60)
 
@@ -22,8 +22,8 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def by_pillow(picture: Image.Image, size: Size, box: Box | None = None) -> Image.Image:
-    return picture.resize((size.width, size.height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
+def by_pillow(picture: Image.Image, size: Size, box: Box | None = None, gap: float | None = None) -> Image.Image:
+    return picture.resize((size.width, size.height), Image.Resampling.BILINEAR, box, gap)
 
 
 def most_apart(one: Image.Image, other: Image.Image) -> int:
@@ -76,11 +76,11 @@ def test_a_picture_of_the_size_stays_as_it_is() -> None:
     assert resized(picture, Size(20, 30), (0, 0, 29, 20)) != picture
 
 
-@pytest.mark.parametrize(("width", "height"), [(400, 90), (90, 400)])
-def test_what_shrinks_to_a_quarter_is_left_to_pillow(width: int, height: int) -> None:
-    picture, size = noise(width, height), Size(min(height, 100), min(width, 100))
+@pytest.mark.parametrize(("width", "height"), [(LONGEST + 1, 3), (3, LONGEST + 1)])
+def test_pictures_like_lines_are_left_to_pillow(width: int, height: int) -> None:
+    picture, size = noise(width, height), Size(min(height, 512), min(width, 512))
 
-    assert resized(picture, size) == by_pillow(picture, size)
+    assert resized(picture, size) == by_pillow(picture, size, gap=REDUCING_GAP) != by_pillow(picture, size)
 
 
 def test_a_picture_of_many_blocks_of_memory_is_resized() -> None:
@@ -91,7 +91,7 @@ def test_a_picture_of_many_blocks_of_memory_is_resized() -> None:
 
 @pytest.mark.usefixtures("without_simd")
 def test_without_simd_pillow_resizes() -> None:
-    picture, size, box = noise(64, 48), Size(30, 41), (1.5, 2.25, 60.0, 40.0)
+    picture, size, box = noise(640, 480), Size(30, 41), (1.5, 2.25, 600.0, 400.0)
 
-    assert resized(picture, size) == by_pillow(picture, size)
-    assert resized(picture, size, box) == by_pillow(picture, size, box)
+    assert resized(picture, size) == by_pillow(picture, size, gap=REDUCING_GAP) != by_pillow(picture, size)
+    assert resized(picture, size, box) == by_pillow(picture, size, box, REDUCING_GAP)
