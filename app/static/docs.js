@@ -23,7 +23,7 @@ function show(api) {
     element("li", {}, element("a", { href: `#${anchor(one)}` }, `${one.method.toUpperCase()} ${one.path}`)))));
   document.getElementById("operations").replaceChildren(
     ...operations.map((one) => operation(one, api)), problems(api));
-  document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
 const anchor = ({ method, path }) => `${method}${path.replaceAll(/[^\w]+/g, "-")}`;

@@ -15,6 +15,14 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 )  # fmt: skip
+# Chromium takes this in silence.
+FIREFOXS_WARNING = """
+    const { getElementById } = Document.prototype;
+    Document.prototype.getElementById = function (id) {
+        if (id === "") console.warn("Empty string passed to getElementById().");
+        return getElementById.call(this, id);
+    };
+"""
 
 
 def chromium() -> str | None:
@@ -61,6 +69,7 @@ def page(browser: Browser, service: Served) -> Iterator[Page]:
     """The playground, opened. Anything it complains of, or asks another host for, fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 860}, permissions=["camera"])
     page = context.new_page()
+    page.add_init_script(FIREFOXS_WARNING)
     page.set_default_timeout(20_000)
     seen = Seen(page)
     page.seen = seen  # type: ignore[attr-defined]
