@@ -624,6 +624,17 @@ def test_rows_are_one_stop_of_the_tab_key(page: Page) -> None:
     assert page.locator("#rows button[tabindex='0']").count() == 1
 
 
+def test_a_row_that_is_scrolled_to_is_not_below_the_head(page: Page) -> None:
+    choose(page, file("two.png", encoded(TWO_COLOURS)))
+    row = page.locator("#rows button").nth(20)
+    row.evaluate("(row) => row.scrollIntoView({ block: 'start' })")  # as Firefox does with what gets the focus
+    place = row.bounding_box()
+    head = page.locator("thead th").first.bounding_box()
+    assert place is not None
+    assert head is not None
+    assert place["y"] >= head["y"] + head["height"]
+
+
 def test_colours_are_those_of_drawn_pictures(page: Page) -> None:
     colours = page.evaluate(
         "import('./static/paint.js').then(m => Array.from({ length: 91 }, (_, i) => m.classColour(i)))"
