@@ -384,7 +384,7 @@ function askForKey() {
 for (const kind of ["dragenter", "dragover"]) {
   addEventListener(kind, (event) => {
     event.preventDefault();
-    document.body.classList.add("dragging");
+    if (event.dataTransfer.types.includes("Files")) document.body.classList.add("dragging"); // no link, no text
   });
 }
 for (const kind of ["dragleave", "drop"]) {

@@ -195,6 +195,24 @@ def test_pictures_are_dropped_and_pasted(page: Page) -> None:
         expect(page.locator("#status")).to_contain_text("above")
 
 
+def test_only_files_are_asked_to_be_dropped(page: Page) -> None:
+    body = page.locator("body")
+    page.get_by_role("link", name="API").hover()
+    page.mouse.down()
+    page.mouse.move(300, 300)
+    page.mouse.move(300, 310)
+    expect(body).not_to_have_class("dragging")  # Firefox does not tell the page if Escape ends it
+    page.mouse.up()
+    page.evaluate(
+        """() => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["picture"], "red.png"));
+            document.body.dispatchEvent(new DragEvent("dragover", { bubbles: true, cancelable: true, dataTransfer }));
+        }"""
+    )
+    expect(body).to_have_class("dragging")
+
+
 def test_a_picture_the_browser_cannot_decode_is_shown_through_the_service(page: Page) -> None:
     choose(page, file("red.tiff", encoded(rectangle_picture(320, 240), "TIFF"), "image/tiff"))
     expect(page.locator("#canvas")).to_be_visible()
