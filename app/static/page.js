@@ -301,14 +301,14 @@ $("clear").addEventListener("click", () => {
 
 $("save").addEventListener("click", async () => {
   const { bitmap, file, name, answer } = current;
-  if (!bitmap) return;
+  if (answer === null) return; // chosen a moment ago: the button was another picture's
   const query = queryOf(filter, answer); // as it is now: the slider may move before the drawing is there
-  const canvas = element("canvas", { width: bitmap.width, height: bitmap.height });
-  const scale = Math.max(0.8, Math.sqrt(bitmap.width * bitmap.height) / 600); // labels grow with the picture
   const own = await new Promise((resolve) => {
+    const canvas = element("canvas", { width: bitmap.width, height: bitmap.height });
+    const scale = Math.max(0.8, Math.sqrt(bitmap.width * bitmap.height) / 600); // labels grow with the picture
     paint(canvas, bitmap, answer.image, visible(answer, filter), scale);
     canvas.toBlob(resolve);
-  }).catch(() => null); // no blob, or an error: the canvas is too large for this browser
+  }).catch(() => null); // no blob, or an error: the picture, or its canvas, is too large for this browser
   try {
     const blob = own ?? (await drawing(file, query));
     const link = element("a", { href: URL.createObjectURL(blob), download: `${name.replace(/\.[^.]*$/, "")}-boxes.png` });

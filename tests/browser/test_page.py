@@ -601,6 +601,16 @@ def test_a_drawing_too_large_for_the_browser_comes_from_the_service(page: Page) 
     expect(page.get_by_role("alert")).to_contain_text("Too late")
 
 
+def test_a_drawing_of_what_the_browser_cannot_show_comes_from_the_service(page: Page) -> None:
+    """Firefox decodes no picture of more than 65,535 pixels a side."""
+    page.add_init_script("globalThis.createImageBitmap = () => Promise.reject(new Error('too wide'))")
+    page.reload()
+    choose(page, file("red.png", RED))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save with boxes").click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_name_from_right_to_left_does_not_turn_the_status(page: Page) -> None:
     choose(page, file("\u202egnp.red", RED))
     status = page.locator("#status")
