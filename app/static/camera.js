@@ -1,4 +1,4 @@
-// Loaded when the camera is first asked for.
+// A picture from the camera.
 
 import { Problem } from "./service.js";
 

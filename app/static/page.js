@@ -1,5 +1,6 @@
 // The playground: pictures in, boxes on them, filters that need no new request.
 
+import { takePicture } from "./camera.js";
 import { classColour, css, paint } from "./paint.js";
 import { Problem, addressOf, apiKey, detect, drawing, model } from "./service.js";
 import { classesOf, count, curlCommand, inWords, jsonText, queryOf, visible } from "./view.js";
@@ -113,8 +114,6 @@ async function select(picture) {
   show();
   picture?.entry.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
-
-const unreachable = (title) => new Problem(0, title, "The service cannot be reached: check that it is running.");
 
 const asProblem = (error) =>
   error instanceof Problem ? error : new Problem(0, "The page failed", `${error.message}. Load it again.`);
@@ -274,7 +273,6 @@ $("camera").addEventListener("click", async () => {
   if (taking) return;
   taking = true;
   try {
-    const { takePicture } = await import("./camera.js").catch(() => Promise.reject(unreachable("No camera")));
     const blob = await takePicture();
     if (blob !== null) add([new File([blob], `camera-${pictures.length + 1}.jpg`, { type: blob.type })]);
   } catch (error) {
@@ -286,7 +284,7 @@ $("camera").addEventListener("click", async () => {
 
 $("sample").addEventListener("click", async () => {
   const blob = await fetch("static/sample.jpg").then((response) => (response.ok ? response.blob() : null)).catch(() => null);
-  if (blob === null) notify(unreachable("No sample"));
+  if (blob === null) notify(new Problem(0, "No sample", "The service cannot be reached: check that it is running."));
   else add([new File([blob], "sample.jpg", { type: "image/jpeg" })]);
 });
 
