@@ -90,6 +90,8 @@ def test_the_service_is_locked_down_and_limited(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["mem_limit"]
     assert service["restart"] == "unless-stopped"
+    assert service["logging"]["driver"] == "json-file"  # which Podman takes, too
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     models = next(volume for volume in service["volumes"] if volume["target"] == "/models")
     assert models["read_only"] is True
 
