@@ -72,6 +72,7 @@ elif words[0] == "up":
     port = service["ports"][0].split(":")[1] if standalone else service["ports"][0]["published"]
     running.write_text("\\n".join([service["volumes"][0]["source"], port, *environment]))
 elif words[0] == "inspect":
+    assert "{{range .}}" not in words[2]  # Podman, which may go by Docker's name, would loop over containers there
     source, port, *environment = running.read_text().split("\\n")
     asked = {"Mounts": source, "Ports": port, "RestartCount": "running 0 healthy"}
     if Path("fails").exists():
