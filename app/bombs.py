@@ -39,6 +39,7 @@ _BIG_TIFF = 43  # the version in the header
 _TIFF_BYTES = (TiffTags.BYTE, TiffTags.ASCII, TiffTags.SIGNED_BYTE, TiffTags.UNDEFINED)
 _SLOW = "bmp_rle"  # a BMP decoder in Python that fills lines pixel by pixel
 _FAXES = ("tiff_ccitt", "group3", "tiff_raw_16")  # libtiff writes a line to stderr for every damaged one
+_YCBCR = 6  # unless they are JPEGs, libtiff reads such colours past any damage, and does not say so
 
 
 class BoundedFile(io.BytesIO):
@@ -82,8 +83,11 @@ class BoundedFile(io.BytesIO):
             sizes = tags.get(_tiff.TILEBYTECOUNTS, tags.get(_tiff.STRIPBYTECOUNTS, ()))
             if len(places) > MOST_STRIPS or sum(sizes) > MOST_OVERLAP * self._size:
                 raise _too_many("strips or tiles")
-            if picture.info.get("compression") in _FAXES:
+            compression = picture.info.get("compression")
+            if compression in _FAXES:
                 raise Refusal("not_a_picture", "The TIFF is compressed as a fax. Use another compression, or PNG.")
+            if tags.get(_tiff.PHOTOMETRIC_INTERPRETATION) == _YCBCR and compression not in ("raw", "jpeg"):
+                raise Refusal("not_a_picture", "The TIFF's YCbCr colours are not compressed as JPEG. Save it as RGB.")
         elif any(tile.codec_name == _SLOW for tile in picture.tile):
             raise Refusal("not_a_picture", "The BMP is run-length encoded. Send it uncompressed, or as PNG.")
 

@@ -362,6 +362,19 @@ def test_a_fax_is_refused(compression: str) -> None:
     assert refused(encoded(Image.new("1", (64, 64)), "TIFF", compression=compression)) == "not_a_picture"
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd"])
+def test_a_tiff_that_libtiff_would_read_past_any_damage_is_refused(compression: str) -> None:
+    """Of strips that could not be decoded the pixels were green, and the answer was as for any other picture."""
+    content = encoded(quarters().convert("YCbCr"), "TIFF", compression=compression)
+    assert refused(content) == "not_a_picture"
+
+
+def test_a_tiff_of_jpegs_is_read_unless_it_is_damaged() -> None:
+    content = encoded(quarters().convert("YCbCr"), "TIFF", compression="jpeg")
+    assert np.abs(np.asarray(opened(content, MAX_PIXELS)).astype(int) - np.asarray(quarters())).mean() < 8
+    assert refused(content.replace(b"\xff\xda", b"\xff\xd9")) == "corrupt_picture"
+
+
 def test_a_jpeg_of_countless_colours_is_refused() -> None:
     content = grey("JPEG")
     frame = content.index(b"\xff\xc0")
