@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def find_start(settings: Settings) -> tuple[Checkpoint | None, Checkpoint | None
 
 
 def short_name(path: Path) -> str:
-    """A run's name and its file, however the path is written."""
-    return "/".join(path.absolute().parts[-2:])
+    """A run's name and its file, however the path is written; what is not UTF-8 is replaced, as JSON could not hold
+    it."""
+    return os.fsencode("/".join(path.absolute().parts[-2:])).decode("utf-8", "replace")
 
 
 def read_data(settings: Settings, console: Console) -> tuple[Annotations, Document]:

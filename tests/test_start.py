@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from model.start import read_data
+from model.start import read_data, short_name
 from model.training import train
 from tests.toy import ALONE, QUIET, Data, settings, write_coco
 
@@ -103,3 +103,10 @@ def test_the_best_of_a_run_is_not_overwritten(data: Data, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"holds the best\.pt of another run"):
         train(settings(data, tmp_path), ALONE, QUIET)
     assert (tmp_path / "best.pt").read_bytes() == b"precious"
+
+
+def test_a_runs_name_that_is_no_utf_8_can_be_exported() -> None:
+    """It goes into the model file's json, which would not take it after all of the training."""
+    name = short_name(Path("runs", "caf\udce9", "best.pt"))
+    assert name.encode().startswith(b"caf") and name.endswith("/best.pt")
+    assert short_name(Path("runs", "café", "best.pt")) == "café/best.pt"
