@@ -148,7 +148,8 @@ def decode(
                 # The size as stored, perhaps lying on its side: both sides shrink alike.
                 scale = _draft(picture, resized(size))
             coefficients = size.area * _coefficients(picture) if file.scans > 1 else 0
-            reserve(math.ceil(_bytes_held(picture, coefficients, may_turn=_may_turn(picture, data)) / 4) + tile)
+            held = _bytes_held(picture, coefficients, may_turn=_may_turn(picture, data)) + _piece_bytes(picture, tile)
+            reserve(math.ceil(held / 4))
             _scale_transparency(picture)
             picture.load()
             turn = orientation(picture)
@@ -189,6 +190,15 @@ def _tile_pixels(picture: Image.Image) -> tuple[int, int]:
     tags = picture.tag_v2
     tile = int(tags.get(_tiff.TILEWIDTH, 0)) * int(tags.get(_tiff.TILELENGTH, 0))
     return tile, len(tags.get(_tiff.TILEOFFSETS, ()))
+
+
+def _piece_bytes(picture: Image.Image, tile: int) -> float:
+    """Returns: The bytes of a TIFF's tile or strip, perhaps the whole picture, which libtiff decodes beside it."""
+    if not isinstance(picture, _tiff.TiffImageFile) or picture.info.get("compression") == "raw":
+        return 0
+    tags = picture.tag_v2
+    pixels = tile or tags[_tiff.IMAGEWIDTH] * min(tags.get(_tiff.ROWSPERSTRIP, MOST_PIXELS), tags[_tiff.IMAGELENGTH])
+    return float(pixels * tags.get(_tiff.SAMPLESPERPIXEL, 1) * max(tags.get(_tiff.BITSPERSAMPLE, (1,))) / 8)
 
 
 def _coefficients(jpeg: Image.Image) -> float:

@@ -508,6 +508,8 @@ def test_a_jpeg_with_further_pictures_behind_it_is_decoded_as_small_as_one_witho
         ("RGBA", "PNG", {"exif": turned(6)}, 12),
         ("I;16", "PNG", {}, 12),
         ("RGB", "TIFF", {}, 8),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}, 11),  # in one strip
+        ("I;16", "TIFF", {"compression": "tiff_lzw"}, 14),
         ("RGB", "WEBP", {}, 16),
         ("RGBA", "WEBP", {"exif": turned(6)}, 20),
     ],
@@ -571,7 +573,7 @@ def tiff_of_tiles(width: int, length: int, count: int = 1) -> bytes:
 def test_a_tiffs_tile_counts_in_full() -> None:
     reserved: list[int] = []
     assert decode(tiff_of_tiles(512, 256), MAX_PIXELS, reserve=reserved.append).size == Size(16, 16)
-    assert reserved == [2 * 16 * 16 + 512 * 256]
+    assert reserved == [2 * 16 * 16 + 512 * 256 * 3 / 4]
     assert refused(tiff_of_tiles(2048, 512)) == "picture_too_large"
     assert refused(tiff_of_tiles(16, 40_000, 8)) == "picture_too_large"
 
