@@ -9,10 +9,7 @@ that could do more than is printed here would idle.
 """
 
 import argparse
-import csv
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -37,10 +34,11 @@ from app.server import serve
 from app.session import OnnxRunner
 from app.settings import DEFAULT_MODEL, Settings
 from benchmarks.command import as_command
-from benchmarks.systems import HERE, photograph
+from benchmarks.load import load
+from benchmarks.systems import free_port, photograph
 
 WARM_UP_S = 2.0
-CLIENTS_PER_PLACE = 2  # so that none is refused
+PLACES_PER_CLIENT = 2  # so that none is refused
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,9 @@ def main() -> int:
     options = parser.parse_args()
     given = photograph() if options.picture is None else options.picture.read_bytes()
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = Settings(
-        model=options.model, port=port, max_queue=CLIENTS_PER_PLACE * options.clients, drain_s=0, log_level="warning"
+        model=options.model, port=port, max_queue=PLACES_PER_CLIENT * options.clients, drain_s=0, log_level="warning"
     )
     measuring = threading.Thread(target=_measure, args=(port, given, options), daemon=True)
     with mock.patch("app.service.open_runner", partial(_pretended, picture=given, gpu_s=options.gpu_ms / 1000)):
@@ -91,10 +88,15 @@ def _measure(port: int, picture: bytes, options: argparse.Namespace) -> None:
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_until_ready(f"{address}/readyz")
-        _answers(port, picture, options.clients, WARM_UP_S)
-        before = np.array([process_time(), *_pictures_and_batches(address)])
-        rate = _answers(port, picture, options.clients, options.seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            sent = Path(folder) / "picture.jpg"
+            sent.write_bytes(picture)
+            same = ["--port", str(port), "--picture", str(sent), "--level", str(options.clients)]
+            load("closed", *same, "--seconds", str(WARM_UP_S))
+            before = np.array([process_time(), *_pictures_and_batches(address)])
+            rows = load("closed", *same, "--seconds", str(options.seconds))
         core_s, pictures, batches = np.array([process_time(), *_pictures_and_batches(address)]) - before
+        rate = sum(row.status == 200 for row in rows) / options.seconds
         print(
             f"{rate:.0f} answers/s, {core_s / pictures * 1000:.2f} ms of a core for each, "
             f"{pictures / batches:.1f} pictures in a batch"
@@ -110,18 +112,6 @@ def _wait_until_ready(address: str) -> None:
                 if past_proxies.get(address).is_success:
                     return
             time.sleep(0.1)
-
-
-def _answers(port: int, picture: bytes, clients: int, seconds: float) -> float:
-    """Returns: Answers per second."""
-    with tempfile.TemporaryDirectory() as folder:
-        sent, rows = Path(folder) / "picture.jpg", Path(folder) / "rows.csv"
-        sent.write_bytes(picture)
-        command = [sys.executable, str(HERE / "load.py"), "closed", "--port", str(port), "--picture", str(sent)]
-        command += ["--level", str(clients), "--seconds", str(seconds), "--output", str(rows)]
-        subprocess.run(command, check=True)
-        with rows.open(newline="") as file:
-            return sum(row["status"] == "200" for row in csv.DictReader(file)) / seconds
 
 
 def _pictures_and_batches(address: str) -> tuple[float, float]:

@@ -12,6 +12,7 @@ several times the capacity, that may be a large part of the machine's.
 import argparse
 import asyncio
 import csv
+import subprocess
 import sys
 from collections import deque
 from pathlib import Path
@@ -167,14 +168,26 @@ class Load:
 async def run(options: argparse.Namespace) -> list[Row]:
     picture = options.picture.read_bytes() if options.picture else b""
     request = request_bytes(options.port, options.path, picture, options.multipart)
-    load = Load(options.port, request)
+    sender = Load(options.port, request)
     if options.loop == "closed":
-        await load.closed(int(options.level), options.seconds)
+        await sender.closed(int(options.level), options.seconds)
     elif options.loop == "open":
-        await load.open(options.level, options.seconds)
+        await sender.open(options.level, options.seconds)
     else:
-        await load.health(options.path, options.seconds)
-    return [*load.rows, Row("client_cpu", 0.0, process_time() * 1000, 0)]
+        await sender.health(options.path, options.seconds)
+    return [*sender.rows, Row("client_cpu", 0.0, process_time() * 1000, 0)]
+
+
+def load(*arguments: str) -> list[Row]:
+    """Run this file with command-line arguments, in a process of its own. Returns: Its rows."""
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+    return read_rows(done.stdout)
+
+
+def read_rows(text: str) -> list[Row]:
+    """Returns: The rows that this file printed."""
+    rows = list(csv.reader(text.splitlines()))[1:]
+    return [Row(kind, float(at), float(latency), int(status)) for kind, at, latency, status in rows]
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 from app.cores import core_count
 from app.settings import DEFAULT_MODEL
 from benchmarks.command import as_command
-from benchmarks.load import Row
+from benchmarks.load import Row, load, read_rows
 from benchmarks.systems import OWN, PEERS, Running, family, photograph, running, settings_from, tell
 
 CLIENTS = 8  # in the windows
@@ -223,7 +223,7 @@ def _answers_per_s(system: str, port: int, picture: Path, seconds: int) -> float
                 [*command, f"http://127.0.0.1:{port}/detect"], check=True, capture_output=True, text=True
             )
         return float(done.stdout.splitlines()[-1])
-    rows = _load(["closed", *_load_options(system, port, picture), "--level", str(CLIENTS), "--seconds", str(seconds)])
+    rows = load("closed", *_load_options(system, port, picture), "--level", str(CLIENTS), "--seconds", str(seconds))
     return Result("", system, "closed", CLIENTS, 0, seconds, rows).rate()
 
 
@@ -251,15 +251,15 @@ def _serve(
 ) -> float:
     """Args: capacity: what the first server answers per second; 0 if this is the first. Returns: The same."""
     with _running(system, model, options) as (port, process):
-        load = _load_options(system, port, picture)
-        _load(["closed", *load, "--level", "8", "--seconds", "2"])
+        same = _load_options(system, port, picture)
+        load("closed", *same, "--level", "8", "--seconds", "2")
         answered = 0.0
         runs = [("closed", level) for level in options.levels] + [("open", level) for level in options.open]
         for loop, level in runs:
             result = Result(name, system, loop, level, number, options.seconds)
             amount = level if loop == "closed" else max(1.0, level * (capacity or answered))
             with _rss_of(process.pid, result.rss_mb), _health_of(system, port, options.seconds, result.rows):
-                result.rows += _load([loop, *load, "--level", str(amount), "--seconds", str(options.seconds)])
+                result.rows += load(loop, *same, "--level", str(amount), "--seconds", str(options.seconds))
             if loop == "closed":
                 answered = max(answered, result.rate())
             _note(results, result)
@@ -286,19 +286,7 @@ def _health_of(system: str, port: int, seconds: float, into: list[Row]) -> Gener
         yield
     finally:
         rows, _ = probe.communicate()
-        into += [row for row in _read(rows) if row.kind == "health"]
-
-
-def _load(arguments: list[str]) -> list[Row]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "load.py"), *arguments], check=True, capture_output=True, text=True
-    )
-    return _read(done.stdout)
-
-
-def _read(text: str) -> list[Row]:
-    rows = list(csv.reader(text.splitlines()))[1:]
-    return [Row(kind, float(at), float(latency), int(status)) for kind, at, latency, status in rows]
+        into += [row for row in read_rows(rows) if row.kind == "health"]
 
 
 @contextmanager

@@ -46,8 +46,7 @@ def running(
         python: a peer's.
         settings: our service's FCOS_* variables, without that prefix; `deadline_s` is everybody's.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
     if system == "service":
         command = [sys.executable, "-m", "app"]
@@ -63,6 +62,12 @@ def running(
             yield Running(port, process)
         finally:
             _end(process)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def settings_from(texts: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
