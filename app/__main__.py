@@ -2,6 +2,8 @@
 python -m app detect A.jpg B.jpg FOLDER [--json OUT] [--draw DIR]    the same, on files and folders
 python -m app settings                                               every setting, as a table in Markdown
 
+OUT may be -, which is standard output: what is found is then shown on stderr.
+
 Settings are environment variables: FCOS_MODEL, FCOS_HOST, FCOS_PORT, FCOS_PROVIDER (auto, cuda or cpu) and those of
 app/settings.py. Exit codes: 0; 1 if a picture failed, or the service had to leave something that hung; 2 if it cannot
 start or write its output; 130 if Ctrl-C ends `detect` or the start of the service, or is pressed again while it ends.

@@ -17,7 +17,7 @@ from app.errors import Refusal, StartError, failed
 from app.images import SUFFIXES
 from app.negotiation import PNG
 from app.postprocess import COCO_SCORE_THRESHOLD
-from app.results import Outputs, Result, Results, is_folder, write
+from app.results import STDOUT, Outputs, Result, Results, is_folder, write
 from app.schemas import DetectQuery
 from app.service import Service
 from app.settings import Settings
@@ -29,6 +29,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
     """Detects objects in files. Returns: 1 if a picture failed, else 0. Raises: StartError."""
     files = pictures_in(paths)
     results = Results(outputs, files)
+    shown_on = sys.stderr if STDOUT in outputs.files().values() else sys.stdout
     failures = 0
     with ExitStack() as stack:
         service = stack.enter_context(closing(Service.load(settings)))
@@ -47,7 +48,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         stack.callback(progress.clear)
         async for result in _detect_each(service, files, results.drawings, query):
             progress.clear()
-            _print(result, shown_above)
+            _print(result, shown_above, shown_on)
             progress.step()
             failures += "problem" in result
             results.add(result)
@@ -106,7 +107,7 @@ async def _detect(service: Service, file: Path, drawing: Path | None, query: Det
     return {"file": _name(file), **outcome.answer.model_dump()}
 
 
-def _print(result: Result, above: float) -> None:
+def _print(result: Result, above: float, out: TextIO) -> None:
     file = result["file"]
     if "problem" in result:
         print(f"{file}: {result['problem']['detail']}", file=sys.stderr)
@@ -114,9 +115,9 @@ def _print(result: Result, above: float) -> None:
     shown = [detection for detection in result["detections"] if detection["score"] > above]
     for detection in shown:
         corners = " ".join(f"{side:.0f}" for side in detection["box"].values())
-        print(f"{file}: {detection['label']} {detection['score']:.2f} at {corners}")
+        print(f"{file}: {detection['label']} {detection['score']:.2f} at {corners}", file=out)
     if not shown:
-        print(f"{file}: nothing found")
+        print(f"{file}: nothing found", file=out)
 
 
 class Progress:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +17,12 @@ from app.errors import StartError
 from app.images import SUFFIXES
 
 Result = dict[str, Any]  # an answer of POST /detect or `problem`, and `file`
+STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where results go; None: nowhere.
+    """Where results go; None: nowhere; STDOUT: to standard output, which then holds nothing else.
 
     Attributes:
         json: A list with one result per picture.
@@ -36,15 +40,17 @@ class Outputs:
     labels: Path | None = None
     drawings: Path | None = None
 
+    def files(self) -> dict[str, Path]:
+        """The files that are written, by option."""
+        named = {"--json": self.json, "--json-lines": self.json_lines, "--coco": self.coco, "--labels": self.labels}
+        return {option: path for option, path in named.items() if path is not None}
+
     def require(self, pictures: Sequence[Path]) -> None:
         """Raises: StartError: One cannot be written, or would replace another file that is needed."""
         if self.coco_annotations is not None and self.coco is None:
             raise StartError("--coco-annotations needs --coco: name a file for the results, or leave it out.")
         taken = {os.path.realpath(picture): "is one of the pictures" for picture in pictures}
-        written = {"--json": self.json, "--json-lines": self.json_lines, "--coco": self.coco, "--labels": self.labels}
-        for option, path in written.items():
-            if path is None:
-                continue
+        for option, path in self.files().items():
             if is_folder(path):
                 raise StartError(f"{option} {path} is a folder: name a file in it.")
             if not is_folder(path.parent):
@@ -78,12 +84,12 @@ class Results:
         self.drawings: Sequence[Path | None] = (
             [None] * len(pictures) if outputs.drawings is None else drawings_of(pictures, outputs.drawings)
         )
-        self._lines: Lines | None = None
+        self._lines: GrowingFile | None = None
         self._kept: list[Result] = []
 
     def __enter__(self) -> Self:
         if self._outputs.json_lines is not None:
-            self._lines = Lines(self._outputs.json_lines)
+            self._lines = GrowingFile(self._outputs.json_lines)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,18 +119,18 @@ class Results:
             write(self._outputs.labels, json.dumps(labels_of(self._kept, classes, above), ensure_ascii=False) + "\n")
 
 
-class Lines:
-    """A file that grows line by line; a reader sees each at once. Raises: StartError: It cannot be written."""
+class GrowingFile:
+    """A file, or standard output, that grows bit by bit; a reader sees each at once. Raises: StartError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._file = path.open("wb", buffering=0)  # a buffer that does not fit on a full disk fails twice
+        try:  # without a buffer: one that does not fit on a full disk fails twice
+            self._file = FileIO(sys.stdout.fileno() if path == STDOUT else path, "w", closefd=path != STDOUT)
         except OSError as error:
             raise _unwritten(path, error) from None
 
-    def append(self, line: str) -> None:
-        rest = memoryview(line.encode())
+    def append(self, text: str | bytes) -> None:
+        rest = memoryview(text.encode() if isinstance(text, str) else text)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -263,10 +269,8 @@ def _drawing_names(stem: str) -> Iterator[str]:
 
 def write(path: Path, content: str | bytes) -> None:
     """Raises: StartError."""
-    try:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise _unwritten(path, error) from None
+    with closing(GrowingFile(path)) as file:
+        file.append(content)
 
 
 def is_folder(path: Path) -> bool:
@@ -274,5 +278,7 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def _unwritten(path: Path, error: OSError) -> StartError:
+def _unwritten(path: Path, error: OSError) -> Exception:
+    if path == STDOUT:
+        return error  # as of all that is printed
     return StartError(f"{path} cannot be written: {error.strerror}.")

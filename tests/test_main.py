@@ -191,6 +191,40 @@ def test_detect_succeeds_where_all_do(model_file: Path, tmp_path: Path) -> None:
     assert "Serving" not in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--json", "--json-lines", "--coco", "--labels"])
+def test_a_dash_is_standard_output_which_holds_nothing_else(model_file: Path, tmp_path: Path, option: str) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    pictures = (tmp_path / "a.png", tmp_path / "gone.png")
+    common: tuple[object, ...] = (
+        "detect",
+        *pictures,
+        "--json",
+        tmp_path / "a.json",
+        "--json-lines",
+        tmp_path / "a.jsonl",
+    )
+    common += ("--coco", tmp_path / "a.coco", "--labels", tmp_path / "a.labels")
+    result = run(*common, option, "-", FCOS_MODEL=model_file, FCOS_PROVIDER="cpu")
+    assert result.returncode == 1, result.stderr
+    answers = [json.loads(text) for text in (result.stdout.splitlines() if "lines" in option else [result.stdout])]
+    assert "a.png" in str(answers) or option == "--coco", answers
+    assert "red 0.9" in result.stderr and "gone.png" in result.stderr
+    assert len(list(tmp_path.iterdir())) == 4, "the picture and the three other outputs"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_json_on_a_full_standard_output_is_one_sentence(model_file: Path, tmp_path: Path) -> None:
+    rectangle_picture().save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "app", "detect", str(tmp_path / "a.png"), "--json", "-"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu"), stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: The output cannot be written: No space left on device."
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 def test_without_stderr_the_pictures_are_answered_and_only_that_is_on_stdout(model_file: Path, tmp_path: Path) -> None:
     rectangle_picture().save(tmp_path / "a.png")
