@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -26,6 +27,13 @@ os.environ["no_proxy"] = "*"
 # Torch's threads wait for each other without spinning: else a tiny network, all of whose steps are short, takes up to a
 # hundred times as long beside any other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def thawed() -> Iterator[None]:
+    """What a service froze (`forget_garbage`) is freed at the exit, or triton lists all it has as leaked."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
