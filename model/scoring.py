@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import COCO, COCOeval_faster, mask
 from numpy.typing import NDArray
 
 from app.postprocess import Detections
 from model.coco import Document
+from model.config import SCORE_THRESHOLD
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 THRESHOLDS = np.arange(5, 96) / 100
@@ -148,9 +149,8 @@ def _coco(
 
 def _compared(found: Found, document: Document) -> Any:
     """COCO's comparison of detections with a document that is `_numbered`, for all of its classes."""
-    xywh = found.boxes.copy()
-    xywh[:, 2:] -= xywh[:, :2]
-    rows = zip(found.pictures.tolist(), xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True)
+    boxes = _xywh(found.boxes)
+    rows = zip(found.pictures.tolist(), boxes.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True)
     results = [
         {"image_id": picture + 1, "category_id": label + 1, "bbox": box, "score": value}
         for picture, box, value, label in rows
@@ -189,7 +189,7 @@ def _mean(precision: NDArray[np.float64]) -> float:
 class _Truth:
     """Ground truth of one picture."""
 
-    boxes: NDArray[np.float32]  # [G, 4]
+    boxes: NDArray[np.float64]  # [G, 4] xywh
     labels: NDArray[np.int64]  # [G]
     crowd: NDArray[np.bool_]  # [G]
 
@@ -201,8 +201,7 @@ def _truth(document: Document, label_of: dict[int, int]) -> list[_Truth]:
             of_image[annotation["image_id"]].append(annotation)
     truth = []
     for group in of_image.values():
-        boxes = np.array([one["bbox"] for one in group], dtype=np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
+        boxes = np.array([one["bbox"] for one in group], dtype=np.float64).reshape(-1, 4)
         labels = np.array([label_of[one["category_id"]] for one in group], dtype=np.int64)
         truth.append(_Truth(boxes, labels, np.array([bool(one["iscrowd"]) for one in group], dtype=np.bool_)))
     return truth
@@ -220,7 +219,7 @@ def _best_threshold(found: Found, truth: list[_Truth]) -> tuple[float, float]:
         right[positions] = matched >= 0
         ignored[positions] = (matched < 0) & (iou[:, picture.crowd] >= MATCH_IOU).any(1)
     boxes = sum(int((~picture.crowd).sum()) for picture in truth)
-    best = (0.3, 0.0)
+    best = (SCORE_THRESHOLD, 0.0)
     for threshold in THRESHOLDS.tolist():
         above = (found.scores > threshold) & ~ignored
         hits = int(right[above].sum())
@@ -258,16 +257,13 @@ def _by_picture(found: Found, truth: list[_Truth]) -> list[tuple[NDArray[np.intp
 
 
 def _overlaps(boxes: NDArray[np.float32], picture: _Truth) -> NDArray[np.float64]:
-    """[K, G]: IoU; with a crowd, the share of the detection that lies in it."""
-    shared = np.minimum(boxes[:, None, 2:], picture.boxes[None, :, 2:]) - np.maximum(
-        boxes[:, None, :2], picture.boxes[None, :, :2]
-    )
-    intersection = shared.clip(min=0).prod(2)
-    own, other = (b[:, 2:].astype(np.float64) - b[:, :2] for b in (boxes, picture.boxes))
-    area = own.prod(1)[:, None]
-    union = np.where(picture.crowd[None], area, area + other.prod(1)[None] - intersection)
-    overlaps: NDArray[np.float64] = intersection / np.maximum(union, 1e-9)
-    return overlaps
+    """[K, G]: IoU; with a crowd, the share of the detection that lies in it. What COCO's AP is computed from, too."""
+    found = mask.iou(_xywh(boxes), picture.boxes, picture.crowd.tolist())
+    return np.reshape(found, (len(boxes), len(picture.boxes)))  # without boxes it is an empty list
+
+
+def _xywh(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1, dtype=np.float64)
 
 
 def _greedy(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
