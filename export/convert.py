@@ -111,12 +111,10 @@ def convert(options: argparse.Namespace) -> str:
     if options.score_threshold is not None:
         checkpoint = dataclasses.replace(checkpoint, score_threshold=options.score_threshold)
     metadata = checkpoint.metadata(name, checkpoint_sha256=checksum)
-    if precision == "fp32":
-        lines = [str(export(checkpoint.model(), metadata, output))]
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            fp32 = Path(folder) / "fp32.onnx"
-            lines = [str(export(checkpoint.model(), metadata, fp32))]
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = output if precision == "fp32" else Path(folder) / "fp32.onnx"
+        lines = [str(export(checkpoint.model(), metadata, fp32))]
+        if precision != "fp32":
             share, count = lower_precision(fp32, precision, pictures, output)
-        lines.append(f"{precision} and fp32 agree on {share:.1%} of {count} detections")
+            lines.append(f"{precision} and fp32 agree on {share:.1%} of {count} detections")
     return "\n".join([*lines, f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {name})"])

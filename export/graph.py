@@ -76,10 +76,8 @@ def _translate(graph: nn.Module, example: Tensor, sides: dict[int, Any]) -> torc
 
 def add_metadata(proto: onnx.ModelProto, metadata: Metadata) -> None:
     """Write the model's description of itself into the file."""
-    kept = [entry for entry in proto.metadata_props if entry.key != METADATA_KEY]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    proto.metadata_props.add(key=METADATA_KEY, value=metadata.to_json())
+    others = {entry.key: entry.value for entry in proto.metadata_props}
+    onnx.helper.set_model_props(proto, others | {METADATA_KEY: metadata.to_json()})
     proto.producer_name = "fcos-detect"
 
 

@@ -47,7 +47,7 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     cost two casts and a pass in float32.
     """
     proto = _with_folded_norms(proto)
-    keep = [node.name for node in _after_last_convolutions(proto)]
+    keep = [node.name for node in _without_convolution_after(proto) if node.op_type != "Conv"]
     # A variance may well exceed 65,504, where half precision ends.
     norms = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
     block = [*DEFAULT_OP_BLOCK_LIST, *norms, "Resize"]
@@ -114,8 +114,7 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         graph = _with_folded_norms(proto)
         onnx.save(graph, prepared)
-        kept = [node.name for node in (*_last_convolutions(graph), *_after_last_convolutions(graph))]
-        kept += [node.name for node in _before_first_convolution(graph)]
+        kept = [*_without_convolution_after(graph), *_before_first_convolution(graph)]
         quantize_static(
             prepared,
             target,
@@ -125,7 +124,7 @@ def to_int8(proto: onnx.ModelProto, pictures: Sequence[Path], metadata: Metadata
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=list(_QUANTIZED),
-            nodes_to_exclude=kept,
+            nodes_to_exclude=[node.name for node in kept],
             extra_options={"TensorQuantOverrides": _seven_bits(graph)},
         )
         quantized = onnx.load(target)
@@ -207,15 +206,6 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         canvas = next(self._canvases, None)
         return None if canvas is None else {INPUT: canvas}
-
-
-def _after_last_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Nodes that no convolution follows, except the last convolutions themselves."""
-    return [node for node in _without_convolution_after(proto) if node.op_type != "Conv"]
-
-
-def _last_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in _without_convolution_after(proto) if node.op_type == "Conv"]
 
 
 def _without_convolution_after(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
