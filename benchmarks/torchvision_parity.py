@@ -19,7 +19,7 @@ import numpy as np
 import skimage.data
 import torch
 from PIL import Image
-from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
+from torchvision.models.detection import fcos_resnet50_fpn
 from torchvision.ops import box_iou
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,12 +30,10 @@ from app.session import OnnxRunner
 from benchmarks.command import as_command, write_csv
 from export.convert import export
 from model.backbone import read_weights
-from model.torchvision_weights import from_state_dict
+from model.torchvision_weights import CATEGORIES, USED, from_state_dict
 
 # torchvision keeps 100. Which of two detections of equal score is the 100th is arbitrary: we keep a few more.
 PARAMETERS = Parameters(score_threshold=0.2, iou_threshold=0.6, max_detections=110)
-CATEGORIES = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-USED = [index for index, name in enumerate(CATEGORIES) if name not in ("__background__", "N/A")]
 
 
 def lively_model() -> torch.nn.Module:

@@ -19,8 +19,10 @@ from model.finetune import PER_CLASS
 
 SHORT, LONG = 800, 1333
 """torchvision's resize rule."""
-OUTPUTS = 91
-"""COCO's ids 0 to 90: background, 80 classes and ten ids that no object has."""
+CATEGORIES: list[str] = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+"""The outputs, one for each of COCO's ids 0 to 90: background, 80 classes and ten ids that no object has."""
+USED = [index for index, name in enumerate(CATEGORIES) if name not in ("__background__", "N/A")]
+"""The outputs that are classes."""
 
 _RENAMED = (
     (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?", r"fpn.lateral.\1."),
@@ -68,9 +70,7 @@ def from_state_dict(state: dict[str, Tensor], origin: str) -> Checkpoint:
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape; the message lists every key.
     """
-    categories = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    used = [index for index, name in enumerate(categories) if name not in ("__background__", "N/A")]
-    config = FCOSConfig.torchvision(tuple(categories[index] for index in used))
+    config = FCOSConfig.torchvision(tuple(CATEGORIES[index] for index in USED))
     input_config = InputConfig(
         short=SHORT,
         long=LONG,
@@ -80,8 +80,8 @@ def from_state_dict(state: dict[str, Tensor], origin: str) -> Checkpoint:
     )
     theirs = {rename(key): value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     for key in PER_CLASS:
-        if key in theirs and theirs[key].shape[:1] == (OUTPUTS,):
-            theirs[key] = theirs[key][used]
+        if key in theirs and theirs[key].shape[:1] == (len(CATEGORIES),):
+            theirs[key] = theirs[key][USED]
 
     own = FCOS(config, input_config).state_dict()
     # What torchvision lacks: one factor per level, which is 1 there, and a counter that only training reads.

@@ -13,12 +13,12 @@ from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 from app.canvas import fit
 from app.detector import Detector
 from app.postprocess import Detections
-from benchmarks.torchvision_parity import CATEGORIES, PARAMETERS, USED, lively_model, matched
+from benchmarks.torchvision_parity import PARAMETERS, lively_model, matched
 from export.__main__ import main
 from model.checkpoint import Checkpoint
 from model.config import InputConfig
 from model.evaluation import torch_runner
-from model.torchvision_weights import from_state_dict, rename, torchvision_canvases
+from model.torchvision_weights import CATEGORIES, USED, from_state_dict, rename, torchvision_canvases
 
 # torchvision's rule on a smaller scale, so that a test takes seconds.
 SMALL = InputConfig(
