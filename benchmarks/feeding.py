@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from app.session import OnnxRunner
 from app.settings import DEFAULT_MODEL, Settings
 from benchmarks.command import as_command
 from benchmarks.load import load
-from benchmarks.systems import free_port, photograph
+from benchmarks.systems import free_port, photograph, status_of
 
 WARM_UP_S = 2.0
 PLACES_PER_CLIENT = 2  # so that none is refused
@@ -87,7 +86,8 @@ def _measure(port: int, picture: bytes, options: argparse.Namespace) -> None:
     """Sends pictures to the service of this process, prints what came of it, and ends the service."""
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_ready(f"{address}/readyz")
+        while status_of(f"{address}/readyz") != 200:
+            time.sleep(0.1)
         with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder) / "picture.jpg"
             sent.write_bytes(picture)
@@ -103,15 +103,6 @@ def _measure(port: int, picture: bytes, options: argparse.Namespace) -> None:
         )
     finally:
         signal.raise_signal(signal.SIGTERM)
-
-
-def _wait_until_ready(address: str) -> None:
-    with httpx.Client(trust_env=False) as past_proxies:
-        while True:
-            with suppress(httpx.TransportError):
-                if past_proxies.get(address).is_success:
-                    return
-            time.sleep(0.1)
 
 
 def _pictures_and_batches(address: str) -> tuple[float, float]:

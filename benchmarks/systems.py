@@ -70,6 +70,14 @@ def free_port() -> int:
         return port
 
 
+def status_of(address: str) -> int:
+    """Returns: The status with which a server answers there; 0 if it does not answer."""
+    try:
+        return httpx.get(address, timeout=5, trust_env=False).status_code  # past proxies
+    except httpx.HTTPError:
+        return 0
+
+
 def settings_from(texts: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
     """Returns: FCOS_* variables, without that prefix, from NAME=VALUE."""
     if wrong := [text for text in texts if "=" not in text]:
@@ -109,16 +117,14 @@ def _wait(system: str, port: int, process: subprocess.Popen[bytes], log: IO[byte
     """Wait until a server is ready or, without a readiness address, until it answers anything."""
     path = "/readyz" if system == "service" else "/"
     deadline = time.monotonic() + START_S
-    with httpx.Client(trust_env=False, timeout=5) as past_proxies:
-        while time.monotonic() < deadline and process.poll() is None:
-            with suppress(httpx.HTTPError):
-                answer = past_proxies.get(f"http://127.0.0.1:{port}{path}")
-                if answer.is_success:
-                    return
-                if system != "service":
-                    time.sleep(3)  # its workers may still be loading the model
-                    return
-            time.sleep(0.1)
+    while time.monotonic() < deadline and process.poll() is None:
+        status = status_of(f"http://127.0.0.1:{port}{path}")
+        if status == 200:
+            return
+        if status and system != "service":
+            time.sleep(3)  # its workers may still be loading the model
+            return
+        time.sleep(0.1)
     log.seek(0)
     raise SystemExit(f"{system} did not start:\n{log.read().decode(errors='replace')[-2000:]}")
 
