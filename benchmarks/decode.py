@@ -46,7 +46,7 @@ def main() -> None:
         print_ap(detector, options)
 
 
-def whole(detector: Detector, data: bytes) -> Decoded:
+def whole(data: bytes) -> Decoded:
     return decode(data, MOST_PIXELS)
 
 
@@ -65,14 +65,14 @@ def print_times(detector: Detector) -> None:
     content = jpeg(Image.fromarray((np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8)))
     print(f"decode + fit, 4000 x 3000, {len(content) / 1e6:.1f} MB, milliseconds (median, lowest of 15)")
 
-    def naive(detector: Detector, data: bytes) -> Image.Image:
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
+    def naive() -> Image.Image:
+        picture = Image.open(io.BytesIO(content)).convert("RGB")
         size = resized_size(Size(picture.height, picture.width), detector.metadata.resize)
         return picture.resize((size.width, size.height), Image.Resampling.BILINEAR)
 
     ways: dict[str, Callable[[], object]] = {
-        "whole, then resized over all pixels": lambda: naive(detector, content),
-        "whole": lambda: detector.fit(whole(detector, content)),
+        "whole, then resized over all pixels": naive,
+        "whole": lambda: detector.fit(whole(content)),
         "as served": lambda: detector.fit(detector.decode(content)),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -94,14 +94,14 @@ def print_ap(detector: Detector, options: argparse.Namespace) -> None:
     document = read_usable(options.annotations, options.images, detector.metadata.classes, print)
     document = with_images(document, document["images"][: options.limit])
     parameters = parameters_for(detector.metadata)
-    ways: dict[str, Callable[[Detector, bytes], Decoded]] = {"whole": whole, "as served": Detector.decode}
+    ways: dict[str, Callable[[bytes], Decoded]] = {"whole": whole, "as served": detector.decode}
     found: dict[str, list[Found]] = {name: [] for name in ways}
     for position, image in enumerate(document["images"]):
         small = Image.open(options.images / image["file_name"]).convert("RGB")
         size = (round(small.width * options.scale), round(small.height * options.scale))
         content = jpeg(small.resize(size, Image.Resampling.BICUBIC))
         for name, way in ways.items():
-            canvas, placement = detector.fit(way(detector, content))
+            canvas, placement = detector.fit(way(content))
             one = detector.finish(detector.run(canvas[None]).of(0), placement, parameters)
             found[name].append(Found.of(position, replace(one, boxes=one.boxes * np.float32(small.width / size[0]))))
     for name, parts in found.items():
