@@ -27,12 +27,13 @@ from benchmarks.command import as_command, write_csv
 from model import checkpoint as checkpoints
 from model.backbone import load_imagenet_weights
 from model.coco import hold_out, with_images
-from model.config import DEFAULT_OBJECTIVE, STRIDES, FCOSConfig, InputConfig, Objective
+from model.config import DEFAULT_OBJECTIVE, FCOSConfig, InputConfig, Objective
 from model.console import plain_console
 from model.data import Annotations, read_usable
 from model.distributed import Processes, choose_device
 from model.evaluation import detect, torch_runner
-from model.fcos import FCOS, Heads
+from model.fcos import FCOS
+from model.head import Heads
 from model.learner import Learner
 from model.loading import end_workers, make_loader
 from model.optim import keep_tensors_memory
@@ -57,12 +58,9 @@ class Torchvision(FCOS):
         return features, self.theirs.head(features)
 
     def forward(self, images: Tensor) -> Heads:
-        features, found = self.heads(images)
-        strides = torch.cat([
-            torch.full((feature.shape[2] * feature.shape[3], 1), float(stride), device=images.device)
-            for feature, stride in zip(features, STRIDES, strict=True)
-        ])  # fmt: skip
-        distances = found["bbox_regression"].float() * strides
+        _, found = self.heads(images)
+        _, strides = self.points_of(images)
+        distances = found["bbox_regression"].float() * strides[:, None]
         return Heads(found["cls_logits"].float(), distances, found["bbox_ctrness"].float().flatten(1))
 
     def losses(

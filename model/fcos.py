@@ -1,24 +1,14 @@
 """The detector: backbone, pyramid and head as one module."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
 from model.config import DEFAULT_OBJECTIVE, STRIDES, FCOSConfig, InputConfig, Objective
 from model.fpn import FPN
-from model.head import Head
+from model.head import Head, Heads
 from model.losses import fcos_losses
 from model.points import canvas_points
-
-
-class Heads(NamedTuple):
-    """Raw outputs for the P points of P3..P7, row by row, level after level."""
-
-    class_logits: Tensor  # [N, P, C]
-    distances: Tensor  # [N, P, 4] canvas pixels, >= 0
-    centerness: Tensor  # [N, P] logits
 
 
 class FCOS(nn.Module):
@@ -55,7 +45,8 @@ class FCOS(nn.Module):
 
     def forward(self, images: Tensor) -> Heads:
         """images: RGB canvases, uint8 or float 0..255, [N, 3, H, W]; H and W multiples of 32."""
-        return Heads(*self.head(self.fpn(self.backbone(self.normalize(images)))))
+        heads: Heads = self.head(self.fpn(self.backbone(self.normalize(images))))
+        return heads
 
     def normalize(self, images: Tensor) -> Tensor:
         """RGB 0..255 → zero mean, unit deviation; a canvas's filler → exactly 0, as if padded after normalisation."""

@@ -1,6 +1,7 @@
 """The head that all levels share (FCOS, arXiv:1904.01355; centerness on the box branch as in arXiv:2006.09214)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,14 @@ from model.config import STRIDES, FCOSConfig
 
 CLASS_PRIOR = 0.01
 """Initial class scores, so that the many background points do not dominate the first steps (arXiv:1708.02002, 4.1)."""
+
+
+class Heads(NamedTuple):
+    """Raw outputs for the P points of P3..P7, row by row, level after level."""
+
+    class_logits: Tensor  # [N, P, C]
+    distances: Tensor  # [N, P, 4] canvas pixels, >= 0
+    centerness: Tensor  # [N, P] logits
 
 
 class Tower(nn.Module):
@@ -54,24 +63,19 @@ class Head(nn.Module):
                     nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(_bias(self.class_logits), -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+        nn.init.constant_(self.class_logits.get_parameter("bias"), -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
-    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """All points of all levels, level after level, row by row.
-
-        Args:
-            pyramid: P3..P7, each [N, channels, h, w].
-
-        Returns:
-            Class logits [N, P, C], distances [N, P, 4] in canvas pixels, centerness logits [N, P].
-        """
+    def forward(self, pyramid: list[Tensor]) -> Heads:
+        """pyramid: P3..P7, each [N, channels, h, w]."""
         classes, distances, centerness = [], [], []
         for level, (x, stride) in enumerate(zip(pyramid, STRIDES, strict=True)):
             class_features, box_features = self.class_tower(x, level), self.box_tower(x, level)
             classes.append(_rows(self.class_logits(class_features)))
             distances.append(F.relu(self.scales[level] * _rows(self.distances(box_features)).float()) * stride)
             centerness.append(_rows(self.centerness(box_features)))
-        return torch.cat(classes, 1).float(), torch.cat(distances, 1), torch.cat(centerness, 1).flatten(1).float()
+        return Heads(
+            torch.cat(classes, 1).float(), torch.cat(distances, 1), torch.cat(centerness, 1).flatten(1).float()
+        )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -93,8 +97,3 @@ def _norms(config: FCOSConfig) -> list[nn.Module]:
     if config.norm == "gn":
         return [nn.GroupNorm(config.norm_groups, config.channels)]
     return [nn.BatchNorm2d(config.channels) for _ in STRIDES]
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    assert conv.bias is not None
-    return conv.bias

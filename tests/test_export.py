@@ -33,7 +33,8 @@ from export.verify import compare
 from model import checkpoint as checkpoints
 from model.config import FCOSConfig, InputConfig
 from model.evaluation import torch_runner
-from model.fcos import FCOS, Heads
+from model.fcos import FCOS
+from model.head import Heads
 from model.pictures import open_picture
 from tests.support import assert_right_without_vnni, rectangle_picture
 
