@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
 
 from model.config import STRIDES, Rule
 from model.points import encode
@@ -99,8 +99,7 @@ def fcos_costs(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
     low, high = _ranges(strides)
     largest = distances.amax(-1)
     match = near_center & inside & (largest >= low[:, None]) & (largest <= high[:, None])
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return torch.where(match, area[None], torch.inf)
+    return torch.where(match, box_area(boxes), torch.inf)
 
 
 def atss_costs(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:

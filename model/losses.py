@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_area, generalized_box_iou_loss, sigmoid_focal_loss
 
 from model.assign import assign
 from model.config import DEFAULT_OBJECTIVE, Objective
@@ -111,12 +111,11 @@ def _sums(weight: Tensor) -> Tensor:
 
 def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:
     """IoU of each predicted box with its own target: [K, 4] and [K, 4] -> [K] in 0..1."""
-    shared = (torch.minimum(predicted[:, 2:], target[:, 2:]) - torch.maximum(predicted[:, :2], target[:, :2])).clamp(
-        min=0
-    )
-    intersection = shared.prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (predicted, target)]
-    return intersection / (areas[0] + areas[1] - intersection).clamp(min=1e-7)
+    left_top = torch.maximum(predicted[:, :2], target[:, :2])
+    right_bottom = torch.minimum(predicted[:, 2:], target[:, 2:])
+    intersection = (right_bottom - left_top).clamp(min=0).prod(1)
+    union: Tensor = box_area(predicted) + box_area(target) - intersection
+    return intersection / union.clamp(min=1e-7)
 
 
 def centerness_target(distances: Tensor) -> Tensor:
