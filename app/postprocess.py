@@ -1,4 +1,4 @@
-"""Raw heads → detections: scores, the best points of each level, decode, NMS (FCOS, sections 3.1 and 3.2).
+"""Raw heads → detections: scores, the best points of each level, decode, NMS (FCOS, sections 3.1 to 3.3).
 
 Gives what torchvision's `FCOS.postprocess_detections` gives on the same heads, but no boxes without area, and several
 times faster: it looks for candidates among the logits and computes scores, boxes and overlaps only for those.

@@ -1,4 +1,4 @@
-"""Focal, GIoU and centerness losses of FCOS (arXiv:1904.01355, 3.1 and 3.2).
+"""Focal, GIoU and centerness losses of FCOS (arXiv:1904.01355, 3.1 and 3.3).
 
 N pictures, P points, C classes, K positive points. All in float32; the normalisers are averaged over the processes of a
 distributed run, as otherwise a process's loss would depend on which pictures it happened to get (0.5 AP, according to
