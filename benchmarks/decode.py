@@ -101,8 +101,7 @@ def print_ap(detector: Detector, options: argparse.Namespace) -> None:
         size = (round(small.width * options.scale), round(small.height * options.scale))
         content = jpeg(small.resize(size, Image.Resampling.BICUBIC))
         for name, way in ways.items():
-            canvas, placement = detector.fit(way(content))
-            one = detector.finish(detector.run(canvas[None]).of(0), placement, parameters)
+            one = detector.detect(way(content), parameters)
             found[name].append(Found.of(position, replace(one, boxes=one.boxes * np.float32(small.width / size[0]))))
     for name, parts in found.items():
         evaluation = score(Found.join(parts), document, detector.metadata.classes)

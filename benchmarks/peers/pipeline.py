@@ -22,11 +22,10 @@ class Pipeline:
         self._model = ModelName(name="model", version="0" * 8, provider=self.runner.provider)
 
     def __call__(self, data: bytes) -> bytes:
-        canvas, placement = self._detector.fit(self._detector.decode(data))
-        heads = self.runner(canvas[None]).of(0)
-        found = self._detector.finish(heads, placement, self._detector.parameters())
+        decoded = self._detector.decode(data)
+        found = self._detector.detect(decoded)
         timing_ms = {"decode": 0.0, "queue": 0.0, "inference": 0.0, "postprocess": 0.0}
-        return Outcome(placement.picture, found, self.runner.metadata.classes, self._model, timing_ms).to_json()
+        return Outcome(decoded.size, found, self.runner.metadata.classes, self._model, timing_ms).to_json()
 
 
 def options(description: str | None) -> argparse.Namespace:
