@@ -53,6 +53,7 @@ from benchmarks.systems import OWN, PEERS, Running, family, photograph, running,
 CLIENTS = 8  # in the windows
 CLOSED_LEVELS = (1, 8, 64)
 OPEN_LEVELS = (0.5, 1, 2, 5)
+FORM_FIELDS = {"bentoml": "image"}  # where a server takes the picture; the others take it as the body
 
 
 @dataclass
@@ -208,8 +209,7 @@ def _window(system: str, server: Running, picture: Path, seconds: int) -> float:
 
 
 def _answers_per_s(system: str, port: int, picture: Path, seconds: int) -> float:
-    field = _multipart_field(system)
-    if field is None and (wrk := shutil.which("wrk")):
+    if system not in FORM_FIELDS and (wrk := shutil.which("wrk")):
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             script.write(
                 f'local file = io.open("{picture}", "rb")\nwrk.method, wrk.body = "POST", file:read("*all")\n'
@@ -227,16 +227,9 @@ def _answers_per_s(system: str, port: int, picture: Path, seconds: int) -> float
     return Result("", system, "closed", CLIENTS, 0, seconds, rows).rate()
 
 
-def _multipart_field(system: str) -> str | None:
-    """Returns: The form field in which a server takes the picture; None if it takes it as the body."""
-    return "image" if system == "bentoml" else None
-
-
 def _load_options(system: str, port: int, picture: Path) -> list[str]:
-    field = _multipart_field(system)
-    return [
-        "--port", str(port), "--picture", str(picture), "--path", "/detect", *(["--multipart", field] if field else [])
-    ]  # fmt: skip
+    form = ["--multipart", FORM_FIELDS[system]] if system in FORM_FIELDS else []
+    return ["--port", str(port), "--picture", str(picture), *form]
 
 
 def _serve(
