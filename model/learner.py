@@ -95,9 +95,8 @@ class Learner:
             normalisers = normalisers_of(known, self.objective)
         for number, batch in enumerate(moved, 1):
             images = batch.images.contiguous(memory_format=torch.channels_last)
-            distributed = isinstance(self._losses, DistributedDataParallel)
             # Only the last part's backward pass exchanges gradients.
-            local = distributed and number < len(moved)
+            local = self.processes.count > 1 and number < len(moved)
             with self._losses.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
                 with mixed_precision(device, self.precision):
                     losses: dict[str, Tensor] = self._losses(images, batch.boxes, batch.labels, normalisers)
