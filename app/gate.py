@@ -5,8 +5,6 @@ Health, metrics and the pages are for everybody, and always answered.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
-from functools import cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -32,8 +30,8 @@ class Gate:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._keys = _by_digest(settings.api_keys)
-        self._admin_keys = _by_digest([settings.admin_key]) if settings.admin_key else self._keys
+        self._keys = {_digest(key.encode()) for key in settings.api_keys}
+        self._admin_keys = {_digest(settings.admin_key.encode())} if settings.admin_key else self._keys
         self._requests_of: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +46,7 @@ class Gate:
         bounded = scope["path"] in PICTURES and scope["method"] == "POST"
         try:
             key = self._key(scope)
-            record_of(scope).key = name_of(key)
+            record_of(scope).key = key.hex()[:8]
             if scope["query_string"].count(b"&") >= MOST_PARAMETERS:
                 raise Refusal("invalid_parameter", f"The query has more than {MOST_PARAMETERS} parameters.")
             if bounded:
@@ -71,7 +69,7 @@ class Gate:
             self._requests_of[key] -= 1
 
     def _key(self, scope: Scope) -> bytes:
-        """Returns: The request's key; empty if no keys are set. Raises: Refusal: `unauthorized`."""
+        """Returns: The SHA-256 of the request's key; empty if no keys are set. Raises: Refusal: `unauthorized`."""
         keys = self._admin_keys if scope["path"] == RELOAD else self._keys
         if not keys:
             return b""
@@ -79,7 +77,7 @@ class Gate:
         # Both may be there: a gateway in front may need an Authorization of its own.
         given = [header(scope, b"x-api-key"), value.strip() if scheme.lower() == "bearer" else ""]
         # By digests: how long a refusal takes reveals nothing about the keys, nor does it grow with their number.
-        found = [key for one in given if (key := keys.get(_digest(one.encode("latin-1")))) is not None]
+        found = [key for one in given if (key := _digest(one.encode("latin-1"))) in keys]
         if not found:
             wrong = "for reloading" if scope["path"] == RELOAD else "for this service"
             raise Refusal(
@@ -111,18 +109,8 @@ class Gate:
         service.require_room(record.deadline, service.answering)
 
 
-def _by_digest(keys: Iterable[str]) -> dict[bytes, bytes]:
-    return {_digest(key.encode()): key.encode() for key in keys}
-
-
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-@cache
-def name_of(key: bytes) -> str:
-    """Returns: What the log calls one of the service's own keys: the first digits of its SHA-256."""
-    return _digest(key).hex()[:8] if key else ""
 
 
 def _deadline_s(scope: Scope, longest_s: float) -> float:

@@ -19,7 +19,7 @@ class Record:
         timing_ms: Of the stages so far.
         status: Of the answer; 0 before it has begun.
         code: Of its refusal, one of `errors.KINDS`; empty if it was not refused.
-        key: A name for the key that it brought, which does not reveal the key; empty if none is required.
+        key: The first digits of the SHA-256 of the key that it brought; empty if none is required.
         trace_id: Of its trace, if there is one.
     """
 
