@@ -32,20 +32,16 @@ class BodyLimit:
             return
         share = Share(self._held)
         try:
-            self._take(share, 0, content_length(scope) or 0)
+            self._take(share, content_length(scope) or 0)
         except Refusal as refusal:
             await counted_response(scope, refusal)(scope, receive, send)
             return
 
         share.shrink(0)  # what counts as held is what has arrived, not what was announced
-        received = 0
 
         async def limited() -> Message:
-            nonlocal received
             message = await receive()
-            count = len(message.get("body", b""))
-            self._take(share, received, count)
-            received += count
+            self._take(share, len(message.get("body", b"")))
             return message
 
         try:
@@ -53,9 +49,9 @@ class BodyLimit:
         finally:
             share.shrink(0)
 
-    def _take(self, share: Share, received: int, count: int) -> None:
+    def _take(self, share: Share, count: int) -> None:
         """Raises: Refusal: There is no room for more of the body."""
-        if received + count > self._max_bytes:
+        if share.amount + count > self._max_bytes:
             raise Refusal(
                 "body_too_large",
                 f"The request's body is larger than the {self._max_bytes} bytes that are accepted. Send a smaller "

@@ -28,20 +28,20 @@ class Budget:
 
 
 class Share:
-    """A part of a budget, at first nothing. One thread at a time holds it."""
+    """A part of a budget, at first nothing; `amount` is for reading. One thread at a time holds it."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self._amount = 0
+        self.amount = 0
 
     def grow(self, amount: int) -> bool:
         """Returns: Whether the budget had that much more; if not, the share stays as it is."""
-        fits = self.budget._add(self._amount, amount)
-        self._amount += amount if fits else 0
+        fits = self.budget._add(self.amount, amount)
+        self.amount += amount if fits else 0
         return fits
 
     def shrink(self, amount: int) -> None:
         """Keeps at most `amount`."""
-        if amount < self._amount:
-            self.budget._add(self._amount, amount - self._amount)
-            self._amount = amount
+        if amount < self.amount:
+            self.budget._add(self.amount, amount - self.amount)
+            self.amount = amount
