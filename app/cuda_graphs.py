@@ -28,17 +28,9 @@ log = logging.getLogger(__name__)
 # While one session records, another's work on the GPU, from its own thread, may break the recording: ONNX Runtime
 # records in CUDA's global mode. It happens when a model is reloaded under load.
 _ONE_AT_A_TIME = threading.Lock()
-
-
-def unrecorded() -> ort.RunOptions:
-    """Returns: Options of a run that is not recorded.
-
-    Without them, ONNX Runtime records the first run of a session with `enable_cuda_graph`, whatever it is, as graph 0,
-    with the copies from and to the caller's memory in it.
-    """
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1")
-    return options
+# The graph id of a run that is not recorded. Without an id, ONNX Runtime records the first run of a session with
+# `enable_cuda_graph`, whatever it is, as graph 0, with the copies from and to the caller's memory in it.
+_UNRECORDED = -1
 
 
 class CudaGraphs:
@@ -49,7 +41,8 @@ class CudaGraphs:
     Args:
         outputs: Names, in the order in which they are wanted.
         device_id: The GPU of the session.
-        record: False for a session without that option: no shape is recorded, but others' recordings are not disturbed.
+        record: False for a session without that option, or not yet to be recorded: no shape is recorded, but others'
+            recordings are not disturbed.
     """
 
     def __init__(
@@ -88,8 +81,14 @@ class CudaGraphs:
 def _run_unrecorded(
     session: ort.InferenceSession, names: Sequence[str], images: NDArray[np.uint8]
 ) -> list[NDArray[np.float32]]:
-    outputs: list[NDArray[np.float32]] = session.run(list(names), {INPUT: images}, unrecorded())
+    outputs: list[NDArray[np.float32]] = session.run(list(names), {INPUT: images}, _run_options(_UNRECORDED))
     return outputs
+
+
+def _run_options(graph_id: int) -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    return options
 
 
 class _Recording:
@@ -105,8 +104,7 @@ class _Recording:
         copies: Copies | None,
     ) -> None:
         self._session = session
-        self._options = ort.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(number))
+        self._options = _run_options(number)
         # One run without recording tells the outputs' shapes.
         shapes = [output.shape for output in _run_unrecorded(session, names, images)]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app import artifact
 from app.artifact import INPUT, Metadata, Size, grids
-from app.cuda_graphs import CudaGraphs, unrecorded
+from app.cuda_graphs import CudaGraphs
 from app.errors import NO_THREADS, ArtifactError, ProviderError, StartError
 from app.postprocess import Heads
 from app.providers import BAD_MODEL, CPU, CUDA, CudaOptions, ProviderChoice, open_session, reason_of, why_no_cuda
@@ -36,7 +36,6 @@ class OnnxRunner:
         provider: The execution provider that does the work.
         fallback: Why `auto` did not get CUDA; None if it did, or was not asked to.
         wider: On the CPU, sessions with more threads than `session` has, by number of threads, ascending.
-        run_options: Of a run that is not one of `graphs`.
     """
 
     session: ort.InferenceSession
@@ -46,7 +45,6 @@ class OnnxRunner:
     fallback: str | None = None
     graphs: CudaGraphs | None = None
     wider: Mapping[int, ort.InferenceSession] = field(default_factory=dict)
-    run_options: ort.RunOptions | None = None
 
     @classmethod
     def load(
@@ -110,8 +108,10 @@ class OnnxRunner:
         text = session.get_modelmeta().custom_metadata_map.get(artifact.METADATA_KEY)
         metadata = artifact.parse(text, str(path))
         _check_contract(session, path)
-        options = unrecorded() if recorded else None
-        runner = cls(session, metadata, artifact.file_version(file), provider, wider=wider, run_options=options)
+        graphs = None
+        if provider == CUDA and cuda.graphs:
+            graphs = CudaGraphs(session, Heads._fields, cuda.device_id, record=False)
+        runner = cls(session, metadata, artifact.file_version(file), provider, graphs=graphs, wider=wider)
         try:
             # A provider that loads may still fail at its first convolution, where cuDNN comes in.
             runner.check(min(metadata.canvases, key=lambda canvas: canvas.area))
@@ -121,8 +121,8 @@ class OnnxRunner:
             if provider == CUDA:
                 raise ProviderError(reason_of(error)) from None
             raise ArtifactError(f"{path} does not run ({reason_of(error)}): export the model again.") from error
-        if provider == CUDA and cuda.graphs:  # recorded from here on: by the thread that will run them, not this one
-            return replace(runner, graphs=CudaGraphs(session, Heads._fields, cuda.device_id, record=recorded))
+        if recorded:  # from here on: by the thread that will run them, not this one
+            return replace(runner, graphs=CudaGraphs(session, Heads._fields, cuda.device_id))
         return runner
 
     def __call__(self, canvases: NDArray[np.uint8], cores: int = 1) -> Heads:
@@ -133,7 +133,7 @@ class OnnxRunner:
         for threads, wider in self.wider.items():
             if threads <= cores:
                 session = wider
-        return Heads(*session.run(Heads._fields, {INPUT: canvases}, self.run_options))
+        return Heads(*session.run(Heads._fields, {INPUT: canvases}))
 
     def run_batch(self, canvases: Sequence[NDArray[np.uint8]], cores: int = 1) -> Heads:
         """Runs the graph on canvases of one size, each uint8 [H, W, 3].
