@@ -7,15 +7,14 @@ during which other threads go on, if they prove to do the same.
 
 import ctypes
 import logging
-import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-log = logging.getLogger(__name__)
+from app.providers import DRIVER
 
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+log = logging.getLogger(__name__)
 
 
 class Copies:
@@ -40,7 +39,7 @@ class DriverCopies(Copies):
     """
 
     def __init__(self) -> None:
-        driver = ctypes.CDLL(_DRIVER)  # whose functions are called without Python's lock
+        driver = ctypes.CDLL(DRIVER)  # whose functions are called without Python's lock
         self._there, self._back, self._wait = driver.cuMemcpyHtoD_v2, driver.cuMemcpyDtoH_v2, driver.cuStreamSynchronize
         self._there.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t)
         self._back.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t)

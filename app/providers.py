@@ -18,6 +18,7 @@ from app.errors import first_line
 ProviderChoice = Literal["auto", "cuda", "cpu"]
 ConvSearch = Literal["heuristic", "exhaustive", "default"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"  # NVIDIA's
 # ONNX Runtime's errors that are caused by the file; it has many others for what is wrong with a device.
 BAD_MODEL = (InvalidProtobuf, InvalidGraph, NoModel)
 _NVIDIA = "0x10de"  # the vendor, on the PCI bus
@@ -110,7 +111,7 @@ def why_no_cuda() -> str | None:
         return "the installed onnxruntime has no CUDA provider"
     try:
         if sys.platform == "linux":
-            ctypes.CDLL("libcuda.so.1")  # the driver's; without it the large libraries need not be loaded
+            ctypes.CDLL(DRIVER)  # without it the large libraries need not be loaded
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, which is more than is needed
             ort.preload_dlls(directory="")
         if sys.platform == "linux":
@@ -124,11 +125,9 @@ def why_no_cuda() -> str | None:
 
 def nvidia_is_here() -> bool:
     """Whether there is an NVIDIA driver or GPU, so that somebody may have meant to use it: not that it works."""
-    driver = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}.get(sys.platform)
-    if driver is not None:
-        with contextlib.suppress(OSError):
-            ctypes.CDLL(driver)
-            return True
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(DRIVER)
+        return True
     # A container that was given no GPU still sees the machine's.
     vendors = [file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor")]
     return _NVIDIA in vendors or any(Path("/dev").glob("nvidia*"))
