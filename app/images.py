@@ -268,7 +268,8 @@ def orientation(picture: Image.Image) -> int:
 def _forget_xmp(picture: Image.Image) -> None:
     """If EXIF says nothing, Pillow looks for an orientation in XMP; browsers do not, nor do clients."""
     for name in _XMP:
-        picture.info.pop(name, None)
+        if picture.info.pop(name, None) is not None:
+            picture._exif = None  # to be read again: Pillow reads a JPEG's when it opens the file, and has looked then
 
 
 def _upright(picture: Image.Image, turn: int) -> Image.Image:
