@@ -124,21 +124,10 @@ def decode(
         raise Refusal("empty_body", "The picture has no bytes. Send a whole picture file.")
     try:
         file = BoundedFile(data)
-        picture = Image.open(file, formats=FORMATS)
-    except (Refusal, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise _unknown(data) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _too_large("too many", max_pixels) from None
-    except Exception as error:  # Pillow's parsers raise whatever they stumble upon
-        raise _corrupt(error) from None
-
-    with picture:
-        _forget_xmp(picture)
-        if picture.width * picture.height > max_pixels:
-            raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
-        try:
+        with Image.open(file, formats=FORMATS) as picture:
+            _forget_xmp(picture)
+            if picture.width * picture.height > max_pixels:
+                raise _too_large(f"{picture.width} x {picture.height}", max_pixels)
             file.allow_decoding(picture)
             tile, tiles = _tile_pixels(picture)
             if max(tile, tile * tiles // MOST_TILED) > max_pixels:
@@ -153,17 +142,23 @@ def decode(
             _scale_transparency(picture)
             picture.load()
             turn = orientation(picture)
-            upright = _upright(_rgb(picture), turn)
-        except (Refusal, MemoryError):  # the service's own lack says nothing about the picture
-            raise
-        except Exception as error:
-            raise _corrupt(error) from None
-        if turn in TURNED:
-            size = Size(size.width, size.height)
-        width, height = size.width / scale, size.height / scale
-        left = upright.width - width if turn in _REST_AT_LEFT else 0.0
-        top = upright.height - height if turn in _REST_AT_TOP else 0.0
-        return Decoded(upright, size, (left, top, left + width, top + height))
+            upright = _rgb(picture)
+            if turn in _UPRIGHT:
+                upright = upright.transpose(_UPRIGHT[turn])
+    except (Refusal, MemoryError):  # the service's own lack says nothing about the picture
+        raise
+    except UnidentifiedImageError:
+        raise _unknown(data) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_large("too many", max_pixels) from None
+    except Exception as error:  # Pillow's parsers raise whatever they stumble upon
+        raise _corrupt(error) from None
+    if turn in TURNED:
+        size = Size(size.width, size.height)
+    width, height = size.width / scale, size.height / scale
+    left = upright.width - width if turn in _REST_AT_LEFT else 0.0
+    top = upright.height - height if turn in _REST_AT_TOP else 0.0
+    return Decoded(upright, size, (left, top, left + width, top + height))
 
 
 def _scale_transparency(picture: Image.Image) -> None:
@@ -270,11 +265,6 @@ def _forget_xmp(picture: Image.Image) -> None:
     for name in _XMP:
         if picture.info.pop(name, None) is not None:
             picture._exif = None  # to be read again: Pillow reads a JPEG's when it opens the file, and has looked then
-
-
-def _upright(picture: Image.Image, turn: int) -> Image.Image:
-    method = _UPRIGHT.get(turn)
-    return picture if method is None else picture.transpose(method)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
