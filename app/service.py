@@ -99,9 +99,7 @@ class Service:
                 self.not_ready = "The model failed on its first pictures; the log says how."
                 log.exception("The model failed while it was warmed up.")
             else:
-                forget_garbage()
-                self.not_ready = None
-                self._announce()
+                self._begin_answering()
 
     async def finish(self) -> None:
         """Waits for a reload that is running, then closes."""
@@ -265,10 +263,7 @@ class Service:
                 raise
             raise ArtifactError(f"{self.settings.model} failed on its first pictures ({reason_of(error)}).") from error
         old, self._engine = self._engine, engine
-        if self.not_ready is not None:  # the first model failed: nobody has been answered yet
-            forget_garbage()
-        self.not_ready = None
-        self._announce()
+        self._begin_answering()
         self.metrics.reloads["done"].inc()
         while old.users:
             self._idle.clear()
@@ -279,7 +274,11 @@ class Service:
     def _new_engine(self, runner: OnnxRunner) -> Engine:
         return Engine(runner, self.settings, self._workers, self._drawers, self.metrics)
 
-    def _announce(self) -> None:
+    def _begin_answering(self) -> None:
+        """Requests are answered from here on, by the model that has been warmed up."""
+        if self.not_ready is not None:  # it is the first one: nobody has been answered yet
+            forget_garbage()
+            self.not_ready = None
         model, precision = self.model, self.runner.metadata.precision
         self.metrics.serve_model(model.name, model.version, model.provider, precision)
         batch = self.largest_batch
