@@ -4,6 +4,7 @@ Nothing comes from elsewhere, so the pages work offline, and their content secur
 """
 
 import mimetypes
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -33,20 +34,13 @@ def install(app: FastAPI) -> None:
     mimetypes.add_type("text/javascript", ".js")  # which some systems call something else
     files = StaticFiles(directory=STATIC)
 
-    async def answer(name: str, request: Request) -> Response:
-        response = await files.get_response(name, request.scope)
+    async def answer(request: Request, name: str | None) -> Response:
+        response = await files.get_response(name or request.path_params["name"], request.scope)
         response.headers.update(HEADERS)
         return response
 
-    async def playground(request: Request) -> Response:
-        return await answer("index.html", request)
-
-    async def docs(request: Request) -> Response:
-        return await answer("docs.html", request)
-
-    async def static(request: Request) -> Response:
-        return await answer(request.path_params["name"], request)
-
-    paths = {"/": playground, "/docs": docs, "/static/{name}": static}
+    names = {"/": "index.html", "/docs": "docs.html", "/static/{name}": None}
     middleware = [Middleware(GZipMiddleware)]
-    app.router.routes.extend(Route(path, endpoint, middleware=middleware) for path, endpoint in paths.items())
+    app.router.routes.extend(
+        Route(path, partial(answer, name=name), middleware=middleware) for path, name in names.items()
+    )
