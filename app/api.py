@@ -16,7 +16,7 @@ from app import pages, problems, tracing
 from app.addresses import BATCH, DETECT, KEYED, MODEL, PICTURES, RELOAD
 from app.batch_route import detect_each
 from app.body_limit import BodyLimit
-from app.detect_route import Detect, disconnected, in_time
+from app.detect_route import Detect, in_time, while_connected
 from app.errors import Refusal
 from app.gate import DEADLINE_HEADER, Gate
 from app.metrics import CONTENT_TYPE
@@ -130,9 +130,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         served, record = _service(request), record_of(request.scope)
         query.parameters(served.runner.metadata)
         pictures = await in_time(served, record, pictures_bytes(request))
-        gone = partial(disconnected, request.receive)
-        answer = await detect_each(served, pictures, query, deadline=record.deadline, gone=gone)
-        return Response(answer, media_type=JSON)
+        answering = detect_each(served, pictures, query, record.deadline)
+        return Response(await while_connected(served, request.receive, answering), media_type=JSON)
 
     @app.head(MODEL, include_in_schema=False)
     @app.get(MODEL, summary="The served model", responses=problem_docs("unauthorized"))

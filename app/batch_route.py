@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
-from app.errors import ClientGone, Refusal, failed
+from app.errors import Refusal, failed
 from app.schemas import DetectQuery, Problem, Refused
 from app.service import Service
 
@@ -13,38 +13,15 @@ log = logging.getLogger(__name__)
 AT_ONCE = 16  # enough to fill the model's largest batch, and few enough to leave room for other requests
 
 
-async def detect_each(
-    service: Service,
-    pictures: Sequence[bytes],
-    query: DetectQuery,
-    *,
-    deadline: float,
-    gone: Callable[[], Awaitable[None]],
-) -> bytes:
+async def detect_each(service: Service, pictures: Sequence[bytes], query: DetectQuery, deadline: float) -> bytes:
     """Takes pictures through the pipeline together. A fault in one does not affect the others.
 
     Args:
-        query, deadline, gone: As for `Service.detect`, and the same for all pictures.
+        query, deadline: As for `Service.detect`, and the same for all pictures.
 
     Returns:
         A `BatchAnswer` as JSON: one result per picture, in order.
-
-    Raises:
-        ClientGone: Nobody waits for the answer any more; the work that is left is dropped.
     """
-    work = asyncio.ensure_future(_detect_all(service, pictures, query, deadline))
-    left = asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientGone
-        return work.result()
-    finally:
-        left.cancel()
-        work.cancel()
-
-
-async def _detect_all(service: Service, pictures: Sequence[bytes], query: DetectQuery, deadline: float) -> bytes:
     free = asyncio.Semaphore(min(AT_ONCE, service.settings.max_queue))
 
     async def detect(data: bytes) -> bytes:

@@ -7,7 +7,7 @@ a query is validated once for all requests that have the same one.
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
 from app.addresses import DETECT
-from app.errors import Refusal
+from app.errors import ClientGone, Refusal
+from app.job import let_go
 from app.negotiation import JSON
 from app.outcome import Outcome
 from app.record import Record, header, record_of
@@ -30,6 +31,7 @@ from app.uploads import picture_bytes
 
 T = TypeVar("T")
 LONGEST_KEPT = 2048  # bytes of a query
+WATCH_AFTER_S = 0.05  # only then is a client watched for leaving: most have their answer
 
 
 class Detect:
@@ -100,12 +102,9 @@ async def _detect(request: Request) -> Response:
     media_type = query.media_type(header(request.scope, b"accept"))
     query.parameters(service.runner.metadata)  # a bad one is refused before the body is read
     data = await in_time(service, record, picture_bytes(request))
-    outcome = await service.detect(
-        data,
-        query,
-        deadline=record.deadline,
-        gone=partial(disconnected, request.receive),
-        draw=None if media_type == JSON else media_type,
+    draw = None if media_type == JSON else media_type
+    outcome = await while_connected(
+        service, request.receive, service.detect(data, query, deadline=record.deadline, draw=draw)
     )
     record.timing_ms |= outcome.timing_ms
     headers = {"Vary": "Accept"}
@@ -136,7 +135,27 @@ async def in_time(service: Service, record: Record, reading: Coroutine[Any, Any,
         record.timing_ms["read"] = round((perf_counter() - begun) * 1000, 3)
 
 
-async def disconnected(receive: Receive) -> None:
-    """Returns once the client has left; its request's body must have been read before."""
+async def while_connected(service: Service, receive: Receive, answering: Coroutine[Any, Any, T]) -> T:
+    """Answers a request whose body has been read, until its client leaves. Raises: ClientGone."""
+    watching: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.timeout(None) as scope:
+            timer = service.timers.call_at(
+                perf_counter() + WATCH_AFTER_S, lambda: watching.append(asyncio.create_task(_watch(receive, scope)))
+            )
+            try:
+                return await answering
+            finally:
+                timer.cancel()
+                for task in watching:
+                    task.cancel()
+    except TimeoutError as error:
+        let_go(error)
+        raise ClientGone from None
+
+
+async def _watch(receive: Receive, scope: asyncio.Timeout) -> None:
+    """Ends the scope once the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    scope.reschedule(asyncio.get_running_loop().time())

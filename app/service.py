@@ -7,7 +7,6 @@ import asyncio
 import io
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from time import perf_counter
 from typing import Self
@@ -16,7 +15,7 @@ from PIL import Image
 
 from app.budget import Budget, Share
 from app.engine import Engine
-from app.errors import ArtifactError, ClientGone, Refusal, StartError
+from app.errors import ArtifactError, Refusal, StartError
 from app.job import Job
 from app.memory import forget_garbage
 from app.metrics import Metrics
@@ -31,8 +30,6 @@ from app.workers import Workers
 
 log = logging.getLogger(__name__)
 
-# A client is watched for leaving only if its picture is not answered within this time: most are.
-WATCH_AFTER_S = 0.05
 LOOK_FOR_ROOM_S = 0.05
 # Expected times are means. A queue that just fits its deadline would end with pictures that are computed for nobody.
 MARGIN = 1.25
@@ -170,7 +167,6 @@ class Service:
         query: DetectQuery,
         *,
         deadline: float | None = None,
-        gone: Callable[[], Awaitable[None]] | None = None,
         draw: str | None = None,
     ) -> Outcome:
         """Takes one picture through the pipeline. If this is cancelled, the picture is dropped.
@@ -179,7 +175,6 @@ class Service:
             data: A whole picture file, not to be trusted.
             query: Gives the parameters for the model that takes the picture.
             deadline: On `time.perf_counter`'s clock; if None, what the settings say, from now on.
-            gone: Returns once nobody waits for the answer any more.
             draw: The media type, JPEG or PNG, if the picture with its boxes is wanted as well.
 
         Raises:
@@ -195,7 +190,6 @@ class Service:
         self._in_flight += 1
         engine.users += 1
         timer = self.timers.call_at(deadline, partial(_expire, job))
-        watch = None if gone is None else _Watch(self.timers, job, gone)
         try:
             engine.begin(job)
             return await job.answered
@@ -205,8 +199,6 @@ class Service:
             raise
         finally:
             timer.cancel()
-            if watch is not None:
-                watch.end()
             if not job.settled:
                 engine.abandon(job)
             self._in_flight -= 1
@@ -214,7 +206,7 @@ class Service:
             if not engine.users:
                 self._idle.set()
             # What is raised refers to this frame, and all of these refer to what is raised; see `let_go`.
-            del job, timer, watch
+            del job, timer
 
     async def detect_in_time(
         self, data: bytes, query: DetectQuery, *, deadline: float, draw: str | None = None
@@ -320,27 +312,3 @@ def _expire(job: Job) -> None:
 
 def _late() -> Refusal:
     return Refusal("deadline_exceeded", "The picture could not be answered in time. Try again later.")
-
-
-class _Watch:
-    """Ends a job whose client leaves, from `WATCH_AFTER_S` on."""
-
-    def __init__(self, timers: Timers, job: Job, gone: Callable[[], Awaitable[None]]) -> None:
-        self._job = job
-        self._gone = gone
-        self._task: asyncio.Task[None] | None = None
-        self._timer = timers.call_at(job.begun + WATCH_AFTER_S, self._start)
-
-    def _start(self) -> None:
-        self._task = asyncio.ensure_future(self._watch())
-
-    async def _watch(self) -> None:
-        await self._gone()
-        if not self._job.answered.done():
-            self._job.answered.set_exception(ClientGone())
-
-    def end(self) -> None:
-        self._timer.cancel()
-        task, self._task = self._task, None  # whatever cancelled it refers to it
-        if task is not None:
-            task.cancel()

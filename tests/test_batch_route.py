@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from app.api import create_app
 from app.batch_route import detect_each
+from app.detect_route import while_connected
 from app.detector import Detector
 from app.errors import ClientGone
 from app.schemas import BatchAnswer
 from app.settings import Settings
+from app.timers import Timers
 from app.uploads import MOST_PICTURES
 from tests.support import DEFAULTS, encoded, problem, ready, rectangle_picture, value_of
 
@@ -107,7 +110,7 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
     dropped = []
 
     class Slow:
-        settings = Settings()
+        settings, timers = Settings(), Timers()
 
         async def detect_in_time(self, data: bytes, *_: object, **__: object) -> None:
             try:
@@ -116,12 +119,13 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
                 dropped.append(data)
                 raise
 
-    async def leave() -> None:
-        await asyncio.sleep(0.01)
+    async def leave() -> Message:
+        return {"type": "http.disconnect"}
 
     async def ask() -> None:
+        service: Any = Slow()
         with pytest.raises(ClientGone):
-            await detect_each(Slow(), [b"a", b"b"], DEFAULTS, deadline=math.inf, gone=leave)  # type: ignore[arg-type]
+            await while_connected(service, leave, detect_each(service, [b"a", b"b"], DEFAULTS, math.inf))
         await asyncio.sleep(0.01)
         assert sorted(dropped) == [b"a", b"b"]  # here: the end of the loop would cancel them anyway
 

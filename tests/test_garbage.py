@@ -13,10 +13,12 @@ from time import perf_counter
 import httpx
 import pytest
 from PIL import Image
+from starlette.types import Message
 
 from app.api import create_app
 from app.batch_route import detect_each
-from app.errors import Refusal
+from app.detect_route import while_connected
+from app.errors import ClientGone, Refusal
 from app.job import Job
 from app.record import Record
 from app.settings import Settings
@@ -112,15 +114,15 @@ def test_nothing_of_a_picture_waits_for_the_collector(
             before = len(left())
             for _ in range(3):
                 assert await service.detect(PICTURE, DEFAULTS)
-                assert await service.detect(PICTURE, DEFAULTS, draw="image/png", gone=never)
+                assert await while_connected(service, never, service.detect(PICTURE, DEFAULTS, draw="image/png"))
             await until(lambda: len(left()) <= before)
             for data in (PICTURE[:-30], b"no picture", b""):
                 with contextlib.suppress(Refusal):
                     await service.detect(data, DEFAULTS)
                 with contextlib.suppress(Refusal):
                     await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 0.0001)
-            deadline = perf_counter() + 9
-            batch = await detect_each(service, [PICTURE[:-30], PICTURE], DEFAULTS, deadline=deadline, gone=never)
+            answering = detect_each(service, [PICTURE[:-30], PICTURE], DEFAULTS, perf_counter() + 9)
+            batch = await while_connected(service, never, answering)
             assert b'"problem"' in batch
             await until(lambda: len(left()) <= before)
 
@@ -141,5 +143,32 @@ def test_nothing_of_a_picture_waits_for_the_collector(
         gc.enable()
 
 
-async def never() -> None:
-    await asyncio.Event().wait()
+class Sent(bytes):
+    """A picture that the collector knows of."""
+
+
+def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def leave() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            held.install(monkeypatch)
+            gc.disable()
+            with pytest.raises(ClientGone):
+                await while_connected(
+                    service, leave, detect_each(service, [Sent(PICTURE), Sent(PICTURE)], DEFAULTS, perf_counter() + 9)
+                )
+            await until(lambda: not any(type(one) is Sent for one in gc.get_objects()))
+            held.open.set()
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
+
+
+async def never() -> Message:
+    return await asyncio.get_running_loop().create_future()

@@ -2,12 +2,17 @@
 
 import asyncio
 import math
+from collections.abc import Coroutine
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
+from starlette.types import Message
 
+from app.detect_route import while_connected
 from app.errors import ClientGone, Refusal
+from app.outcome import Outcome
 from tests.held import Held, HeldDecoder
 from tests.support import DEFAULTS, PICTURE, metric, served, until
 
@@ -203,10 +208,14 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
             held.install(monkeypatch)
             left = asyncio.Event()
 
-            async def gone() -> None:
+            async def receive() -> Message:
                 await left.wait()
+                return {"type": "http.disconnect"}
 
-            tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS, gone=gone)) for _ in range(200)]
+            def ask() -> Coroutine[Any, Any, Outcome]:
+                return while_connected(service, receive, service.detect(PICTURE, DEFAULTS))
+
+            tasks = [asyncio.create_task(ask()) for _ in range(200)]
             await until(lambda: sum(held.batches) + len(service._engine._batcher) == 200)
             left.set() if how == "gone" else [task.cancel() for task in tasks]
             results = await asyncio.gather(*tasks, return_exceptions=True)
