@@ -14,13 +14,13 @@ from urllib.parse import parse_qsl
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
 from app.addresses import DETECT
-from app.errors import ClientGone, Refusal
+from app.errors import Refusal
 from app.job import let_go
 from app.negotiation import JSON
 from app.outcome import Outcome
@@ -136,7 +136,7 @@ async def in_time(service: Service, record: Record, reading: Coroutine[Any, Any,
 
 
 async def while_connected(service: Service, receive: Receive, answering: Coroutine[Any, Any, T]) -> T:
-    """Answers a request whose body has been read, until its client leaves. Raises: ClientGone."""
+    """Answers a request whose body has been read, until its client leaves. Raises: ClientDisconnect."""
     watching: list[asyncio.Task[None]] = []
     try:
         async with asyncio.timeout(None) as scope:
@@ -151,7 +151,7 @@ async def while_connected(service: Service, receive: Receive, answering: Corouti
                     task.cancel()
     except TimeoutError as error:
         let_go(error)
-        raise ClientGone from None
+        raise ClientDisconnect from None
 
 
 async def _watch(receive: Receive, scope: asyncio.Timeout) -> None:

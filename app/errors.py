@@ -70,10 +70,6 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 )
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
-
-
 class Refusal(Exception):
     """A request, or one picture, that gets no answer.
 

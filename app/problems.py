@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import tracing
 from app.addresses import DETECT
-from app.errors import KINDS, ClientGone, Refusal, failed
+from app.errors import KINDS, Refusal, failed
 from app.record import record_of
 from app.schemas import DetectQuery, PictureQuery, Problem
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 10  # that one answer names
 LONGEST_QUOTE = 100  # characters of what was sent, in an answer
-EXPECTED = (Refusal, RequestValidationError, HTTPException, ClientDisconnect, ClientGone)
+EXPECTED = (Refusal, RequestValidationError, HTTPException, ClientDisconnect)
 
 
 def counted_response(scope: Scope, refusal: Refusal) -> Response:
@@ -56,7 +56,7 @@ def install(app: FastAPI) -> None:
 
 def response_of(scope: Scope, error: Exception) -> Response:
     """Returns: The answer to one of the `EXPECTED` errors, counted."""
-    if isinstance(error, (ClientDisconnect, ClientGone)):
+    if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it; the status is for the access log
     if isinstance(error, RequestValidationError):
         error = _invalid(scope, error)

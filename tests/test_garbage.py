@@ -13,12 +13,13 @@ from time import perf_counter
 import httpx
 import pytest
 from PIL import Image
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from app.api import create_app
 from app.batch_route import detect_each
 from app.detect_route import while_connected
-from app.errors import ClientGone, Refusal
+from app.errors import Refusal
 from app.job import Job
 from app.record import Record
 from app.settings import Settings
@@ -157,7 +158,7 @@ def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(
         async with served(model_file) as service:
             held.install(monkeypatch)
             gc.disable()
-            with pytest.raises(ClientGone):
+            with pytest.raises(ClientDisconnect):
                 await while_connected(
                     service, leave, detect_each(service, [Sent(PICTURE), Sent(PICTURE)], DEFAULTS, perf_counter() + 9)
                 )

@@ -8,10 +8,11 @@ from time import perf_counter
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from app.detect_route import while_connected
-from app.errors import ClientGone, Refusal
+from app.errors import Refusal
 from app.outcome import Outcome
 from tests.held import Held, HeldDecoder
 from tests.support import DEFAULTS, PICTURE, metric, served, until
@@ -219,7 +220,9 @@ def test_two_hundred_that_left_cost_at_most_one_batch(
             await until(lambda: sum(held.batches) + len(service._engine._batcher) == 200)
             left.set() if how == "gone" else [task.cancel() for task in tasks]
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert {type(result) for result in results} == {ClientGone if how == "gone" else asyncio.CancelledError}
+            assert {type(result) for result in results} == {
+                ClientDisconnect if how == "gone" else asyncio.CancelledError
+            }
             held.open.set()
             await service.detect(PICTURE, DEFAULTS)
             assert sum(held.batches) - 1 <= 4
