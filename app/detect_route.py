@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
 from app.addresses import DETECT
-from app.errors import Refusal
-from app.job import let_go
+from app.errors import Refusal, forget_frames
 from app.negotiation import JSON
 from app.outcome import Outcome
 from app.record import Record, header, record_of
@@ -150,7 +149,7 @@ async def while_connected(service: Service, receive: Receive, answering: Corouti
                 for task in watching:
                     task.cancel()
     except TimeoutError as error:
-        let_go(error)
+        forget_frames(error)
         raise ClientDisconnect from None
 
 

@@ -3,6 +3,7 @@
 Nothing here deals with HTTP itself: `problems.py` answers requests with a `Refusal`'s problem document (RFC 9457).
 """
 
+import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -103,6 +104,21 @@ class Refusal(Exception):
 def failed(what: str) -> Refusal:
     """Returns: The refusal of a request or a picture on which the service itself failed."""
     return Refusal("internal_error", f"The service failed on this {what}; its log says how.")
+
+
+def forget_frames(error: BaseException) -> None:
+    """Keeps an error from holding what it passed through, such as the picture that could not be decoded.
+
+    The frames that handle the error refer to it, and it to them: all that they hold, pictures of any size, would wait
+    for the garbage collector, and count for no bound meanwhile.
+    """
+    if isinstance(error, Refusal):  # not a failure: nobody needs to know where it came from
+        error.__traceback__ = error.__context__ = None
+        return
+    reason: BaseException | None = error
+    while reason is not None:
+        traceback.clear_frames(reason.__traceback__)
+        reason = reason.__context__
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """One picture on its way through the engine."""
 
 import asyncio
-import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from app.batcher import Ticket
 from app.budget import Share
 from app.canvas import Placement
-from app.errors import Refusal
+from app.errors import Refusal, forget_frames
 from app.outcome import Outcome
 from app.postprocess import Parameters
 
@@ -75,7 +74,7 @@ class Job:
     def fail(self, error: Exception) -> None:
         """From any thread."""
         self.release()
-        let_go(error)
+        forget_frames(error)
         self.answered.get_loop().call_soon_threadsafe(self._settle, None, error)
 
     def _settle(self, outcome: Outcome | None, error: Exception | None) -> None:
@@ -104,21 +103,6 @@ class Job:
             "inference": _ms(self.run_ended - self.run_begun),
             "postprocess": _ms(finished - finish_begun),
         }
-
-
-def let_go(error: BaseException) -> None:
-    """Keeps an error from holding what it passed through, such as the picture that could not be decoded.
-
-    The frames that handle the error refer to it, and it to them: all that they hold, pictures of any size, would wait
-    for the garbage collector, and count for no bound meanwhile.
-    """
-    if isinstance(error, Refusal):  # not a failure: nobody needs to know where it came from
-        error.__traceback__ = error.__context__ = None
-        return
-    reason: BaseException | None = error
-    while reason is not None:
-        traceback.clear_frames(reason.__traceback__)
-        reason = reason.__context__
 
 
 def _ms(seconds: float) -> float:

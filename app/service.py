@@ -205,7 +205,7 @@ class Service:
             engine.users -= 1
             if not engine.users:
                 self._idle.set()
-            # What is raised refers to this frame, and all of these refer to what is raised; see `let_go`.
+            # What is raised refers to this frame, and all of these refer to what is raised; see `forget_frames`.
             del job, timer
 
     async def detect_in_time(
