@@ -19,7 +19,7 @@ class Outcome:
         size: Of the upright picture.
         found: Boxes in the upright picture's own pixels.
         classes: The model's class names.
-        timing_ms: decode, queue, inference, postprocess.
+        timing_ms: decode, queue, inference, postprocess; draw, if there is `drawn`.
         drawn: A picture file with the boxes, if one was asked for.
         held: The share of the pixel budget that `drawn` has until `let_go`.
     """

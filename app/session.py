@@ -68,6 +68,7 @@ class OnnxRunner:
         Raises:
             ArtifactError: The file is missing, is not an ONNX model, or breaks the contract.
             ProviderError: `cuda` was asked for and is not available; names what is missing.
+            StartError: The system allows no more threads.
         """
         file = _read(path)
         if path.suffix == ".pt":
