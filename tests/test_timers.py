@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.detect_route import in_time
 from app.record import Record
 from app.timers import RESOLUTION_S, Timers
-from tests.support import served
+from tests.support import served, until
 
 MOMENTS_S = st.floats(-0.02, 0.06)
 
@@ -20,31 +20,31 @@ MOMENTS_S = st.floats(-0.02, 0.06)
 @given(st.lists(st.tuples(MOMENTS_S, st.booleans()), max_size=12))
 @settings(max_examples=20, deadline=None)
 def test_what_is_not_cancelled_is_called_once_and_not_too_early(plan: Sequence[tuple[float, bool]]) -> None:
-    called: dict[int, float] = {}
+    called: list[tuple[int, float]] = []
 
     async def run() -> None:
         timers, begun = Timers(), perf_counter()
 
         def call(number: int) -> None:
-            assert number not in called
-            called[number] = perf_counter() - begun
+            called.append((number, perf_counter() - begun))
 
         made = [timers.call_at(begun + after, partial(call, number)) for number, (after, _) in enumerate(plan)]
         for timer, (_, cancelled) in zip(made, plan, strict=True):
             if cancelled:
                 timer.cancel()
                 timer.cancel()  # a second time does nothing
-        await asyncio.sleep(0.06 + 3 * RESOLUTION_S)
+        ended = asyncio.Event()
+        timers.call_at(begun + 0.06, ended.set)
+        await ended.wait()
 
     asyncio.run(run())
-    assert sorted(called) == [number for number, (_, cancelled) in enumerate(plan) if not cancelled]
-    assert all(moment >= plan[number][0] for number, moment in called.items())
+    assert sorted(number for number, _ in called) == [n for n, (_, cancelled) in enumerate(plan) if not cancelled]
+    assert all(moment >= plan[number][0] for number, moment in called)
 
 
 def test_a_callback_may_add_and_cancel_others() -> None:
     async def run() -> list[str]:
         timers, said = Timers(), list[str]()
-        later = timers.call_at(perf_counter() + 0.05, lambda: said.append("cancelled"))
 
         def first() -> None:
             later.cancel()
@@ -53,7 +53,11 @@ def test_a_callback_may_add_and_cancel_others() -> None:
 
         timers.call_at(perf_counter(), first)
         now = timers.call_at(perf_counter(), lambda: said.append("cancelled"))
-        await asyncio.sleep(0.05 + 4 * RESOLUTION_S)
+        later = timers.call_at(perf_counter() + 0.05, lambda: said.append("cancelled"))
+        ended = asyncio.Event()
+        timers.call_at(perf_counter() + 0.05, ended.set)
+        await ended.wait()
+        await until(lambda: "second" in said)
         return said
 
     assert asyncio.run(run()) == ["second"]
@@ -69,7 +73,7 @@ def test_a_callback_that_fails_keeps_no_other_from_its_turn() -> None:
 
         timers.call_at(perf_counter(), fail)
         timers.call_at(perf_counter(), lambda: said.append("yes"))
-        await asyncio.sleep(4 * RESOLUTION_S)
+        await until(lambda: "yes" in said)
         return said
 
     assert sorted(asyncio.run(run())) == ["no", "yes"]
