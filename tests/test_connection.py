@@ -44,6 +44,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def client() -> Iterator[socket.socket]:
+    HAS_LEFT.clear()
     with (
         in_thread(answer, lifespan="off", timeout_keep_alive=1) as address,
         socket.create_connection(address, timeout=20) as connection,
@@ -417,7 +418,6 @@ def test_what_cannot_be_read_amid_a_request_is_refused_once(
 
 
 def test_who_sends_what_cannot_be_read_has_left(client: socket.socket) -> None:
-    HAS_LEFT.clear()
     client.sendall(CHUNKED.replace(b"/early", b"/never") + b"zz\r\n")
     assert b" 400 " in client.recv(65536)
     assert HAS_LEFT.wait(5)
