@@ -249,7 +249,7 @@ def test_a_row_says_what_came_of_a_run(folder: Path, tmp_path: Path, monkeypatch
     table = "epoch,pictures_per_s,AP,AP50\n1,50,0.1,0.2\n2,90,,\n3,100,0.30004,0.5\n"
     (tmp_path / "run" / "metrics.csv").write_text(table)
     options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
-    row = recipes.run(options, until=time.monotonic() + 60)
+    row = recipes.run(options, until=time.monotonic() + 600)
     assert row.pop("seconds") > 0
     assert row == {"state": "finished", "run": "run", "epochs": 3, "pictures_per_s": 90, "AP": 0.3, "AP50": 0.5}
 
@@ -259,7 +259,7 @@ def test_a_run_that_dies_without_a_word_has_its_exit_code(
 ) -> None:
     monkeypatch.setattr(recipes, "_train", len)  # of settings, which have none
     options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
-    row = recipes.run(options, until=time.monotonic() + 60)
+    row = recipes.run(options, until=time.monotonic() + 600)
     assert (row["state"], row["why"]) == ("failed", "exit code 1")
 
 
@@ -276,7 +276,7 @@ def test_a_run_that_a_signal_stops_has_not_finished(
         recipes._train(options)
     assert exit_of.value.code == recipes.STOPPED
     monkeypatch.setattr(recipes, "_train", stop)
-    assert recipes.run(options, until=time.monotonic() + 60)["state"] == "cut off"
+    assert recipes.run(options, until=time.monotonic() + 600)["state"] == "cut off"
 
 
 def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
