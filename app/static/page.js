@@ -229,7 +229,8 @@ function notify(problem) {
   if (!again && document.activeElement === $("again")) $("main").focus({ preventScroll: true });
   $("notice").hidden = problem === null;
   $("again").hidden = !again;
-  const text = problem === null ? "" : problem.message;
+  const trying = problem !== null && problem === current?.problem && current.state !== "failed";
+  const text = trying ? "Trying again …" : problem?.message ?? ""; // between the two, or the second is not told
   if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
   if (text) $("notice").scrollIntoView({ block: "nearest" });
 }
@@ -331,7 +332,10 @@ $("rows").addEventListener("keydown", (event) => {
 });
 
 function retry(which) {
-  for (const picture of pictures) if (picture.state === "failed" && which(picture)) picture.state = "waiting";
+  for (const picture of pictures.filter((one) => one.state === "failed" && which(one))) {
+    picture.state = "waiting";
+    update(picture);
+  }
   void work();
 }
 
@@ -345,8 +349,11 @@ for (const what of ["curl", "json"]) {
   const button = $(`copy-${what}`);
   const label = button.textContent;
   button.addEventListener("click", async () => {
-    button.textContent = (await copy($(what))) ? "Copied" : "Selected: press Ctrl C";
-    setTimeout(() => (button.textContent = label), 2000);
+    button.textContent = $("copied").textContent = (await copy($(what))) ? "Copied" : "Selected: press Ctrl C";
+    setTimeout(() => {
+      button.textContent = label;
+      $("copied").textContent = "";
+    }, 2000);
   });
 }
 

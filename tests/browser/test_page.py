@@ -127,6 +127,12 @@ def test_the_curl_command_gives_what_is_shown(page: Page, tmp_path: Path) -> Non
     assert json.loads(result.stdout)["detections"] == shown(page)["detections"]
 
 
+def test_copying_is_told(page: Page) -> None:
+    choose(page, file("red.png", RED))
+    page.get_by_role("button", name="Copy the command").press("Enter")
+    expect(page.locator("#copies").get_by_role("status")).to_have_text("Copied")
+
+
 def test_what_is_no_picture_is_an_alert_and_the_others_go_on(page: Page) -> None:
     choose(page, file("bad.png", b"no picture at all"), file("red.png", RED))
     expect(page.get_by_role("alert")).to_contain_text("not a picture")
@@ -423,6 +429,26 @@ def test_a_lost_service_says_so_and_the_picture_can_be_tried_again(page: Page) -
     expect(page.locator("#status")).to_contain_text("above")
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#main")).to_be_focused()  # what had the focus is hidden
+
+
+def test_what_fails_again_is_told_again(page: Page) -> None:
+    """A screen reader says nothing of a text that stays as it was."""
+    page.route("**/detect?*", lambda route: route.abort())
+    choose(page, file("red.png", RED))
+    page.evaluate(
+        """() => {
+            const alert = document.querySelector("[role=alert]");
+            globalThis.told = [];
+            new MutationObserver(() => told.push(alert.textContent)).observe(alert, { childList: true });
+        }"""
+    )
+    again = page.get_by_role("button", name="Try again")
+    again.press("Enter")
+    page.wait_for_function("told.length === 2")
+    first, second = page.evaluate("told")
+    assert first == "Trying again …"
+    assert "cannot be reached" in second
+    expect(again).to_be_focused()
 
 
 def test_a_key_that_cannot_be_right_is_told_before_any_picture(browser: Browser, model_file: Path) -> None:
