@@ -170,9 +170,10 @@ function draw(detections) {
 }
 
 /** Of a hundred rows one is in the order of the Tab key; arrow keys go to the others. */
-function row(detection) {
+function row(detection, index) {
   const button = element("button", { type: "button", tabIndex: -1 }, swatch(detection.class_id), detection.label);
   button.setAttribute("aria-pressed", String(detection === chosen));
+  button.setAttribute("aria-describedby", `score-${index}`);
   button.addEventListener("click", () => {
     chosen = detection === chosen ? null : detection;
     for (const other of $("rows").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
@@ -182,7 +183,7 @@ function row(detection) {
   });
   const { xmin, ymin, xmax, ymax } = detection.box;
   const [left, top, right, bottom] = [xmin, ymin, xmax, ymax].map(Math.round);
-  return element("tr", {}, element("td", {}, button), element("td", {}, detection.score.toFixed(2)),
+  return element("tr", {}, element("td", {}, button), element("td", { id: `score-${index}` }, detection.score.toFixed(2)),
     element("td", {}, `${left},\xa0${top}\xa0→ ${right},\xa0${bottom}`));
 }
 

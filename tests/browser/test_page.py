@@ -460,6 +460,7 @@ def test_a_key_that_cannot_be_right_is_told_before_any_picture(browser: Browser,
             key.fill(text)
             key.press("Enter")
             expect(page.get_by_role("alert")).to_contain_text(says)
+            expect(key).to_have_css("border-top-color", "rgb(163, 22, 27)")
         page.close()
 
 
@@ -535,6 +536,20 @@ def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
     expect(second).to_be_focused()
     page.keyboard.press("Enter")
     expect(second).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_row_that_has_the_focus_says_its_score_and_has_a_whole_ring(page: Page) -> None:
+    choose(page, file("red.png", RED))
+    row = page.locator("#rows button").nth(1)
+    row.focus()
+    expect(row).to_have_accessible_description(f"{shown(page)['detections'][1]['score']:.2f}")
+    ring_px = row.evaluate(
+        "(row) => { const s = getComputedStyle(row); return parseFloat(s.outlineWidth) + parseFloat(s.outlineOffset); }"
+    )
+    room = row.evaluate(
+        "(row) => row.getBoundingClientRect().left - row.closest('.scroll').getBoundingClientRect().left"
+    )
+    assert room >= ring_px > 0
 
 
 @pytest.mark.parametrize("width", [320, 390])
@@ -713,6 +728,16 @@ def test_axe_finds_nothing(browser: Browser, service: Served, scheme: Any, path:
     found = Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
     page.close()
+
+
+def test_forced_colours_tell_the_focus_from_what_is_chosen(page: Page) -> None:
+    page.emulate_media(forced_colors="active")
+    choose(page, file("red.png", RED), file("two.png", encoded(TWO_COLOURS)))
+    page.locator("#rows button").first.click()
+    page.locator("#threshold").focus()
+    for chosen in ("#strip [aria-current=true]", "#rows [aria-pressed=true]"):
+        expect(page.locator(chosen)).to_have_css("border-top-width", "3px")
+        expect(page.locator(chosen)).to_have_css("outline-style", "none")  # so that the focus's is seen
 
 
 def test_forced_colours_leave_the_classes_theirs(page: Page) -> None:
