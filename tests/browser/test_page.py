@@ -740,6 +740,16 @@ def test_forced_colours_tell_the_focus_from_what_is_chosen(page: Page) -> None:
         expect(page.locator(chosen)).to_have_css("outline-style", "none")  # so that the focus's is seen
 
 
+def test_paper_has_all_rows_and_the_classes_colours(page: Page) -> None:
+    choose(page, file("two.png", encoded(TWO_COLOURS)))
+    table = page.locator(".scroll")
+    hidden = "(table) => table.scrollHeight - table.clientHeight"
+    assert table.evaluate(hidden) > 0
+    page.emulate_media(media="print")
+    assert table.evaluate(hidden) == 0
+    expect(page.locator("#rows .swatch").first).to_have_css("print-color-adjust", "exact")
+
+
 def test_forced_colours_leave_the_classes_theirs(page: Page) -> None:
     page.emulate_media(forced_colors="active")
     choose(page, file("red.png", RED))
