@@ -142,7 +142,7 @@ function showFiltered() {
   draw(detections);
   if (answer === null) {
     $("canvas").setAttribute("aria-label", current === null ? "No picture" : `${current.name}: no answer`);
-    const name = nameOf(current);
+    const name = isolated(current?.name ?? "");
     const says = { waiting: ["Waiting."], detecting: ["Detecting in ", name, "."], failed: [name, " has no answer."] };
     say(...(says[current?.state] ?? ["No picture yet."]));
     return;
@@ -155,7 +155,7 @@ function showFiltered() {
   $("json").textContent = jsonText(answer, detections);
   $("canvas").setAttribute("aria-label", `${current.name}: ${inWords(detections)}`);
   const most = detections.length === filter.limit ? " (no more are shown)" : "";
-  say(nameOf(current), `: ${count(detections.length, "object")} above ${filter.threshold.toFixed(2)}${most}.`);
+  say(isolated(current.name), `: ${count(detections.length, "object")} above ${filter.threshold.toFixed(2)}${most}.`);
 }
 
 function draw(detections) {
@@ -197,7 +197,7 @@ function showClasses(answer) {
       else filter.hidden.add(label);
       showFiltered();
     });
-    return element("label", {}, box, swatch(classId), `${label} (${number})`);
+    return element("label", {}, box, swatch(classId), element("span", {}, isolated(label), ` (${number})`));
   }));
 }
 
@@ -247,8 +247,8 @@ function say(...parts) {
   }, 150);
 }
 
-/** Isolated: a name that is written from right to left, or says that it is, does not turn what follows. */
-const nameOf = (picture) => element("bdi", {}, picture?.name ?? "");
+/** A name that is written from right to left, or says that it is, does not turn what follows. */
+const isolated = (name) => element("bdi", {}, name);
 
 function element(name, properties, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -417,7 +417,7 @@ async function loadModel({ aloud = false } = {}) {
     return;
   }
   const ap = served.metrics.AP === undefined ? "" : `, AP ${served.metrics.AP.toFixed(3)}`;
-  $("model").textContent = `${served.name} ${served.version}, ${count(served.classes.length, "class", "classes")}${ap}, on ${served.provider.replace("ExecutionProvider", "")}`;
+  $("model").replaceChildren(isolated(served.name), ` ${served.version}, ${count(served.classes.length, "class", "classes")}${ap}, on ${served.provider.replace("ExecutionProvider", "")}`);
   filter.limit = served.defaults.max_detections;
   if (!$("threshold").dataset.touched) {
     $("threshold").value = served.defaults.score_threshold;

@@ -651,25 +651,41 @@ def test_a_drawing_of_what_the_browser_cannot_show_comes_from_the_service(page: 
     assert download.value.path().read_bytes().startswith(b"\x89PNG")
 
 
+def lefts(page: Page, selector: str, text: str) -> list[float]:
+    """Returns: The left edge of each of a text's letters, in pixels."""
+    return page.evaluate(
+        """([selector, text]) => {
+            const walker = document.createTreeWalker(document.querySelector(selector), NodeFilter.SHOW_TEXT);
+            while (walker.nextNode()?.data.includes(text) === false);
+            const start = walker.currentNode.data.indexOf(text);
+            return [...text].map((_, index) => {
+                const range = document.createRange();
+                range.setStart(walker.currentNode, start + index);
+                range.setEnd(walker.currentNode, start + index + 1);
+                return range.getBoundingClientRect().left;
+            });
+        }""",
+        [selector, text],
+    )  # type: ignore[no-any-return]
+
+
 def test_a_name_from_right_to_left_does_not_turn_the_status(page: Page) -> None:
     choose(page, file("\u202egnp.red", RED))
-    status = page.locator("#status")
-    expect(status).to_contain_text("above 0.30.")
-    lefts = status.evaluate(
-        """(status) => {
-            const text = document.createTreeWalker(status, NodeFilter.SHOW_TEXT);
-            while (text.nextNode()?.data.includes("above") === false);
-            const left = (offset) => {
-                const range = document.createRange();
-                range.setStart(text.currentNode, offset);
-                range.setEnd(text.currentNode, offset + 1);
-                return range.getBoundingClientRect().left;
-            };
-            const above = text.currentNode.data.indexOf("above");
-            return [..."above"].map((_, index) => left(above + index));
-        }"""
-    )
-    assert lefts == sorted(lefts)
+    expect(page.locator("#status")).to_contain_text("above 0.30.")
+    above = lefts(page, "#status", "above")
+    assert above == sorted(above)
+
+
+def test_a_models_and_a_classs_name_from_right_to_left_turn_nothing(page: Page, service: Served) -> None:
+    with urllib.request.urlopen(f"{service.address}/model") as response:
+        model = json.load(response) | {"name": "حصان", "version": "1234abcd"}
+    page.route("**/model", lambda route: route.fulfill(json=model))
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("1234abcd")
+    assert max(lefts(page, "#model", "حصان")) < min(lefts(page, "#model", "1234"))
+    page.route("**/detect?*", lambda route: route.fulfill(json=found(("حصان", 0.9, (20, 20, 60, 60)))))
+    choose(page, file("red.png", RED))
+    assert max(lefts(page, "#class-list", "حصان")) < min(lefts(page, "#class-list", "(1)"))
 
 
 def test_the_sample_and_clearing(page: Page) -> None:
