@@ -185,6 +185,19 @@ def test_the_strip_shows_the_current_pictures_tile(page: Page) -> None:
     expect(strip.get_by_role("button", name="really-last.png")).to_be_in_viewport()
 
 
+def test_buttons_stay_where_they_are_and_tiles_names_are_in_line(page: Page) -> None:
+    left = "(button) => button.getBoundingClientRect().left"
+    choose(page, file("bad.png", b"no picture"))
+    clear = page.get_by_role("button", name="Clear")
+    before = clear.evaluate(left)
+    choose(page, file("red.png", RED))
+    page.get_by_role("button", name="red.png").click()
+    expect(page.get_by_role("button", name="Save with boxes")).to_be_visible()
+    assert clear.evaluate(left) == before
+    names = page.locator("#strip span:first-of-type")
+    assert len(set(names.evaluate_all("(names) => names.map((name) => name.getBoundingClientRect().top)"))) == 1
+
+
 def test_pictures_are_dropped_and_pasted(page: Page) -> None:
     for kind, member in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         page.evaluate(
