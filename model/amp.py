@@ -77,7 +77,5 @@ def _has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bf16 natively: emulated, as before Ampere or AVX512-BF16, it gains nothing."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
