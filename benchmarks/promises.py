@@ -25,7 +25,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,14 +262,7 @@ async def end(service: Service) -> Seen:
     )
 
 
-PROMISES: dict[str, Callable[[Service], Awaitable[Seen]]] = {
-    "alone": alone,
-    "corrupt": corrupt,
-    "left": left,
-    "busy": busy,
-    "swap": swap,
-    "end": end,
-}
+PROMISES = {promise.__name__: promise for promise in (alone, corrupt, left, busy, swap, end)}
 
 
 def mixed_pictures(count: int) -> Iterator[bytes]:

@@ -100,7 +100,6 @@ def main() -> int:
     pictures = photographs(options.images, options.count)
     theirs = lively_model()
     if options.weights:
-        theirs = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(CATEGORIES)).eval()
         theirs.load_state_dict(read_weights(options.weights))
     checkpoint = from_state_dict(theirs.state_dict(), "torchvision")
     metadata = checkpoint.metadata("fcos-resnet50-coco")
