@@ -36,11 +36,18 @@ function add(files) {
 async function work() {
   if (working) return;
   working = true;
+  const begun = [];
   try {
-    for (let next; (next = pictures.find((one) => one.state === "waiting")); ) await process(next);
+    for (let next; (next = pictures.find((one) => one.state === "waiting")); ) {
+      begun.push(next);
+      await process(next);
+    }
   } finally {
     working = false;
   }
+  const ended = begun.filter((one) => pictures.includes(one)); // not cleared
+  const failed = ended.filter((one) => one.state === "failed").length;
+  if (ended.length > 1) tell(`${count(ended.length - failed, "picture")} done, ${failed} failed.`);
 }
 
 async function process(picture) {
@@ -247,6 +254,9 @@ function say(...parts) {
   }, 150);
 }
 
+/** Tells screen readers what others see where it happened. */
+const tell = (text) => ($("told").textContent = text);
+
 /** A name that is written from right to left, or says that it is, does not turn what follows. */
 const isolated = (name) => element("bdi", {}, name);
 
@@ -295,6 +305,7 @@ $("clear").addEventListener("click", () => {
   for (const picture of pictures) picture.cleared.abort();
   pictures = [];
   $("strip").replaceChildren();
+  tell("");
   void select(null);
   $("files").focus();
 });
@@ -350,10 +361,10 @@ for (const what of ["curl", "json"]) {
   const button = $(`copy-${what}`);
   const label = button.textContent;
   button.addEventListener("click", async () => {
-    button.textContent = $("copied").textContent = (await copy($(what))) ? "Copied" : "Selected: press Ctrl C";
+    button.textContent = tell((await copy($(what))) ? "Copied" : "Selected: press Ctrl C");
     setTimeout(() => {
       button.textContent = label;
-      $("copied").textContent = "";
+      tell("");
     }, 2000);
   });
 }

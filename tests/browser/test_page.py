@@ -130,7 +130,15 @@ def test_the_curl_command_gives_what_is_shown(page: Page, tmp_path: Path) -> Non
 def test_copying_is_told(page: Page) -> None:
     choose(page, file("red.png", RED))
     page.get_by_role("button", name="Copy the command").press("Enter")
-    expect(page.locator("#copies").get_by_role("status")).to_have_text("Copied")
+    expect(page.get_by_role("status").filter(has_text="Copied")).to_be_attached()
+
+
+def test_a_screen_reader_is_told_when_all_pictures_are_done(page: Page) -> None:
+    told = page.get_by_role("status").filter(has_text="done")
+    choose(page, file("red.png", RED))
+    expect(told).to_have_count(0)  # the status says what was found in it
+    choose(page, file("1.png", RED), file("bad.png", b"no picture"), file("2.png", RED))
+    expect(told).to_have_text("2 pictures done, 1 failed.")
 
 
 def test_what_is_no_picture_is_an_alert_and_the_others_go_on(page: Page) -> None:
