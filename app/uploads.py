@@ -202,7 +202,8 @@ async def _files_of(form: FormData, field: str) -> list[bytes]:
         if not isinstance(upload, UploadFile):
             raise Refusal(
                 "malformed_request",
-                f"The field `{field}` is text, not a file. With curl: -F {field}=@cat.jpg, with the @.",
+                f"The field `{field}` has neither a file name nor a content type, so it is text, not a file. "
+                f"With curl: -F {field}=@cat.jpg, with the @.",
             )
         files.append(await upload.read())
     return files

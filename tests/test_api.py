@@ -184,7 +184,7 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
         ({"data": {"image": "text"}}, 415, "not_a_picture", "--data-binary @cat.jpg, or -F image=@cat.jpg"),
         ({"content": b"\0", "headers": {"Content-Type": CURLS}}, 415, "not_a_picture", "known format"),
         ({"content": b"", "headers": {"Content-Type": CURLS}}, 400, "empty_body", "no body"),
-        ({"files": {"image": (None, "text")}}, 400, "malformed_request", "@"),
+        ({"files": {"image": (None, PICTURE)}}, 400, "malformed_request", "neither a file name nor a content type"),
         ({"files": {"picture": ("a.png", PICTURE)}}, 400, "malformed_request", "'picture'"),
         ({"files": [("image", PICTURE), ("image", PICTURE)]}, 400, "malformed_request", "Too many files"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "malformed_request", "boundary"),
