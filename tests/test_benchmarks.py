@@ -2,6 +2,7 @@
 
 import csv
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -144,11 +145,7 @@ def test_what_the_service_could_feed_a_gpu_is_measured(tmp_path: Path) -> None:
         ("serving", ["--systems", "litserve"], "--peers"),
         ("serving", ["--systems", "litserve", "--peers", "gone/python"], "gone/python"),
         ("serving", ["--levels", "--open", "5"], "--levels"),
-        ("torchvision_parity", ["--weights", "gone.pth"], "gone.pth"),
-        ("torchvision_parity", ["--images", "gone"], "gone"),
-        ("torchvision_parity", ["--count", "0"], "--count"),
         ("tiny_model", ["gone/tiny.onnx"], "gone/tiny.onnx"),
-        ("training_parity", ["--data", "gone", "--output", "a.csv"], "gone"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(name: str, arguments: list[str], says: str) -> None:
@@ -156,3 +153,24 @@ def test_what_a_user_gets_wrong_is_one_sentence(name: str, arguments: list[str],
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("torchvision_parity", ["--weights", "gone.pth"], "gone.pth"),
+        ("torchvision_parity", ["--images", "gone"], "gone"),
+        ("torchvision_parity", ["--count", "0"], "--count"),
+        ("training_parity", ["--data", "gone", "--output", "a.csv"], "gone"),
+    ],
+)
+def test_so_is_what_is_wrong_for_those_that_need_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str], says: str
+) -> None:
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")  # not in another process, where torch is imported for 10 s
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
