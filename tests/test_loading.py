@@ -38,7 +38,7 @@ def test_after_an_error_the_workers_end(tmp_path: Path) -> None:
     file = mine[1] / "picture-3.png"
     file.write_bytes(file.read_bytes()[:60] + bytes(400) + b"IEND")  # what the check reads is whole
     command = [sys.executable, "model/train.py", *words(settings(mine, tmp_path / "run", workers=2))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stderr
     assert "picture-3.png" in done.stderr
 
