@@ -38,7 +38,7 @@ _BIG_TIFF = 43  # the version in the header
 # Types that are kept as they are.
 _TIFF_BYTES = (TiffTags.BYTE, TiffTags.ASCII, TiffTags.SIGNED_BYTE, TiffTags.UNDEFINED)
 _SLOW = "bmp_rle"  # a BMP decoder in Python that fills lines pixel by pixel
-_FAXES = ("tiff_ccitt", "group3", "tiff_raw_16")  # libtiff writes a line to stderr for every damaged one
+_FAXES = ("tiff_ccitt", "group3", "group4", "tiff_raw_16")  # libtiff writes a line to stderr for every damaged one
 _YCBCR = 6  # unless they are JPEGs, libtiff reads such colours past any damage, and does not say so
 
 

@@ -361,7 +361,7 @@ def test_a_tiff_may_have_a_long_profile() -> None:
     assert opened(content, MAX_PIXELS).size == (64, 48)
 
 
-@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "tiff_raw_16"])
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "group4", "tiff_raw_16"])
 def test_a_fax_is_refused(compression: str) -> None:
     assert refused(encoded(Image.new("1", (64, 64)), "TIFF", compression=compression)) == "not_a_picture"
 
