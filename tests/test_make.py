@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,6 +163,20 @@ def test_changed_requirements_are_installed(make: Callable[..., list[str]], tmp_
     assert make("loadtest") == []
     change(tmp_path, "load.txt")
     assert make("loadtest") == ["load.txt"]
+
+
+def test_the_load_test_needs_no_more_than_what_make_installs_for_it() -> None:
+    """It starts the service as other tests do, by a module that they share."""
+    code = "import sys; before = {*sys.modules}; import tests.load.__main__; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    packages = packages_distributions()
+    needed = {package for name in done.stdout.split() for package in packages.get(name.partition(".")[0], ())}
+    serve, load, dev = (
+        set(re.findall(r"^([\w.-]+)==", (ROOT / f"requirements/{name}.txt").read_text(), re.M))
+        for name in ("serve", "load", "dev")
+    )
+    assert "uvicorn" in needed
+    assert {canonicalize_name(package) for package in needed} & dev <= serve | load
 
 
 @pytest.mark.parametrize("left", ["nothing", "a link to nowhere"])
