@@ -2,8 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -64,19 +66,24 @@ class Seen:
         return sum("/detect" in url for url in self.requests)
 
 
-@pytest.fixture
-def page(browser: Browser, service: Served) -> Iterator[Page]:
-    """The playground, opened. Anything it complains of, or asks another host for, fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 860}, permissions=["camera"])
-    page = context.new_page()
+@contextmanager
+def opened(browser: Browser, service: Served, **options: Any) -> Generator[Page]:
+    """The playground. Anything it complains of, or asks another host for, fails the test."""
+    page = browser.new_page(**options)
     page.add_init_script(FIREFOXS_WARNING)
     page.set_default_timeout(20_000)
     seen = Seen(page)
     page.seen = seen  # type: ignore[attr-defined]
     page.goto(service.address)
-    expect(page.locator("#model")).not_to_be_empty()
     yield page
     assert all(url.startswith((service.address, "blob:")) for url in seen.requests), seen.requests
     # A refusal that a test asks for is reported by the browser itself.
     assert [text for text in seen.complaints if "Failed to load resource" not in text] == []
-    context.close()
+    page.close()
+
+
+@pytest.fixture
+def page(browser: Browser, service: Served) -> Iterator[Page]:
+    with opened(browser, service, viewport={"width": 1280, "height": 860}, permissions=["camera"]) as page:
+        expect(page.locator("#model")).not_to_be_empty()
+        yield page

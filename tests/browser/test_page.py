@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from app.draw import class_colour
 from app.pages import STATIC
-from tests.browser.conftest import FLAGS, chromium
+from tests.browser.conftest import FLAGS, chromium, opened
 from tests.serving import Served, served
 from tests.support import METADATA, encoded, metadata, rectangle_picture, write_model
 
@@ -65,7 +65,9 @@ def pixel(page: Page, x: int, y: int) -> list[int]:
     """Returns: The canvas's colour at a place of the picture, which is 320 pixels wide."""
     return page.evaluate(
         """([x, y]) => { const c = document.getElementById('canvas'); const k = c.width / 320;
-           return [...c.getContext('2d').getImageData(x * k, y * k, 1, 1).data.slice(0, 3)]; }""",
+           const one = new OffscreenCanvas(1, 1).getContext('2d'); // no second look at the same canvas: a warning
+           one.drawImage(c, -Math.floor(x * k), -Math.floor(y * k));
+           return [...one.getImageData(0, 0, 1, 1).data.slice(0, 3)]; }""",
         [x, y],
     )  # type: ignore[no-any-return]
 
@@ -269,9 +271,8 @@ def test_a_picture_that_the_browser_does_not_turn_is_shown_as_the_service_sees_i
     assert blue[2] - blue[0] > 200
 
 
-def test_what_is_transparent_is_white(browser: Browser, service: Served) -> None:
-    page = browser.new_page(color_scheme="dark")
-    page.goto(service.address)
+def test_what_is_transparent_is_white(page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
     clear = Image.new("RGBA", (320, 240))
     clear.paste((255, 0, 0, 255), (20, 20, 130, 130))
     choose(page, file("clear.png", encoded(clear)))
@@ -280,16 +281,11 @@ def test_what_is_transparent_is_white(browser: Browser, service: Served) -> None
     red = pixel(page, round((box["xmin"] + box["xmax"]) / 2), round((box["ymin"] + box["ymax"]) / 2))
     assert red[0] - red[2] > 200
     assert pixel(page, 300, 230) == pytest.approx([140] * 3, abs=2), "what is not chosen is darker, and no longer clear"
-    page.close()
 
 
 def test_a_picture_that_nobody_can_show_is_not_shown_as_the_one_before(page: Page) -> None:
     choose(page, file("red.png", RED))
-
-    def refuse(route: Route) -> None:
-        route.fulfill(status=504, json={"status": 504, "title": "Too late", "detail": "Try again.", "code": "late"})
-
-    page.route("**/detect?draw=png*", refuse)
+    page.route("**/detect?draw=png*", lambda route: route.fulfill(**problem(504, "Too late", "Try again.")))
     choose(page, file("blue.tiff", encoded(TWO_COLOURS, "TIFF"), "image/tiff"))
     expect(page.get_by_role("alert")).to_contain_text("Too late")
     page.get_by_role("button", name="blue.tiff").click()
@@ -298,13 +294,11 @@ def test_a_picture_that_nobody_can_show_is_not_shown_as_the_one_before(page: Pag
     expect(page.locator("#canvas")).to_have_attribute("aria-label", "blue.tiff: no answer")
 
 
-def test_without_storage_the_page_works(browser: Browser, service: Served) -> None:
-    page = browser.new_page()
+def test_without_storage_the_page_works(page: Page) -> None:
     page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('denied'); } })")
-    page.goto(service.address)
+    page.reload()
     choose(page, file("red.png", RED))
     expect(page.locator("#status")).to_contain_text("red.png")
-    page.close()
 
 
 def test_the_camera_takes_a_picture_and_is_let_go(page: Page) -> None:
@@ -337,14 +331,12 @@ def test_the_camera_needs_no_service(page: Page) -> None:
     expect(page.get_by_role("dialog", name="Camera")).to_be_visible()
 
 
-def test_a_page_without_a_camera_says_why(browser: Browser, service: Served) -> None:
+def test_a_page_without_a_camera_says_why(page: Page) -> None:
     """What a browser does on an address that is neither https nor localhost."""
-    page = browser.new_page()
     page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
-    page.goto(service.address)
+    page.reload()
     page.get_by_role("button", name="Camera").click()
     expect(page.get_by_role("alert")).to_contain_text("https and localhost")
-    page.close()
 
 
 def problem(status: int, title: str, detail: str, **headers: str) -> dict[str, Any]:
@@ -473,22 +465,17 @@ def test_what_fails_again_is_told_again(page: Page) -> None:
 
 
 def test_a_key_that_cannot_be_right_is_told_before_any_picture(browser: Browser, model_file: Path) -> None:
-    with served(model=model_file, api_keys="right-key-1") as service:
-        page = browser.new_page()
-        page.goto(service.address)
+    with served(model=model_file, api_keys="right-key-1") as service, opened(browser, service) as page:
         key = page.get_by_label("Key", exact=True)
         for text, says in (("schlüssel", "ASCII"), ("not-the-key", "not valid for this service")):
             key.fill(text)
             key.press("Enter")
             expect(page.get_by_role("alert")).to_contain_text(says)
             expect(key).to_have_css("border-top-color", "rgb(163, 22, 27)")
-        page.close()
 
 
 def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, model_file: Path) -> None:
-    with served(model=model_file, api_keys="right-key-1") as service:
-        page = browser.new_page()
-        page.goto(service.address)
+    with served(model=model_file, api_keys="right-key-1") as service, opened(browser, service) as page:
         expect(page.locator("#model")).to_contain_text("requires an API key")
         choose(page, file("red.png", RED))
         expect(page.get_by_role("alert")).to_have_text("This service requires a key: enter it under “API key”.")
@@ -514,20 +501,15 @@ def test_a_service_with_keys_asks_for_one_and_goes_on_with_it(browser: Browser, 
         assert "Authorization: Bearer $API_KEY" in page.inner_text("#curl")
         page.reload()
         expect(page.locator("#model")).to_contain_text("colours")
-        page.close()
-        other = browser.new_page()
-        other.goto(service.address)
-        assert other.evaluate("sessionStorage.length") == 0, "the key is forgotten with its tab"
-        other.close()
+        with opened(browser, service) as other:
+            assert other.evaluate("sessionStorage.length") == 0, "the key is forgotten with its tab"
 
 
 def test_a_reloaded_model_is_seen_with_its_first_answer(browser: Browser, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.onnx")
     defaults = METADATA["defaults"] | {"score_threshold": 0.5}
     newer = write_model(tmp_path / "newer.onnx", metadata(name="newer", defaults=defaults).to_json())
-    with served(model=model) as service:
-        page = browser.new_page()
-        page.goto(service.address)
+    with served(model=model) as service, opened(browser, service) as page:
         expect(page.locator("#model")).to_contain_text("colours")
         newer.replace(model)
         os.kill(service.pid, signal.SIGHUP)
@@ -537,7 +519,6 @@ def test_a_reloaded_model_is_seen_with_its_first_answer(browser: Browser, tmp_pa
         choose(page, file("red.png", RED))
         expect(page.locator("#model")).to_contain_text("newer")
         expect(page.locator("#status")).to_contain_text("above 0.50")
-        page.close()
 
 
 def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
@@ -589,9 +570,8 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page, width: int) -> None:
 
 
 def test_a_phone_is_shown_the_box_that_was_chosen_and_what_is_wrong(browser: Browser, model_file: Path) -> None:
-    with served(model=model_file, api_keys="right-key-1") as service:
-        page = browser.new_page(viewport={"width": 360, "height": 640})
-        page.goto(service.address)
+    with served(model=model_file, api_keys="right-key-1") as service, opened(browser, service) as page:
+        page.set_viewport_size({"width": 360, "height": 640})
         choose(page, file("red.png", RED))
         for text in ("wrong-key", "wrong-key", "right-key-1"):
             page.evaluate("scrollTo(0, document.body.scrollHeight)")
@@ -604,7 +584,6 @@ def test_a_phone_is_shown_the_box_that_was_chosen_and_what_is_wrong(browser: Bro
         expect(page.locator("#canvas")).not_to_be_in_viewport()
         row.click()
         expect(page.locator("#canvas")).to_be_in_viewport(ratio=0.9)
-        page.close()
 
 
 def test_a_chosen_box_is_not_covered(page: Page) -> None:
@@ -750,8 +729,8 @@ def test_colours_are_those_of_drawn_pictures(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["", "docs"])
-def test_axe_finds_nothing(browser: Browser, service: Served, scheme: Any, path: str) -> None:
-    page = browser.new_page(color_scheme=scheme)
+def test_axe_finds_nothing(page: Page, service: Served, scheme: Any, path: str) -> None:
+    page.emulate_media(color_scheme=scheme)
     page.goto(f"{service.address}/{path}")
     if path == "docs":
         page.wait_for_selector(".operation")
@@ -764,7 +743,6 @@ def test_axe_finds_nothing(browser: Browser, service: Served, scheme: Any, path:
     assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
     found = Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
-    page.close()
 
 
 def test_forced_colours_tell_the_focus_from_what_is_chosen(page: Page) -> None:
