@@ -451,13 +451,16 @@ def test_what_fails_again_is_told_again(page: Page) -> None:
     page.evaluate(
         """() => {
             const alert = document.querySelector("[role=alert]");
-            globalThis.told = [];
-            new MutationObserver(() => told.push(alert.textContent)).observe(alert, { childList: true });
+            const texts = [];
+            globalThis.told = new Promise((resolve) => {
+                new MutationObserver(() => texts.push(alert.textContent) === 2 && resolve(texts))
+                    .observe(alert, { childList: true });
+                setTimeout(resolve, 20_000, texts);
+            });
         }"""
     )
     again = page.get_by_role("button", name="Try again")
     again.press("Enter")
-    page.wait_for_function("told.length === 2")
     first, second = page.evaluate("told")
     assert first == "Trying again …"
     assert "cannot be reached" in second
