@@ -29,28 +29,21 @@ export async function takePicture() {
 
   const dialog = document.getElementById("camera-dialog");
   const video = document.getElementById("video");
-  const closed = new AbortController();
   try {
     video.srcObject = stream;
     dialog.showModal();
     return await new Promise((resolve) => {
-      const listen = { signal: closed.signal };
-      dialog.addEventListener("close", () => resolve(null), listen);
-      document.getElementById("camera-close").addEventListener("click", () => dialog.close(), listen);
-      document.getElementById("shoot").addEventListener(
-        "click",
-        () => {
-          const canvas = document.createElement("canvas");
-          [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-          if (canvas.width === 0) return; // no frame yet
-          canvas.getContext("2d").drawImage(video, 0, 0);
-          canvas.toBlob((blob) => { resolve(blob); dialog.close(); }, "image/jpeg", 0.92);
-        },
-        listen,
-      );
+      dialog.onclose = () => resolve(null);
+      document.getElementById("camera-close").onclick = () => dialog.close();
+      document.getElementById("shoot").onclick = () => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+        if (canvas.width === 0) return; // no frame yet
+        canvas.getContext("2d").drawImage(video, 0, 0);
+        canvas.toBlob((blob) => { resolve(blob); dialog.close(); }, "image/jpeg", 0.92);
+      };
     });
   } finally {
-    closed.abort();
     for (const track of stream.getTracks()) track.stop();
     video.srcObject = null;
   }
