@@ -1,6 +1,5 @@
 // Shows openapi.json. Written for this service because the usual viewers are a hundred times its size.
 
-const METHODS = ["get", "put", "post", "delete", "patch"];
 const PROBLEM = "application/problem+json";
 const DEEPEST = 4; // levels of nested objects that are written out
 
@@ -18,7 +17,7 @@ function show(api) {
   document.getElementById("title").textContent = `${api.info.title}, version ${api.info.version}`;
   document.getElementById("about").replaceChildren(...prose(api.info.description));
   const operations = Object.entries(api.paths).flatMap(([path, item]) =>
-    METHODS.filter((method) => item[method]).map((method) => ({ path, method, ...item[method] })));
+    Object.entries(item).map(([method, one]) => ({ path, method, ...one })));
   document.getElementById("contents").replaceChildren(element("ul", {}, operations.map((one) =>
     element("li", {}, element("a", { href: `#${anchor(one)}` }, `${one.method.toUpperCase()} ${one.path}`)))));
   document.getElementById("operations").replaceChildren(
@@ -29,17 +28,20 @@ function show(api) {
 const anchor = ({ method, path }) => `${method}${path.replaceAll(/[^\w]+/g, "-")}`;
 
 function operation(one, api) {
-  const id = anchor(one);
-  const section = element("section", { id, className: "operation" },
-    element("h2", { id: `${id}-heading` }, element("span", { className: "method" }, one.method.toUpperCase()),
-      element("code", {}, one.path)),
+  const heading = [element("span", { className: "method" }, one.method.toUpperCase()), element("code", {}, one.path)];
+  return section(anchor(one), heading,
     element("p", {}, prose(one.summary)),
     one.description ? element("p", { className: "quiet" }, prose(one.description)) : null,
     one.parameters?.length ? parameters(one.parameters, api) : null,
     one.requestBody ? body(one.requestBody, api) : null,
     responses(one.responses, api));
-  section.setAttribute("aria-labelledby", `${id}-heading`);
-  return section;
+}
+
+function section(id, heading, ...children) {
+  const made = element("section", { id, className: "operation" },
+    element("h2", { id: `${id}-heading` }, heading), ...children);
+  made.setAttribute("aria-labelledby", `${id}-heading`);
+  return made;
 }
 
 function parameters(list, api) {
@@ -67,11 +69,8 @@ function answerContents(content = {}, api) {
 }
 
 function problems(api) {
-  const section = element("section", { id: "problem", className: "operation" },
-    element("h2", { id: "problem-heading" }, "Problem document"), element("p", {}, element("code", {}, PROBLEM)),
+  return section("problem", "Problem document", element("p", {}, element("code", {}, PROBLEM)),
     element("div", {}, described({ $ref: "#/components/schemas/Problem" }, api, 1)));
-  section.setAttribute("aria-labelledby", "problem-heading");
-  return section;
 }
 
 function contents(content = {}, api) {
