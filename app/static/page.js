@@ -2,7 +2,7 @@
 
 import { takePicture } from "./camera.js";
 import { classColour, css, paint } from "./paint.js";
-import { Problem, addressOf, apiKey, detect, drawing, model } from "./service.js";
+import { Problem, addressOf, apiKey, contentTypeOf, detect, drawing, model } from "./service.js";
 import { classesOf, count, curlCommand, inWords, jsonText, queryOf, visible } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -144,9 +144,8 @@ function show() {
 /** Everything that the filters change. */
 function showFiltered() {
   $("threshold-value").value = filter.threshold.toFixed(2);
+  draw();
   const answer = current?.answer ?? null;
-  const detections = answer === null ? [] : visible(answer, filter);
-  draw(detections);
   if (answer === null) {
     $("canvas").setAttribute("aria-label", current === null ? "No picture" : `${current.name}: no answer`);
     const name = isolated(current?.name ?? "");
@@ -154,26 +153,27 @@ function showFiltered() {
     say(...(says[current?.state] ?? ["No picture yet."]));
     return;
   }
+  const detections = visible(answer, filter);
   $("rows").replaceChildren(...detections.map(row));
   $("rows").querySelector("button")?.setAttribute("tabindex", "0");
-  const type = current.file.type;
-  $("curl").textContent =
-    curlCommand(addressOf("detect"), current.name, type, filter, answer, apiKey.get() !== "");
+  const type = contentTypeOf(current.file);
+  $("curl").textContent = curlCommand(addressOf("detect"), current.name, type, filter, answer, apiKey.get() !== "");
   $("json").textContent = jsonText(answer, detections);
   $("canvas").setAttribute("aria-label", `${current.name}: ${inWords(detections)}`);
   const most = detections.length === filter.limit ? " (no more are shown)" : "";
   say(isolated(current.name), `: ${count(detections.length, "object")} above ${filter.threshold.toFixed(2)}${most}.`);
 }
 
-function draw(detections) {
+function draw() {
   if (!current?.bitmap) return;
   const canvas = $("canvas");
-  const { width, height } = current.bitmap;
+  const { bitmap, answer } = current;
+  const { width, height } = bitmap;
   const zoom = Math.min($("shown").clientWidth / width, (innerHeight * TALLEST) / height, LARGEST_ZOOM);
   canvas.width = Math.max(1, Math.round(width * zoom * devicePixelRatio));
   canvas.height = Math.max(1, Math.round(height * zoom * devicePixelRatio));
   canvas.style.width = `${width * zoom}px`;
-  paint(canvas, current.bitmap, current.answer?.image ?? { width, height }, detections, devicePixelRatio, chosen);
+  paint(canvas, bitmap, answer?.image ?? bitmap, answer ? visible(answer, filter) : [], devicePixelRatio, chosen);
 }
 
 /** Of a hundred rows one is in the order of the Tab key; arrow keys go to the others. */
@@ -185,7 +185,7 @@ function row(detection, index) {
     chosen = detection === chosen ? null : detection;
     for (const other of $("rows").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
     button.setAttribute("aria-pressed", String(detection === chosen));
-    draw(visible(current.answer, filter));
+    draw();
     if (chosen) $("canvas").scrollIntoView({ block: "nearest" }); // on a phone the table is far below it
   });
   const { xmin, ymin, xmax, ymax } = detection.box;
@@ -412,7 +412,7 @@ for (const kind of ["dragleave", "drop"]) {
   });
 }
 addEventListener("paste", (event) => add(event.clipboardData.files));
-new ResizeObserver(() => current?.bitmap && draw(current.answer ? visible(current.answer, filter) : [])).observe($("shown"));
+new ResizeObserver(draw).observe($("shown"));
 
 // ---- start -----------------------------------------------------------------------------------------------------
 

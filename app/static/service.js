@@ -53,6 +53,9 @@ export const apiKey = {
 
 export const addressOf = (path) => new URL(path, document.baseURI);
 
+/** What browsers call a file may be anything, or nothing. */
+export const contentTypeOf = ({ type }) => (type.startsWith("image/") ? type : "application/octet-stream");
+
 /** GET /model. */
 export const model = async () => answerWith("classes", await send("model"));
 
@@ -80,7 +83,7 @@ async function post(picture, query, { onWait = () => {}, signal } = {}) {
       return await send(address, {
         method: "POST",
         body: picture,
-        headers: { "Content-Type": picture.type.startsWith("image/") ? picture.type : "application/octet-stream" },
+        headers: { "Content-Type": contentTypeOf(picture) },
         signal,
       });
     } catch (problem) {

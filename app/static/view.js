@@ -37,7 +37,7 @@ export function queryOf({ threshold, hidden }, answer) {
 export function curlCommand(address, name, type, filter, answer, withKey) {
   const lines = [
     `curl ${quoted(`${address}?${queryOf(filter, answer)}`)}`,
-    `-H ${quoted(`Content-Type: ${type.startsWith("image/") ? type : "application/octet-stream"}`)}`,
+    `-H ${quoted(`Content-Type: ${type}`)}`,
     `--data-binary ${quoted(`@${name}`)}`,
   ];
   if (withKey) lines.push('-H "Authorization: Bearer $API_KEY"');
