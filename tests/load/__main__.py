@@ -16,14 +16,10 @@ LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 
 def main() -> int:
-    try:
-        settings = load_settings()
-    except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Returns: locust's exit status. Raises: StartError, NotReady."""
+    settings = load_settings()
     if not settings.model.is_file():
-        print(f"error: There is no model file {settings.model}: set FCOS_MODEL to one.", file=sys.stderr)
-        return 2
+        raise StartError(f"There is no model file {settings.model}: set FCOS_MODEL to one.")
     results = Path("results")
     results.mkdir(exist_ok=True)
     chosen = {name[5:].lower(): value for name, value in os.environ.items() if name.startswith("FCOS_")}
@@ -31,18 +27,19 @@ def main() -> int:
     chosen.pop("port", None)
     if settings.api_keys:
         os.environ.setdefault("API_KEY", min(settings.api_keys))  # the locustfile's
-    try:
-        with served(**chosen) as service:
-            command = [
-                sys.executable, "-m", "locust", "--locustfile", LOCUSTFILE, "--headless", "--host", service.address,
-                "--csv", results / "load", "--html", results / "load.html", "--loglevel", "WARNING", "--only-summary",
-                *sys.argv[1:],
-            ]  # fmt: skip
-            return subprocess.run([str(word) for word in command], check=False).returncode
-    except NotReady as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with served(**chosen) as service:
+        command = [
+            sys.executable, "-m", "locust", "--locustfile", LOCUSTFILE, "--headless", "--host", service.address,
+            "--csv", results / "load", "--html", results / "load.html", "--loglevel", "WARNING", "--only-summary",
+            *sys.argv[1:],
+        ]  # fmt: skip
+        return subprocess.run([str(word) for word in command], check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except (StartError, NotReady) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
