@@ -65,39 +65,26 @@ def write_model(
         return output
 
     # A colour's weight is 1 for itself and -1/2 for the two others, so grey gives 0; the scale makes pure colour +5.
-    weights = (1.5 * np.eye(3) - 0.5)[:, :, None, None] * 10 / 255
-    constant("colour", weights.astype(np.float32))
-    constant("bias", np.full(3, -5, np.float32))
-    constant("nothing4", np.zeros((4, 3, 1, 1), np.float32))
-    constant("nothing1", np.zeros((1, 3, 1, 1), np.float32))
-    constant("sure", np.full(1, 4, np.float32))
-
+    colour = (1.5 * np.eye(3) - 0.5)[:, :, None, None] * 10 / 255
     floats = node("Cast", ["images"], "floats", to=TensorProto.FLOAT)
     planes = node("Transpose", [floats], "planes", perm=[0, 3, 1, 2])
     for stride in METADATA["strides"]:
         cells = node(
             "AveragePool", [planes], f"cells{stride}", kernel_shape=[stride] * 2, strides=[stride] * 2, ceil_mode=1
         )
-        side = constant(f"side{stride}", np.full(4, stride, np.float32))
-        for name, weight, bias in (
-            ("class_logits", "colour", "bias"),
-            ("distances", "nothing4", side),
-            ("centerness", "nothing1", "sure"),
+        for name, weight, bias, shape in (
+            ("class_logits", colour, np.full(3, -5), [0, -1, 3]),
+            ("distances", np.zeros((4, 3, 1, 1)), np.full(4, stride), [0, -1, 4]),
+            ("centerness", np.zeros((1, 3, 1, 1)), np.full(1, 4), [0, -1]),
         ):
-            plane = node("Conv", [cells, weight, bias], f"{name}_plane{stride}")
-            last = node("Transpose", [plane], f"{name}_last{stride}", perm=[0, 2, 3, 1])
-            channels = constant(
-                f"{name}_shape{stride}", np.array([0, -1, {"class_logits": 3, "distances": 4, "centerness": 1}[name]])
-            )
-            node("Reshape", [last, channels], f"{name}{stride}")
+            here = f"{name}{stride}"
+            weights = constant(f"{here}.weight", weight.astype(np.float32))
+            biases = constant(f"{here}.bias", bias.astype(np.float32))
+            plane = node("Conv", [cells, weights, biases], f"{here}.plane")
+            last = node("Transpose", [plane], f"{here}.last", perm=[0, 2, 3, 1])
+            node("Reshape", [last, constant(f"{here}.shape", shape)], here)
     for name in outputs:
-        node("Concat", [f"{name}{stride}" for stride in METADATA["strides"]], f"{name}_points", axis=1)
-    constant("last_axis", np.array([2], np.int64))
-    for name in outputs:
-        if name == "centerness":
-            node("Squeeze", ["centerness_points", "last_axis"], name)
-        else:
-            node("Identity", [f"{name}_points"], name)
+        node("Concat", [f"{name}{stride}" for stride in METADATA["strides"]], name, axis=1)
 
     shapes: dict[str, Sequence[str | int]] = {
         "class_logits": ["N", "P", 3],
