@@ -70,7 +70,7 @@ def write_pictures(folder: Path, count: int, seed: int = 0, boxes: int = 2) -> d
     return document
 
 
-def write_coco(folder: Path, count: int = 8, seed: int = 0, boxes: int = 2) -> tuple[Path, Path]:
+def write_coco(folder: Path, count: int = 8, seed: int = 0, boxes: int = 2) -> Data:
     """Returns: The json and the folder of pictures."""
     document = write_pictures(folder / "pictures", count, seed, boxes)
     (folder / "boxes.json").write_text(json.dumps(document))
@@ -146,7 +146,7 @@ def write_folder(folder: Path, train: int = 8, val: int = 4) -> Path:
     return folder
 
 
-def settings(data: tuple[Path, Path], output: Path, **changes: Any) -> Settings:
+def settings(data: Data, output: Path, **changes: Any) -> Settings:
     """A tiny network, trained for a moment on toy data that are also its val."""
     values: dict[str, Any] = {
         "train_annotations": data[0],

@@ -23,12 +23,10 @@ from model.learner import Learner
 from model.optim import train_mode
 from model.sampling import CanvasBatches, canvas_indices
 from model.stopping import stop_on_signals
-from tests.toy import read_annotations, settings
+from tests.toy import Data, read_annotations, settings
 
 
-def prepared(
-    data: tuple[Path, Path], processes: Processes, accumulate: int = 1, **changes: Any
-) -> tuple[Learner, list[Batch]]:
+def prepared(data: Data, processes: Processes, accumulate: int = 1, **changes: Any) -> tuple[Learner, list[Batch]]:
     """A learner, and its process's share of a batch of eight pictures, in parts."""
     options = settings(data, Path("nowhere"), batch_size=8, accumulate=accumulate, **changes)
     annotations = read_annotations(*data)
@@ -52,7 +50,7 @@ def prepared(
     return learner, parts
 
 
-def gradients(data: tuple[Path, Path], processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
+def gradients(data: Data, processes: Processes, accumulate: int = 1) -> dict[str, Tensor]:
     """The losses, and the gradient of every parameter, after a batch."""
     learner, parts = prepared(data, processes, accumulate, backbone_norm="frozen", amp="off")
     train_mode(learner.model, learner.settings)
