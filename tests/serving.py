@@ -28,6 +28,11 @@ class Served:
     pid: int
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 class NotReady(RuntimeError):
     """A service that ended, or hung, before it answered."""
 
@@ -35,8 +40,7 @@ class NotReady(RuntimeError):
 @contextmanager
 def served(*, model: Path, **settings: object) -> Generator[Served]:
     """Runs `python -m app` until the block ends; `settings` are its FCOS_* variables without that."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
     settings = {"model": model, "port": port, "provider": "cpu", "log_level": "warning", **settings}
     environment |= {f"FCOS_{name.upper()}": str(value) for name, value in settings.items()}

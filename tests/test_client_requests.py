@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import io
-import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -15,6 +14,7 @@ import pytest
 from app.client import AsyncClient, Client, ServiceProblem
 from app.detect_route import picture_query
 from app.schemas import DetectQuery
+from tests.serving import free_port
 from tests.support import PICTURE
 
 ANSWER = {"detections": [], "image": {"width": 1, "height": 1}, "model": {}, "timing_ms": {}}
@@ -278,9 +278,7 @@ def test_a_service_that_was_there_is_waited_for(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_service_that_was_never_there_is_an_error_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{free_port()}"
     with Client(address, sleep=lambda _: pytest.fail("waits")) as client:
         for _ in range(2):
             with pytest.raises(httpx.ConnectError, match=f"{address} gave no answer: .*refused"):

@@ -14,7 +14,7 @@ from PIL import Image
 from app.launch import end_at_once, raise_again, require_processor
 from app.providers import nvidia_is_here
 from app.server import _listen
-from tests.serving import wait_until_ready
+from tests.serving import free_port, wait_until_ready
 from tests.support import rectangle_picture, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -274,8 +274,7 @@ def test_where_there_is_no_gpu_the_cpu_is_no_cause_for_a_warning(model_file: Pat
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_the_service_gets_ready_answers_and_ends_well(model_file: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "app"],
         cwd=ROOT,

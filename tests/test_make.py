@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from tests.serving import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # `python -m venv FOLDER`; whatever else it is asked to do, it has done.
@@ -222,20 +224,15 @@ def up(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[st
         (tmp_path / "standalone").touch()
         shutil.copy(docker, tmp_path / "bin/docker-compose")
 
-    def run(**variables: str) -> tuple[str, str]:
-        environment = {"PATH": f"{docker.parent}:{os.environ['PATH']}", **variables}
+    def run(**variables: object) -> tuple[str, str]:
+        environment = {name: str(value) for name, value in variables.items()}
+        environment["PATH"] = f"{docker.parent}:{os.environ['PATH']}"
         done = subprocess.run(["deploy/up"], cwd=tmp_path, env=environment, capture_output=True, text=True)
         running = tmp_path / "running"
         found = re.search("FCOS_MODEL=/models/(.+)", running.read_text()) if running.exists() else None
         return found[1] if found else "", done.stdout + done.stderr
 
     return run
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 def test_up_reads_dotenv_as_compose_does(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
@@ -258,7 +255,7 @@ def test_a_model_stays_until_another_is_named(up: Callable[..., tuple[str, str]]
     assert up(PORT=port)[0] == "fcos-everyday.onnx"
     assert up(PORT=port, MODELS=mine, MODEL="mine.onnx")[0] == "mine.onnx"
     assert "up --detach --no-build detector-cpu\n" in (tmp_path / "asked").read_text()
-    with socket.create_server(("127.0.0.1", int(port))):  # as the running service has it
+    with socket.create_server(("127.0.0.1", port)):  # as the running service has it
         model, said = up(PORT=port, MONITORING="1")
     asked = (tmp_path / "asked").read_text()
     assert "build detector-cpu\n" in asked and "up --detach --no-build detector-cpu prometheus grafana\n" in asked
@@ -275,7 +272,7 @@ def test_up_says_what_is_wrong_before_it_builds(up: Callable[..., tuple[str, str
     assert "error: FCOS_PORT is set here, but the container takes settings from a file" in up(FCOS_PORT="8001")[1]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        model, said = up(PORT=str(port))
+        model, said = up(PORT=port)
     assert f"error: Port {port} is in use" in said
     assert model == ""
 
@@ -288,7 +285,7 @@ def test_a_running_service_outlasts_a_successor_that_could_not_start(
     (tmp_path / "model/weights/broken.onnx").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for variables, says in (
-            ({"PORT": str(taken.getsockname()[1])}, "is in use"),
+            ({"PORT": taken.getsockname()[1]}, "is in use"),
             ({"PORT": "99999"}, "PORT is '99999', but must be a number from 1 to 65535"),
             ({"PORT": "8000-8001"}, "must be a number from 1 to 65535"),
             ({"PORT": port, "MODEL": "broken.onnx"}, "the running one stays"),
@@ -296,7 +293,7 @@ def test_a_running_service_outlasts_a_successor_that_could_not_start(
             model, said = up(**variables)
             assert says in said
             assert "Ready" not in said and model == "fcos-everyday.onnx"
-            assert (tmp_path / "running").read_text().split("\n")[1] == port
+            assert (tmp_path / "running").read_text().split("\n")[1] == str(port)
 
 
 def test_a_service_that_does_not_get_ready_has_its_reason_and_is_not_kept(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving import ROOT, served, wait_until_ready
+from tests.serving import ROOT, free_port, served, wait_until_ready
 from tests.support import PICTURE, encoded, metadata, write_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -103,8 +103,7 @@ def test_sigterm_under_load_loses_nothing(model_file: Path) -> None:
 @contextlib.contextmanager
 def hanging(model_file: Path) -> Generator[tuple[subprocess.Popen[str], http.client.HTTPConnection]]:
     """A service in which a picture hangs, and the client that waits for it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     script = f"""
 import time
 import app.images, app.server
@@ -154,8 +153,7 @@ def test_a_second_ctrl_c_waits_for_nothing(model_file: Path) -> None:
 
 @pytest.mark.parametrize("command", ["exec %s -m app <&- >&- 2>&-", "ulimit -S -n 64; exec %s -m app"])
 def test_it_serves_many_where_a_shell_leaves_it_few_files_or_none(model_file: Path, command: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"FCOS_MODEL": str(model_file), "FCOS_PORT": str(port), "FCOS_PROVIDER": "cpu", "FCOS_DRAIN_S": "0"}
     process = subprocess.Popen(["sh", "-c", command % sys.executable], cwd=ROOT, env=os.environ | settings)
     try:
