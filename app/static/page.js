@@ -155,7 +155,6 @@ function showFiltered() {
   }
   const detections = visible(answer, filter);
   $("rows").replaceChildren(...detections.map(row));
-  $("rows").querySelector("button")?.setAttribute("tabindex", "0");
   const type = contentTypeOf(current.file);
   $("curl").textContent = curlCommand(addressOf("detect"), current.name, type, filter, answer, apiKey.get() !== "");
   $("json").textContent = jsonText(answer, detections);
@@ -178,7 +177,8 @@ function draw() {
 
 /** Of a hundred rows one is in the order of the Tab key; arrow keys go to the others. */
 function row(detection, index) {
-  const button = element("button", { type: "button", tabIndex: -1 }, swatch(detection.class_id), detection.label);
+  const tabIndex = index === 0 ? 0 : -1;
+  const button = element("button", { type: "button", tabIndex }, swatch(detection.class_id), detection.label);
   button.setAttribute("aria-pressed", String(detection === chosen));
   button.setAttribute("aria-describedby", `score-${index}`);
   button.addEventListener("click", () => {
