@@ -194,17 +194,15 @@ class Client:
     def _send(self, method: str, path: str, asked: "_Asked", **body: Any) -> httpx.Response:
         request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
         attempts = _Attempts(request, self._retries, asked.deadline_s)
-        wait_s: float | None
         while True:
             try:
                 response = self._http.send(attempts.next())
-            except httpx.TransportError as error:
-                wait_s = attempts.after_break_s(error, self._reached)
-            else:
                 self._reached = True
                 wait_s = attempts.after_s(response)
                 if wait_s is None:
                     return _checked(response)
+            except httpx.TransportError as error:
+                wait_s = attempts.after_break_s(error, self._reached)
             self._sleep(wait_s)
 
 
@@ -280,17 +278,15 @@ class AsyncClient:
             body = await asyncio.to_thread(read)
             request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
             attempts = _Attempts(request, self._retries, asked.deadline_s)
-            wait_s: float | None
             while True:
                 try:
                     response = await self._http.send(attempts.next())
-                except httpx.TransportError as error:
-                    wait_s = attempts.after_break_s(error, self._reached)
-                else:
                     self._reached = True
                     wait_s = attempts.after_s(response)
                     if wait_s is None:
                         return _checked(response)
+                except httpx.TransportError as error:
+                    wait_s = attempts.after_break_s(error, self._reached)
                 note_refusal()
                 await asyncio.sleep(wait_s)
 
