@@ -49,36 +49,23 @@ def service(model_file: Path) -> Iterator[Served]:
         yield running
 
 
-class Seen:
-    """What a page asked for and complained of."""
-
-    def __init__(self, page: Page) -> None:
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
-        )
-
-    def detections(self) -> int:
-        return sum("/detect" in url for url in self.requests)
-
-
 @contextmanager
 def opened(browser: Browser, service: Served, **options: Any) -> Generator[Page]:
     """The playground. Anything it complains of, or asks another host for, fails the test."""
     page = browser.new_page(**options)
     page.add_init_script(FIREFOXS_WARNING)
     page.set_default_timeout(20_000)
-    seen = Seen(page)
-    page.seen = seen  # type: ignore[attr-defined]
+    requests: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.requests = requests  # type: ignore[attr-defined]
     page.goto(service.address)
     yield page
-    assert all(url.startswith((service.address, "blob:")) for url in seen.requests), seen.requests
+    assert all(url.startswith((service.address, "blob:")) for url in requests), requests
     # A refusal that a test asks for is reported by the browser itself.
-    assert [text for text in seen.complaints if "Failed to load resource" not in text] == []
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
     page.close()
 
 
