@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     admin_key: str | None = None
     """The key that POST /admin/reload requires. None: any of FCOS_API_KEYS."""
     max_per_key: Annotated[int, Field(ge=0)] = 0
-    """Requests of one key at a time. 0: no limit."""
+    """Requests of one key at a time. Beyond it: 429. 0: no limit."""
 
     cors_origins: CommaSeparated = frozenset()
     """Origins, comma-separated, whose pages may ask from a browser, such as https://shop.example. *: any."""
