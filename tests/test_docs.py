@@ -76,8 +76,11 @@ def test_readmes_answer_is_one_and_whole() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_mentioned_files_are_there(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+    for target, heading in re.findall(r"\]\((?!https?://)([^)#]+)#?([^)]*)", page.read_text()):
         assert (page.parent / target).exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", (page.parent / target).read_text().lower(), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", one).replace(" ", "-") for one in headings], heading
 
 
 def test_readmes_map_has_every_module() -> None:
