@@ -2,7 +2,8 @@
 
     python benchmarks/tiny_model.py tiny.onnx
 
-Five levels, shared towers, a class head that finds a handful of objects in any picture. Needs onnx, no torch.
+Five levels, shared towers. It finds an object in the benchmarks' photograph, and none in most pictures. Needs onnx, no
+torch.
 """
 
 import argparse
