@@ -149,6 +149,8 @@ async def while_connected(service: Service, receive: Receive, answering: Corouti
                 for task in watching:
                     task.cancel()
     except TimeoutError as error:
+        if not scope.expired():  # a failure, which must not pass for a client that left
+            raise
         forget_frames(error)
         raise ClientDisconnect from None
 

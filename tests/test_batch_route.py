@@ -3,6 +3,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,5 +131,20 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
             await while_connected(service, leave, detect_each(service, [b"a", b"b"], DEFAULTS, math.inf))
         await asyncio.sleep(0.01)
         assert sorted(dropped) == [b"a", b"b"]  # here: the end of the loop would cancel them anyway
+
+    asyncio.run(ask())
+
+
+def test_a_failure_for_want_of_time_is_no_client_that_has_left() -> None:
+    async def fail() -> None:
+        raise TimeoutError("of the disk")
+
+    async def stay() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    async def ask() -> None:
+        service: Any = SimpleNamespace(timers=Timers())
+        with pytest.raises(TimeoutError, match="of the disk"):
+            await while_connected(service, stay, fail())
 
     asyncio.run(ask())
