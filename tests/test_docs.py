@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import KINDS
 from app.schemas import Answer, DetectQuery
 from app.settings import settings_table
 from tests.serving import Served, served
@@ -67,6 +68,12 @@ def test_the_table_of_settings_is_current() -> None:
 def test_the_table_of_parameters_has_all() -> None:
     text = (ROOT / "docs/api.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(DetectQuery.model_fields)
+
+
+def test_the_table_of_problems_has_all() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    told = re.findall(r"(\d{3}) `(\w+)`", text)
+    assert sorted(told) == sorted((str(kind.status), code) for code, kind in KINDS.items())
 
 
 def test_readmes_answer_is_one_and_whole() -> None:
