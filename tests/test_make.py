@@ -249,6 +249,14 @@ def test_up_reads_dotenv_as_compose_does(up: Callable[..., tuple[str, str]], tmp
     assert up()[0] == "mine.onnx", "which is named again, by the file"
 
 
+@pytest.mark.parametrize(("address", "told"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "127.0.0.1")])
+def test_up_says_where_the_service_answers(up: Callable[..., tuple[str, str]], address: str, told: str) -> None:
+    port = free_port()
+    assert f"http://{told}:{port}\n" in up(ADDRESS=address, PORT=port)[1]
+    with socket.create_server((told, other := free_port())):
+        assert f"error: Port {other} is in use" in up(ADDRESS=address, PORT=other)[1]
+
+
 def test_a_model_stays_until_another_is_named(up: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     mine = str(next(tmp_path.glob("a folder*")))
     port = free_port()
