@@ -18,6 +18,8 @@ from tests.two_processes import gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
 
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(data: Data) -> None:
     whole, in_parts = gradients(data, ALONE), gradients(data, ALONE, accumulate=4)
@@ -27,8 +29,14 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(data: Data) -> None:
 @pytest.fixture(scope="module")
 def of_two_processes(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("two") / "out.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(ROOT / "tests" / "two_processes.py"), str(data[0].parent), str(out)]
+    command = [
+        *TORCHRUN,
+        "--log-dir",
+        str(out.parent / "log"),
+        str(ROOT / "tests" / "two_processes.py"),
+        str(data[0].parent),
+        str(out),
+    ]
     subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     found: dict[str, Any] = torch.load(out, weights_only=True)
     return found
@@ -60,8 +68,7 @@ def test_torchrun_trains_what_one_process_does(data: Data, tmp_path: Path) -> No
         data, tmp_path / "alone", epochs=2, lr=0.01, optimizer="sgd", backbone_norm="frozen", ema_decay=0.0
     )
     shared = dataclasses.replace(alone, output=tmp_path / "shared")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["model/train.py", *words(shared)]
+    command = [*TORCHRUN, "--log-dir", str(tmp_path / "log"), "model/train.py", *words(shared)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
