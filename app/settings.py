@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     sessions: Annotated[int, Field(ge=0, le=64)] = 0
     """Batches run at a time on the CPU, each with a fixed share of the cores. 0: one per core. CUDA always has one."""
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Threads that decode, post-process and, on the CPU, run batches. 0: one per core, FCOS_MAX_QUEUE at most."""
+    """Threads that decode, run batches on the CPU, post-process. 0: one per core or session, FCOS_MAX_QUEUE at most."""
     max_batch: Annotated[Literal[0, 1, 2, 4, 8, 16], BeforeValidator(_number)] = 0
     """Largest batch. 0: 16 on CUDA; on the CPU 4 if a picture takes under 10 ms on a core, else 1."""
 
