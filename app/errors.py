@@ -112,13 +112,11 @@ def forget_frames(error: BaseException) -> None:
     The frames that handle the error refer to it, and it to them: all that they hold, pictures of any size, would wait
     for the garbage collector, and count for no bound meanwhile.
     """
-    if isinstance(error, Refusal):  # not a failure: nobody needs to know where it came from
-        error.__traceback__ = error.__context__ = None
-        return
     reason: BaseException | None = error
     while reason is not None:
         traceback.clear_frames(reason.__traceback__)
         reason = reason.__context__
+    error.__traceback__ = error.__cause__ = error.__context__ = None  # to frames that run: these cannot be cleared
 
 
 def first_line(error: BaseException) -> str:

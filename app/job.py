@@ -1,6 +1,7 @@
 """One picture on its way through the engine."""
 
 import asyncio
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,8 @@ class Job:
     def fail(self, error: Exception) -> None:
         """From any thread."""
         self.release()
+        if not isinstance(error, Refusal):  # a failure: the log must say where it came from
+            error.add_note("".join(traceback.format_exception(error)))
         forget_frames(error)
         self.answered.get_loop().call_soon_threadsafe(self._settle, None, error)
 

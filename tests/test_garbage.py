@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import time
 import weakref
 from collections.abc import Callable, Generator
@@ -11,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.requests import ClientDisconnect
@@ -21,13 +23,17 @@ from app.batch_route import detect_each
 from app.detect_route import while_connected
 from app.errors import Refusal
 from app.job import Job
+from app.negotiation import PNG
+from app.postprocess import Heads
 from app.record import Record
+from app.session import OnnxRunner
 from app.settings import Settings
 from tests.held import Held
 from tests.serving import in_thread
-from tests.support import DEFAULTS, PICTURE, served, until
+from tests.support import DEFAULTS, PICTURE, encoded, rectangle_picture, served, until
 
 TRUNCATED = PICTURE[:-30]
+run_session = OnnxRunner.__call__
 
 
 @contextmanager
@@ -77,6 +83,47 @@ def test_no_request_leaves_anything_for_the_collector(model_file: Path) -> None:
                 assert len(left()) <= before + 1, (name, left())
             finally:
                 gc.enable()
+
+
+def poisoned(runner: OnnxRunner, canvases: np.ndarray, cores: int) -> Heads:
+    if (canvases[..., 2].astype(int) - canvases[..., 0] > 100).any():
+        raise RuntimeError("this picture is too much")
+    return run_session(runner, canvases, cores)
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_failure_of_the_model_leaves_neither_pictures_nor_the_model_for_the_collector(
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A drawing may have any size, and a model that filled the GPU must be gone for the next one to find room."""
+    poison = encoded(rectangle_picture(colour="blue"))
+    caplog.set_level(logging.CRITICAL, "app.engine")  # pytest keeps what is logged, and the frames with it
+
+    async def run() -> None:
+        async with served(model_file, max_batch=4) as service:
+            monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
+            held.install(monkeypatch)
+            gc.collect()
+            gc.disable()
+            before, engine = len(left()), weakref.ref(service._engine)
+            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: held.batches == [1])
+            tasks = [asyncio.create_task(service.detect(data, DEFAULTS, draw=PNG)) for data in (PICTURE, poison)]
+            await until(lambda: len(service._engine._batcher) == 2)
+            held.open.set()
+            await first
+            assert (await tasks[0]).drawn
+            with pytest.raises(RuntimeError, match="too much") as failure:
+                await tasks[1]
+            assert "in poisoned" in failure.value.__notes__[0], "where it came from"
+            del failure, first, tasks
+            await service.reload()
+            await until(lambda: len(left()) <= before and engine() is None)
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("session_thread")
