@@ -10,18 +10,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Hashable)
 
 
-@dataclass(frozen=True, eq=False)
-class Ticket(Generic[Item]):
-    """An item's place in the queue."""
+class _Place(NamedTuple):
+    """An item's, in the queue."""
 
     key: Hashable
-    item: Item
     deadline_s: float  # on the batcher's clock
 
 
@@ -35,7 +32,8 @@ class Batch(NamedTuple, Generic[Item]):
 class Batcher(Generic[Item]):
     """A queue for any number of threads that put, take and cancel.
 
-    Every item that was put is handed out exactly once: in a batch, as late, or to whoever cancelled it.
+    Every item that was put is handed out exactly once: in a batch, as late, or to whoever cancelled it. No two items in
+    it are equal.
 
     Args:
         largest: The most items that a batch may have; may be changed later.
@@ -48,21 +46,18 @@ class Batcher(Generic[Item]):
         self.largest = largest
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
-        self._queued: dict[Ticket[Item], None] = {}  # the oldest first
+        self._queued: dict[Item, _Place] = {}  # the oldest first
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._queued)
 
-    def put(self, key: Hashable, item: Item, deadline_s: float = math.inf) -> Ticket[Item]:
+    def put(self, key: Hashable, item: Item, deadline_s: float = math.inf) -> None:
         """Queues an item.
 
         Args:
             key: Items of the same key may share a batch.
             deadline_s: On the batcher's clock; after it, nobody wants the item's answer.
-
-        Returns:
-            The ticket, for `cancel`.
 
         Raises:
             RuntimeError: The batcher is closed.
@@ -70,10 +65,8 @@ class Batcher(Generic[Item]):
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            ticket = Ticket(key, item, deadline_s)
-            self._queued[ticket] = None
+            self._queued[item] = _Place(key, deadline_s)
             self._changed.notify()
-            return ticket
 
     def take(self, needed_s: Callable[[], float] = lambda: 0.0, *, wait: bool = True) -> Batch[Item] | None:
         """Takes a batch of what is queued, once something is.
@@ -94,24 +87,21 @@ class Batcher(Generic[Item]):
                 self._changed.wait()
             now_s = self._clock()
             latest_s = now_s + needed_s()
-            late = [ticket for ticket in self._queued if ticket.deadline_s < latest_s]
-            in_time = [ticket for ticket in self._queued if ticket.deadline_s >= latest_s]
-            items = [ticket for ticket in in_time if ticket.key == in_time[0].key][: self.largest]
-            last = max(late, key=lambda ticket: ticket.deadline_s, default=None)
-            if not items and last is not None and last.deadline_s >= now_s:
+            late = [item for item, place in self._queued.items() if place.deadline_s < latest_s]
+            in_time = [item for item, place in self._queued.items() if place.deadline_s >= latest_s]
+            items = [item for item in in_time if self._queued[item].key == self._queued[in_time[0]].key][: self.largest]
+            last = max(late, key=lambda item: self._queued[item].deadline_s, default=None)
+            if not items and last is not None and self._queued[last].deadline_s >= now_s:
                 late.remove(last)
                 items = [last]
-            for ticket in (*items, *late):
-                del self._queued[ticket]
-            return Batch([ticket.item for ticket in items], [ticket.item for ticket in late])
+            for item in (*items, *late):
+                del self._queued[item]
+            return Batch(items, late)
 
-    def cancel(self, ticket: Ticket[Item]) -> bool:
-        """Takes an item back. Returns: Whether it was still queued; if not, it has been handed out."""
+    def cancel(self, item: Item) -> bool:
+        """Takes an item back. Returns: Whether it was queued; if not, it has been handed out, or was never put."""
         with self._changed:
-            if ticket not in self._queued:
-                return False
-            del self._queued[ticket]
-            return True
+            return self._queued.pop(item, None) is not None
 
     def close(self) -> None:
         """Accepts no more items. What is queued can still be taken."""

@@ -137,8 +137,7 @@ class Engine:
         self._drop_if_queued(job)
 
     def _drop_if_queued(self, job: Job) -> None:
-        ticket, job.ticket = job.ticket, None
-        if ticket is not None and self._batcher.cancel(ticket):
+        if self._batcher.cancel(job):
             self._drop(job)
 
     def _drop(self, job: Job) -> None:
@@ -163,7 +162,7 @@ class Engine:
             del decoded
             job.pixels.shrink(job.placement.canvas.area)
             job.decode_ended = perf_counter()
-            job.ticket = self._batcher.put(job.placement.canvas, job, job.deadline)
+            self._batcher.put(job.placement.canvas, job, job.deadline)
         except Exception as error:
             job.fail(error)
             return

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.batcher import Ticket
 from app.budget import Share
 from app.canvas import Placement
 from app.errors import Refusal, forget_frames
@@ -40,7 +39,6 @@ class Job:
     settled: bool = False
     canvas: NDArray[np.uint8] | None = None
     placement: Placement | None = None
-    ticket: "Ticket[Job] | None" = None
     decode_begun: float = 0.0
     decode_ended: float = 0.0
     run_begun: float = 0.0
@@ -82,8 +80,7 @@ class Job:
 
     def _settle(self, outcome: Outcome | None, error: Exception | None) -> None:
         self.settled = True
-        # A ticket refers to its job: otherwise only the garbage collector would free them, some time.
-        self.ticket, self.data = None, b""
+        self.data = b""
         if self.answered.done():  # its client has left, or its deadline has passed
             self.pixels.shrink(0)
             return

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.batcher import Batcher, Ticket
+from app.batcher import Batcher
 
 
 class Machine(RuleBasedStateMachine):
@@ -19,13 +19,14 @@ class Machine(RuleBasedStateMachine):
         self.now = 0.0
         self.largest = largest
         self.batcher: Batcher[int] = Batcher(largest, lambda: self.now)
-        self.queued: list[Ticket[int]] = []  # oldest first
+        self.queued: dict[int, tuple[int, float]] = {}  # item → key and deadline, oldest first
         self.handed_out: Counter[int] = Counter()
         self.put_so_far = 0
 
     @rule(key=st.integers(0, 3), patience=st.one_of(st.just(math.inf), st.floats(0, 10)))
     def put(self, key: int, patience: float) -> None:
-        self.queued.append(self.batcher.put(key, self.put_so_far, self.now + patience))
+        self.batcher.put(key, self.put_so_far, self.now + patience)
+        self.queued[self.put_so_far] = (key, self.now + patience)
         self.put_so_far += 1
 
     @rule(seconds=st.floats(0, 5))
@@ -40,37 +41,36 @@ class Machine(RuleBasedStateMachine):
         assert batch.items or batch.late
         assert len(batch.items) <= self.largest
         self.handed_out.update(batch.items + batch.late)
-        taken = {ticket.item: ticket for ticket in self.queued if ticket.item in (*batch.items, *batch.late)}
+        taken = {item: self.queued.pop(item) for item in (*batch.items, *batch.late)}
+        deadlines = {item: deadline for item, (_, deadline) in taken.items()}
         latest_s = self.now + needed_s
-        assert all(taken[item].deadline_s < latest_s for item in batch.late)
-        idle = not any(ticket.deadline_s >= latest_s for ticket in self.queued)
-        self.queued = [ticket for ticket in self.queued if ticket.item not in taken]
-        if idle:
+        assert all(deadlines[item] < latest_s for item in batch.late)
+        worth_running = {item: key for item, (key, deadline) in self.queued.items() if deadline >= latest_s}
+        if not worth_running and all(deadline < latest_s for deadline in deadlines.values()):
             assert not self.queued
-            in_time = [item for item in taken if taken[item].deadline_s >= self.now]
+            in_time = [item for item in taken if deadlines[item] >= self.now]
             assert len(batch.items) == bool(in_time), "what is expected to be late is tried where nothing else is to do"
             assert all(item in in_time for item in batch.items)
             return
-        assert all(taken[item].deadline_s >= latest_s for item in batch.items)
+        assert all(deadlines[item] >= latest_s for item in batch.items)
 
-        (key,) = {taken[item].key for item in batch.items}
+        (key,) = {taken[item][0] for item in batch.items}
         assert batch.items == sorted(batch.items), "first come, first served"
-        worth_running = [ticket for ticket in self.queued if ticket.deadline_s >= latest_s]
-        assert all(ticket.item > batch.items[0] for ticket in worth_running), "the oldest is in the next batch"
-        left = [ticket for ticket in worth_running if ticket.key == key]
-        assert all(ticket.item > batch.items[-1] for ticket in left), "nobody is overtaken"
+        assert all(item > batch.items[0] for item in worth_running), "the oldest is in the next batch"
+        left = [item for item, other in worth_running.items() if other == key]
+        assert all(item > batch.items[-1] for item in left), "nobody is overtaken"
         assert not left or len(batch.items) == self.largest, "a free session takes all that fits"
 
     @precondition(lambda self: self.put_so_far)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         if data.draw(st.booleans()) and self.queued:
-            ticket = data.draw(st.sampled_from(self.queued))
-            assert self.batcher.cancel(ticket)
-            self.queued.remove(ticket)
-            self.handed_out[ticket.item] += 1
+            item = data.draw(st.sampled_from(list(self.queued)))
+            assert self.batcher.cancel(item)
+            del self.queued[item]
+            self.handed_out[item] += 1
         else:
-            gone = Ticket(0, -1, math.inf)
+            gone = data.draw(st.sampled_from([-1, *self.handed_out]))
             assert not self.batcher.cancel(gone)
 
     @invariant()
@@ -78,8 +78,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "batcher"):
             return
         assert len(self.batcher) == len(self.queued)
-        waiting = {ticket.item for ticket in self.queued}
-        assert all(self.handed_out[item] == (item not in waiting) for item in range(self.put_so_far))
+        assert all(self.handed_out.get(item, 0) == (item not in self.queued) for item in range(self.put_so_far))
 
 
 TestBatcher = Machine.TestCase
@@ -99,8 +98,8 @@ def test_threads_get_every_item_once() -> None:
 
     def client(first: int) -> None:
         for number in range(first, first + 500):
-            ticket = batcher.put(number % 3, number)
-            if number % 7 == 0 and batcher.cancel(ticket):
+            batcher.put(number % 3, number)
+            if number % 7 == 0 and batcher.cancel(number):
                 with lock:
                     seen[number] += 1
 

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import gc
 import logging
+import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,11 +22,13 @@ from starlette.types import Message
 
 from app.api import create_app
 from app.batch_route import detect_each
+from app.batcher import Batcher
 from app.detect_route import while_connected
 from app.errors import Refusal
 from app.job import Job
 from app.negotiation import PNG
 from app.postprocess import Heads
+from app.providers import CPU
 from app.record import Record
 from app.session import OnnxRunner
 from app.settings import Settings
@@ -183,6 +187,34 @@ def test_nothing_of_a_picture_waits_for_the_collector(
             held.open.set()
             del waiting, task
             held.batches.clear()
+            await until(lambda: len(left()) <= before)
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
+
+
+def test_an_answer_that_comes_before_its_worker_is_done_queueing_leaves_nothing_for_the_collector(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, answered = Batcher.put, threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        queued = put(*arguments)
+        answered.wait(20)
+        return queued
+
+    monkeypatch.setattr("app.engine.OWN_THREAD", frozenset({CPU}))
+    monkeypatch.setattr(Batcher, "put", slow)
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            gc.collect()
+            gc.disable()
+            before = len(left())
+            assert await service.detect(PICTURE, DEFAULTS)
+            answered.set()
             await until(lambda: len(left()) <= before)
 
     try:
