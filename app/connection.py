@@ -7,7 +7,7 @@ import weakref
 from typing import Any
 
 import httptools
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 2**10
@@ -74,6 +74,21 @@ class _Line:
         """Closes it at once."""
         self._release()
         self._transport.close()
+
+
+def _closing_unless_continued(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """Returns: The application; if it answers without having asked for a body that its client offers to send, the
+    connection ends. Whether the body or the next request would follow, clients do not agree on (RFC 9110, 10.1.1)."""
+
+    async def answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def sending(message: ASGISendEvent) -> None:
+            if cycle.waiting_for_100_continue and cycle.more_body:
+                cycle.keep_alive = False
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return answer
 
 
 class Connection(HttpToolsProtocol):
@@ -210,6 +225,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        if cycle.waiting_for_100_continue:
+            app = _closing_unless_continued(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _unsupported_upgrade_warning(self) -> None:

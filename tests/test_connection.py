@@ -128,6 +128,21 @@ def test_who_is_answered_early_and_cut_off_can_send_all_and_has_the_answer(clien
     assert received.endswith(b"0, 3 headers")
 
 
+def test_who_offers_a_body_that_is_not_wanted_may_send_it_or_not_but_nothing_else(client: socket.socket) -> None:
+    body = b"GET /hidden HTTP/1.1\r\nhost: here\r\n\r\n"
+    offer = b"POST /early HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
+    client.sendall(offer + body)
+    assert b"connection: close" not in answer_to(client), "the body had come"
+    client.sendall(offer.replace(b"/early", b"/"))
+    assert more_from(client).startswith(b"HTTP/1.1 100 ")
+    client.sendall(body)
+    assert b"connection: close" not in answer_to(client), "the body was asked for"
+    client.sendall(offer)
+    assert b"connection: close" in answer_to(client)
+    client.sendall(body + REQUEST)
+    assert client.recv(65536) == b"", "the connection should have ended"
+
+
 def test_who_is_answered_early_and_goes_on_sending_is_cut_off_some_time(
     client: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
