@@ -15,6 +15,8 @@ def answer_type(accept: str) -> str:
     if len(accept) > LONGEST:
         raise Refusal("not_acceptable", f"The header Accept has more than {LONGEST} characters.")
     liked = {answer: _preference(answer, accept) for answer in ANSWERS}
+    if liked[JSON] > 0 and "text/html" in accept.lower():
+        return JSON  # what a library says unless told otherwise: Java's URLConnection prefers pictures to all but pages
     best = max(ANSWERS, key=lambda answer: liked[answer])
     if liked[best] <= 0:
         raise Refusal("not_acceptable", f"Accept: {accept[:100]} allows none of {', '.join(ANSWERS)}.")

@@ -359,6 +359,8 @@ def test_what_looks_like_boundaries_passes_in_pieces_of_any_size(size: int) -> N
         ("image/*", "image/jpeg"),
         ("application/json;q=0.1, image/png", "image/png"),
         ("text/html, */*;q=0.8", "application/json"),
+        ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "application/json"),  # what Java's URLConnection says
+        ("text/html, image/png", "image/png"),
         ("image/png;q=0, image/*", "image/jpeg"),
         ("image/jpeg;q=0.9, image/png;q=1.0", "image/png"),
         ("image/jpeg;q=much, image/png;q=0.1", "image/png"),
