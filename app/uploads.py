@@ -1,5 +1,6 @@
 """The pictures of a request: its body, or files of a form."""
 
+import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
@@ -24,6 +25,7 @@ _CHARSETS = frozenset((b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1"))  # of a f
 _MOST_BOUNDARIES = 1000  # far more than a form of too many pictures has, which is told so
 _LOOKED_AT = 1000  # bytes, among which every picture has some that are no text
 _LONGEST_PADDING = 128  # spaces and tabs behind a boundary
+_INDEX = re.compile(r"\[[0-9]*\]\Z")  # as PHP and axios write repeated fields: images[], images[0]
 _FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
 
@@ -188,13 +190,13 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
 
 
 async def _files_of(form: FormData, field: str) -> list[bytes]:
-    unknown = [name for name in form if name != field]
+    unknown = [name for name in form if _INDEX.sub("", name) != field]
     if unknown:
         raise Refusal(
             "malformed_request",
             f"The form has {unknown[0][:100]!r}, but only `{field}` is accepted; parameters go into the query.",
         )
-    uploads = form.getlist(field)
+    uploads = [upload for _, upload in form.multi_items()]
     if not uploads:
         raise Refusal("malformed_request", f"The form has no complete field `{field}`. Send the picture file in it.")
     files = []

@@ -65,6 +65,14 @@ def test_a_form_that_breaks_off_is_refused_whole(client: TestClient) -> None:
     assert client.post("/detect/batch", content=whole[:-2], headers=headers).status_code == 200  # but a line's end
 
 
+@pytest.mark.parametrize("names", [("images[]", "images[]"), ("images[0]", "images[10]")])
+def test_fields_are_repeated_as_axios_and_php_do_it(client: TestClient, names: tuple[str, str]) -> None:
+    pictures = encoded(rectangle_picture(80, 60)), encoded(rectangle_picture(60, 80))
+    files = [(name, ("a.png", picture)) for name, picture in zip(names, pictures, strict=True)]
+    results = client.post("/detect/batch", files=files).json()["results"]
+    assert [result["image"]["width"] for result in results] == [80, 60]
+
+
 def test_one_pictures_fault_is_its_own(client: TestClient) -> None:
     def refused() -> float:
         return value_of(client.get("/metrics").text, 'fcos_refusals_total{reason="empty_body"}')
@@ -97,6 +105,7 @@ def test_a_failure_of_ours_is_one_pictures_too(client: TestClient, monkeypatch: 
         ({"content": b"x", "headers": {"Content-Type": "image/png"}}, 415, "unsupported_media_type", "image/png"),
         ({"files": form(*[b"x"] * (MOST_PICTURES + 1))}, 400, "malformed_request", f"is {MOST_PICTURES}"),
         ({"files": [("image", ("a.png", b"x"))]}, 400, "malformed_request", "only `images`"),
+        ({"files": [("images[a]", ("a.png", b"x"))]}, 400, "malformed_request", "only `images`"),
         ({"files": [("images", (None, "text"))]}, 400, "malformed_request", "@"),
         ({"files": form(b"x"), "params": {"classes": "rad"}}, 422, "unknown_class", "red"),
         ({"files": form(b"x"), "params": {"draw": "png"}}, 422, "invalid_parameter", "draw is not a parameter"),
