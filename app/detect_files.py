@@ -41,7 +41,7 @@ async def detect_files(settings: Settings, paths: Sequence[Path], outputs: Outpu
         if outputs.coco is not None and query.score_threshold is None:
             query = query.model_copy(update={"score_threshold": COCO_SCORE_THRESHOLD})
         stack.enter_context(results)
-        await service.warm_up()
+        await service.warm_up(every_shape=False)  # a large model with 83 canvases takes minutes for them
         if service.not_ready is not None:
             raise StartError(service.not_ready)
         progress = Progress(len(files), sys.stderr)  # which measures the speed from here on

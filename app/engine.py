@@ -97,16 +97,19 @@ class Engine:
         """Whether decoding a picture or running a batch takes longer than it ever should: a GPU may never finish."""
         return min(list(self._running.values()), default=math.inf) < perf_counter() - self._hanging_s
 
-    async def warm_up(self) -> None:
-        """Runs the canary picture in every shape, on CUDA in the session's thread. Raises: What the session raised."""
+    async def warm_up(self, *, every_shape: bool = True) -> None:
+        """Runs the canary picture in every shape, on CUDA always, and in the session's thread.
+
+        Raises: What the session raised.
+        """
         if self._session is None:
-            await asyncio.to_thread(self._warm_up_on_cpu)
+            await asyncio.to_thread(self._warm_up_on_cpu, every_shape)
         else:
             self._session.start()
             # Shielded: the thread sets the future's result, which would be an error if it were cancelled.
             await asyncio.shield(asyncio.wrap_future(self._warm))
 
-    def _warm_up_on_cpu(self) -> None:
+    def _warm_up_on_cpu(self, every_shape: bool) -> None:
         """Warms up, and finds out what makes this model fast here: batches, or several cores for a picture."""
         seconds = seconds_per_picture(self.runner, times=3)
         self.pace.expect(seconds)
@@ -114,7 +117,8 @@ class Engine:
         self._cores = 1 if quick else max(self.runner.wider, default=1)
         if not (quick or self._batch_is_set):
             self._batcher.largest = 1
-        self.runner.warm_up(self._batcher.largest)
+        if every_shape:
+            self.runner.warm_up(self._batcher.largest)
 
     def close(self) -> None:
         """Accepts no more pictures; returns once the session's thread has finished what is queued."""

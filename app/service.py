@@ -84,11 +84,15 @@ class Service:
     def model(self) -> ModelName:
         return self._engine.model
 
-    async def warm_up(self) -> None:
-        """Runs the canary picture in every shape; requests are answered from then on, unless that goes wrong."""
+    async def warm_up(self, *, every_shape: bool = True) -> None:
+        """Runs the canary picture; requests are answered from then on, unless that goes wrong.
+
+        Args:
+            every_shape: If False, a CPU, on which a first run takes no longer, is not kept waiting for them.
+        """
         async with self._reloading:
             try:
-                await self._engine.warm_up()
+                await self._engine.warm_up(every_shape=every_shape)
             except StartError as error:
                 self.not_ready = str(error)
                 log.error("%s", error)

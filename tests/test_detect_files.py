@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from faster_coco_eval import COCO
 from PIL import Image
@@ -19,6 +20,7 @@ from app.errors import StartError
 from app.postprocess import Detections
 from app.results import Outputs, drawings_of
 from app.schemas import DetectQuery
+from app.session import OnnxRunner
 from app.settings import Settings
 from model.data import read_usable
 from tests.support import rectangle_picture
@@ -383,10 +385,25 @@ def test_annotations_that_are_not_there_are_named(folder: Path, model_file: Path
         run(model_file, folder, coco=tmp_path / "coco.json", coco_annotations=gone)
 
 
+def test_files_do_not_wait_for_canvases_that_none_of_them_has(
+    folder: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of torchvision's COCO model there are 83, each a second or more on a CPU."""
+    run_graph, ran = OnnxRunner.__call__, set()
+
+    def watched(runner: OnnxRunner, canvases: np.ndarray, cores: int) -> object:
+        ran.add(canvases.shape[1:3])
+        return run_graph(runner, canvases, cores)
+
+    monkeypatch.setattr(OnnxRunner, "__call__", watched)
+    assert run(model_file, folder) == 0
+    assert ran == {(128, 160), (160, 160)}, "the pictures', and the largest, which tells the model's pace"
+
+
 def test_a_model_that_fails_on_its_first_pictures_is_one_sentence_not_one_for_each_file(
     folder: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(engine: Engine) -> None:
+    async def fail(engine: Engine, *, every_shape: bool) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(Engine, "warm_up", fail)
