@@ -248,7 +248,10 @@ def _xywh(box: Mapping[str, float]) -> list[float]:
 
 
 def drawings_of(files: Sequence[Path], directory: Path) -> list[Path]:
-    """Makes the folder. Returns: A file in it for each picture, never one of the pictures themselves."""
+    """Makes the folder. Returns: A file in it for each picture, never one of the pictures themselves.
+
+    Raises: StartError: The folder cannot be made.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

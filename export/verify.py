@@ -79,7 +79,8 @@ def compare(proto: onnx.ModelProto, model: FCOS, metadata: Metadata) -> Differen
 
 
 def sample_pictures(batch: int, canvas: Size) -> NDArray[np.uint8]:
-    """Pictures with large shapes, edges and noise, so that every part of the network has something to respond to."""
+    """Pictures, uint8 [batch, H, W, 3], with large shapes, edges and noise, so that every part of the network has
+    something to respond to."""
     rng = np.random.default_rng(canvas.height * 10_000 + canvas.width + batch)
     coarse = rng.integers(0, 256, size=(batch, canvas.height // 32, canvas.width // 32, 3))
     shapes = coarse.repeat(32, axis=1).repeat(32, axis=2)

@@ -72,7 +72,11 @@ def document_of(
 
 
 def read_json(path: Path, images: Path) -> Document:
-    """COCO's json. Sizes that it lacks are the pictures' own, and boxes that it lacks are those around its polygons."""
+    """COCO's json. Sizes that it lacks are the pictures' own, and boxes that it lacks are those around its polygons.
+
+    Raises:
+        ValueError: it cannot be read or lacks one of its lists, or no pictures, or only few, are in the folder.
+    """
     try:
         document = json.loads(path.read_bytes(), object_hook=_with_box_only)
     except (OSError, ValueError, RecursionError) as error:

@@ -135,6 +135,8 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
+    """A picture on its canvas, as a worker makes it; `picture` is its number among the annotations."""
+
     image: Tensor  # uint8 [H, W, 3]
     boxes: Tensor  # float32 [G, 4] canvas pixels
     labels: Tensor  # int64 [G]
@@ -220,6 +222,8 @@ class TrainingPictures(Dataset[Sample]):
 
 
 class Batch(NamedTuple):
+    """Pictures of one canvas, as the network takes them; `pictures` are their numbers among the annotations."""
+
     images: Tensor  # uint8 [N, 3, H, W]
     boxes: list[Tensor]  # N of [G, 4]
     labels: list[Tensor]  # N of [G]

@@ -32,7 +32,7 @@ def paint(layout: Layout, decoded_of: Callable[[Layer], Decoded], filler: tuple[
 
 
 def mix(one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-    """Mixup for detection (arXiv:1902.04103): two canvases of one size, `share` of the first."""
+    """Mixup for detection (arXiv:1902.04103): two canvases [H, W, 3], `share` of the first, in 0..1."""
     blended = one * np.float32(share) + other * (1 - np.float32(share))
     return np.round(blended).astype(np.uint8)
 

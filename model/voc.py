@@ -16,6 +16,9 @@ def read_voc(path: Path, images: Path, classes: Sequence[str]) -> Document:
 
     Many programs that write this xml count from 0: if any box in the folder begins at 0, or most sides have fractions
     of a pixel, all are read that way.
+
+    Raises:
+        ValueError: a file cannot be read, or is CVAT's own, or no pictures, or only few, are in the folder.
     """
     files = sorted(path.glob("*.xml"))
     own = pictures_of([file.stem for file in files], images)

@@ -12,7 +12,11 @@ from model.pictures import add_sizes, pictures_in
 
 def read_yolo(path: Path, images: Path) -> Document:
     """YOLO: a line `class cx cy w h` per box, in fractions of the picture; classes count from 0. A line may also be a
-    polygon, `class x1 y1 x2 y2 x3 y3 ...`, which is turned into its box. A pose's keypoints are left out."""
+    polygon, `class x1 y1 x2 y2 x3 y3 ...`, which is turned into its box. A pose's keypoints are left out.
+
+    Raises:
+        ValueError: a file cannot be read, there are no class names, or no pictures, or only few, are in the folder.
+    """
     names, poses = _read_names(path)
     annotations: list[dict[str, Any]] = []
     own = pictures_of({file.stem for file in path.glob("*.txt")} - {"classes"}, images)
