@@ -159,19 +159,19 @@ class OnnxRunner:
     def warm_up(self, largest_batch: int = 1) -> None:
         """Runs a canary picture on every canvas in every batch size, so that no request pays for a first run.
 
-        On a CPU, where a first run takes no longer once there is memory for the largest, only one of the sessions does:
-        the one with most threads, which is fastest. The others run the largest canvas.
+        Of the CPU's sessions, where a first run takes no longer once there is memory for the largest canvas, only one
+        does: the one that runs batches or, without them, the fastest. The others run the largest canvas.
 
         Raises:
             ArtifactError: The heads have the wrong shape, or are not finite.
             ProviderError: The GPU fails; mostly, its memory is full.
         """
         shapes = [(canvas, size) for canvas in self.metadata.canvases for size in BATCH_SIZES if size <= largest_batch]
-        *fewer, most = 1, *self.wider
+        first, *others = (1, *self.wider) if largest_batch > 1 else (*reversed(self.wider), 1)
         # The largest first: what the others need then finds room in the memory that it has left, and not beside it.
         for canvas, size in sorted(shapes, key=lambda shape: shape[0].area * shape[1], reverse=True):
             try:
-                self.check(canvas, size, most)
+                self.check(canvas, size, first)
             except Exception as error:
                 if self.provider != CUDA or isinstance(error, ArtifactError):
                     raise
@@ -179,7 +179,7 @@ class OnnxRunner:
                     f"The GPU fails on batches of {size} at canvas {list(canvas)} ({reason_of(error)}): if its memory "
                     "is full, lower FCOS_MAX_BATCH, or raise FCOS_GPU_MEMORY_LIMIT_BYTES if that is set."
                 ) from None
-        for cores in fewer:
+        for cores in others:
             self.check(max(self.metadata.canvases, key=lambda canvas: canvas.area), cores=cores)
 
     def check(self, canvas: Size, batch_size: int = 1, cores: int = 1) -> None:

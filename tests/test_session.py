@@ -111,7 +111,10 @@ def test_a_pictures_heads_do_not_depend_on_its_batch_mates(model_file: Path) -> 
             np.testing.assert_allclose(one, alone, atol=1e-5)
 
 
-def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("largest", "sizes", "cores", "other"), [(8, (1, 2, 4, 8), 1, 2), (1, (1,), 2, 1)])
+def test_every_canvas_is_warmed_in_every_batch_size(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, largest: int, sizes: tuple[int, ...], cores: int, other: int
+) -> None:
     runner = OnnxRunner.load(model_file, widest=2)
     run, shapes = OnnxRunner.__call__, []
 
@@ -120,12 +123,12 @@ def test_every_canvas_is_warmed_in_every_batch_size(model_file: Path, monkeypatc
         return run(self, canvases, cores)
 
     monkeypatch.setattr(OnnxRunner, "__call__", watched)
-    runner.warm_up(8)
+    runner.warm_up(largest)
     canvases = runner.metadata.canvases
-    sizes = [math.prod(shape) for cores, *shape in shapes if cores == 2]
-    assert sizes == sorted(sizes, reverse=True), "a GPU needs least memory if the largest comes first"
-    of_largest = {(1, 1, *max(canvases, key=math.prod), 3)}
-    assert set(shapes) == {(2, size, *canvas, 3) for size in (1, 2, 4, 8) for canvas in canvases} | of_largest
+    needed = [math.prod(shape) for threads, *shape in shapes if threads == cores]
+    assert needed == sorted(needed, reverse=True), "a GPU needs least memory if the largest comes first"
+    of_others = {(other, 1, *max(canvases, key=math.prod), 3)}
+    assert set(shapes) == {(cores, size, *canvas, 3) for size in sizes for canvas in canvases} | of_others
 
 
 @pytest.mark.parametrize(("provider", "ran"), [(CPU, 5), (CUDA, 8)])
