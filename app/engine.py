@@ -125,6 +125,7 @@ class Engine:
         self._batcher.close()
         if self._session is not None and self._session.ident is not None:
             self._session.join()
+            self._warm = Future()  # an error in it refers to that thread's frame, and the frame to the engine
 
     def begin(self, job: Job) -> None:
         """Takes a picture in; its outcome, or the error in its place, arrives in `job.answered`."""

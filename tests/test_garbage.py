@@ -24,7 +24,7 @@ from app.api import create_app
 from app.batch_route import detect_each
 from app.batcher import Batcher
 from app.detect_route import while_connected
-from app.errors import Refusal
+from app.errors import ProviderError, Refusal
 from app.job import Job
 from app.negotiation import PNG
 from app.postprocess import Heads
@@ -146,6 +146,33 @@ def test_a_reload_does_not_go_through_all_objects_for_the_model_before(model_fil
             await service.reload()
             await until(lambda: before() is None)
             assert gc.get_stats()[-1]["collections"] == collections
+
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("session_thread")
+def test_a_model_that_fails_while_it_warms_up_leaves_nothing_for_the_collector(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the GPU's memory, which it may have filled, would lack room for the next attempt."""
+    opened: list[weakref.ref[OnnxRunner]] = []
+
+    def fail(runner: OnnxRunner, _: int) -> None:
+        opened.append(weakref.ref(runner))
+        raise ProviderError("its memory is full")
+
+    async def run() -> None:
+        async with served(model_file) as service:
+            monkeypatch.setattr(OnnxRunner, "warm_up", fail)
+            monkeypatch.setattr("app.service.log.disabled", True)  # pytest keeps what is logged
+            gc.collect()
+            gc.disable()
+            with pytest.raises(Refusal, match="its memory is full"):
+                await service.reload()
+            await until(lambda: opened[0]() is None)
 
     try:
         asyncio.run(run())
