@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,8 @@ from tests.serving import ROOT
 from tests.support import write_model
 from tests.toy import write_folder
 
+Here = Callable[..., tuple[int, str, str]]
+
 
 def run(name: str, *arguments: object) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
@@ -24,40 +27,61 @@ def run(name: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs a benchmark in this process, as torch is imported for 10 s in another. Returns: Its code, and its words."""
+
+    def run_here(name: str, *arguments: object) -> tuple[int, str, str]:
+        script = str(ROOT / "benchmarks" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run_here
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_training_parity_trains_and_scores_both_networks(tmp_path: Path) -> None:
+def test_training_parity_trains_and_scores_both_networks(tmp_path: Path, here: Here) -> None:
     data = write_folder(tmp_path, train=4, val=2)
-    run(
+    code, _, said = here(
         "training_parity", "--data", data, "--output", tmp_path / "parity.csv", "--pictures", 0, "--epochs", 1,
         "--size", 64, "--backbone", "test_efficientnet", "--weights", "none", "--channels", 64, "--batch-size", 2,
         "--workers", 0,
     )  # fmt: skip
+    assert code == 0, said
     rows = rows_of(tmp_path / "parity.csv")
     assert [(row["network"], row["pictures"]) for row in rows] == [("ours", "4"), ("torchvision", "4")]
     assert all(0 <= float(row["AP"]) <= 1 for row in rows)
 
 
-def test_decode_prints_times_and_ap_of_both_ways(tmp_path: Path) -> None:
+def test_decode_prints_times_and_ap_of_both_ways(tmp_path: Path, here: Here) -> None:
     data = write_folder(tmp_path, train=1, val=2)
     model = write_model(tmp_path / "model.onnx")
-    text = run("decode", "--model", model, "--annotations", data / "val.json", "--images", data / "val", "--scale", 2)
+    options = ("--annotations", data / "val.json", "--images", data / "val", "--scale", 2)
+    code, text, said = here("decode", "--model", model, *options)
+    assert code == 0, said
     assert [line.split(" {")[0].strip() for line in text.splitlines() if '"AP"' in line] == ["whole", "as served"]
 
 
-def test_postprocess_matches_torchvision_box_for_box(tmp_path: Path) -> None:
+def test_postprocess_matches_torchvision_box_for_box(tmp_path: Path, here: Here) -> None:
     output = tmp_path / "postprocess.csv"
-    run("postprocess", "--pictures", 1, "--repetitions", 1, "--output", output)
+    code, _, said = here("postprocess", "--pictures", 1, "--repetitions", 1, "--output", output)
+    assert code == 0, said
     (row,) = rows_of(output)
     assert int(row["matched"]) == int(row["torchvision_boxes"]) == int(row["ours_boxes"]) > 0
 
 
-def test_an_exported_torchvision_model_detects_what_torchvision_does(tmp_path: Path) -> None:
+def test_an_exported_torchvision_model_detects_what_torchvision_does(tmp_path: Path, here: Here) -> None:
     output = tmp_path / "parity.csv"
-    run("torchvision_parity", "--count", 1, "--csv", output)
+    code, _, said = here("torchvision_parity", "--count", 1, "--csv", output)
+    assert code == 0, said
     (row,) = rows_of(output)
     matched, count = map(int, row["same pixels"].split("/"))
     assert matched >= 0.99 * count > 0
@@ -164,13 +188,7 @@ def test_what_a_user_gets_wrong_is_one_sentence(name: str, arguments: list[str],
         ("training_parity", ["--data", "gone", "--output", "a.csv"], "gone"),
     ],
 )
-def test_so_is_what_is_wrong_for_those_that_need_torch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str], says: str
-) -> None:
-    script = str(ROOT / "benchmarks" / f"{name}.py")
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(script, run_name="__main__")  # not in another process, where torch is imported for 10 s
-    assert ended.value.code == 2
-    assert says in capsys.readouterr().err.splitlines()[-1]
+def test_so_is_what_is_wrong_for_those_that_need_torch(here: Here, name: str, arguments: list[str], says: str) -> None:
+    code, _, said = here(name, *arguments)
+    assert code == 2
+    assert says in said.splitlines()[-1]
