@@ -3,12 +3,14 @@
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -39,6 +41,20 @@ TINY: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"), train=20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_imported_once() -> Iterator[None]:
+    """The processes of runs come from one that has imported torch, for which each would take 10 s of its own. One test
+    starts the command itself, and so its runs as users do."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield
+        return
+    served = multiprocessing.get_context("forkserver")
+    served.set_forkserver_preload(["model.recipes"])
+    alone = patch.dict(os.environ, OMP_NUM_THREADS="1")
+    with alone, patch.object(multiprocessing, "get_context", lambda method: served):
+        yield
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -193,12 +209,13 @@ def test_after_ctrl_c_no_further_recipe_is_begun(folder: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("minutes", "batch", "why"), [("0.34", 4, "cut off"), ("3", 64, "do not fill one batch of 64")]
+    ("minutes", "changes", "why"),
+    [("0.34", {"epoch_iterations": 10_000}, "cut off"), ("3", {"batch_size": 64}, "do not fill one batch of 64")],
 )
 def test_a_final_run_whose_rehearsal_fails_is_not_begun(
-    folder: Path, tmp_path: Path, minutes: str, batch: int, why: str
+    folder: Path, tmp_path: Path, minutes: str, changes: dict[str, int], why: str
 ) -> None:
-    command(folder, tmp_path, "--final", "base", "--minutes", minutes, code=2, batch_size=batch, why=why)
+    command(folder, tmp_path, "--final", "base", "--minutes", minutes, code=2, why=why, **changes)
     assert not list(tmp_path.glob("final*"))
 
 
@@ -243,14 +260,18 @@ def test_the_last_words_of_a_run_are_its_own(
     assert recipes._last_words(tmp_path / "run.log").startswith(says)
 
 
+def nap(_: Settings) -> None:
+    time.sleep(0.2)
+
+
 def test_a_row_says_what_came_of_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "_train", id)  # over at once, and well
+    monkeypatch.setattr(recipes, "_train", nap)
     (tmp_path / "run").mkdir()
     table = "epoch,pictures_per_s,AP,AP50\n1,50,0.1,0.2\n2,90,,\n3,100,0.30004,0.5\n"
     (tmp_path / "run" / "metrics.csv").write_text(table)
     options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
     row = recipes.run(options, until=time.monotonic() + 600)
-    assert row.pop("seconds") > 0
+    assert row.pop("seconds") >= 0.2
     assert row == {"state": "finished", "run": "run", "epochs": 3, "pictures_per_s": 90, "AP": 0.3, "AP50": 0.5}
 
 
@@ -261,6 +282,10 @@ def test_a_run_that_dies_without_a_word_has_its_exit_code(
     options = settings_of("base", 9, **split(folder, tmp_path, QUIET), output=tmp_path / "run", **TINY)
     row = recipes.run(options, until=time.monotonic() + 600)
     assert (row["state"], row["why"]) == ("failed", "exit code 1")
+
+
+def wait(_: Settings) -> None:
+    time.sleep(600)
 
 
 def stop(_: Settings) -> None:
@@ -280,7 +305,7 @@ def test_a_run_that_a_signal_stops_has_not_finished(
 
 
 def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "SAVING_S", 0.1)
+    monkeypatch.setattr(recipes, "_train", wait)
     paths = split(folder, tmp_path, QUIET)
     row = recipes.run(settings_of("base", 9, **paths, output=tmp_path / "run", **TINY), until=0.0)
     assert row["state"] == "cut off" and "AP" not in row
@@ -290,7 +315,7 @@ def test_what_is_cut_off_has_its_row(folder: Path, tmp_path: Path, monkeypatch: 
 def test_an_epoch_resumed_for_its_evaluation_alone_has_no_speed(
     table: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "SAVING_S", 0.1)
+    monkeypatch.setattr(recipes, "_train", wait)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.csv").write_text(table)
     paths = split(folder, tmp_path, QUIET)
