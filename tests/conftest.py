@@ -1,10 +1,12 @@
 """Fixtures that several test modules share."""
 
 import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import hypothesis
@@ -59,6 +61,23 @@ def single_threaded() -> Generator[None]:
 def one_thread() -> Iterator[None]:
     with single_threaded():
         yield
+
+
+@pytest.fixture(scope="session")
+def torch_server() -> Iterator[BaseContext]:
+    """Starts processes that come from one which has imported torch: each would take 10 s for it. Windows has no such
+    way, there they do."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield multiprocessing.get_context("spawn")
+        return
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["model.recipes"])
+        process = context.Process()  # which does nothing, but starts the server
+        process.start()
+        process.join()
+    yield context
 
 
 @pytest.fixture(scope="session")

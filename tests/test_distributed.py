@@ -12,9 +12,9 @@ import torch
 
 from model import checkpoint as checkpoints
 from model.training import train
-from tests.serving import ROOT
+from tests.serving import ROOT, free_port
 from tests.toy import ALONE, QUIET, Data, difference, rows, settings, words
-from tests.two_processes import gradients
+from tests.two_processes import gradients, share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,17 +27,15 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(data: Data) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def of_two_processes(data: Data, torch_server: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("two") / "out.pt"
-    command = [
-        *TORCHRUN,
-        "--log-dir",
-        str(out.parent / "log"),
-        str(ROOT / "tests" / "two_processes.py"),
-        str(data[0].parent),
-        str(out),
-    ]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    same = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [torch_server.Process(target=share, args=(data, out, same | {"RANK": rank})) for rank in ("0", "1")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
     found: dict[str, Any] = torch.load(out, weights_only=True)
     return found
 

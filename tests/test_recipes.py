@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,16 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def torch_imported_once() -> Iterator[None]:
-    """The processes of runs come from one that has imported torch, for which each would take 10 s of its own. One test
-    starts the command itself, and so its runs as users do."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        yield
-        return
-    served = multiprocessing.get_context("forkserver")
-    served.set_forkserver_preload(["model.recipes"])
-    alone = patch.dict(os.environ, OMP_NUM_THREADS="1")
-    with alone, patch.object(multiprocessing, "get_context", lambda method: served):
+def torch_imported_once(torch_server: BaseContext) -> Iterator[None]:
+    """One test starts the command itself, and so its runs as users do."""
+    with patch.object(multiprocessing, "get_context", lambda method: torch_server):
         yield
 
 

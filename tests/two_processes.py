@@ -1,16 +1,9 @@
-"""One batch, whole, in parts, or shared out: `torchrun tests/two_processes.py DATA OUT`.
+"""One batch, whole, in parts, or shared out among processes."""
 
-DATA: the folder of toy data. OUT: where the first process saves the losses and gradients, and of every process
-BatchNorm's statistics, what it draws, and whether it stops at a signal that the second one got.
-"""
-
+import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
-
-if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch import Tensor
@@ -64,10 +57,16 @@ def statistics(learner: Learner) -> Tensor:
     return torch.cat([value.flatten() for key, value in learner.averaged_weights().items() if "running" in key])
 
 
-def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+def share(data: Data, out: Path, as_torchrun: dict[str, str]) -> None:
+    """What one of the processes does.
+
+    Args:
+        out: where the first one saves the losses and gradients, and of every process BatchNorm's statistics, what it
+            draws, and whether it stops at a signal that the second one got.
+        as_torchrun: the variables that torchrun would set for it.
+    """
+    os.environ.update(as_torchrun)
     with started("cpu") as processes:
-        data = (folder / "boxes.json", folder / "pictures")
         found: dict[str, Any] = {"gradients": gradients(data, processes, accumulate=2)}
         learner, parts = prepared(data, processes, norm="bn")
         learner.step(parts, 0)
@@ -81,7 +80,3 @@ def main() -> None:
             found["stops"] = processes.gather(stop.requested())
         if processes.first:
             torch.save(found, out)
-
-
-if __name__ == "__main__":
-    main()
