@@ -42,7 +42,7 @@ def served(*, model: Path, **settings: object) -> Generator[Served]:
     """Runs `python -m app` until the block ends; `settings` are its FCOS_* variables without that."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
-    settings = {"model": model, "port": port, "provider": "cpu", "log_level": "warning", **settings}
+    settings = {"model": model, "port": port, "provider": "cpu", "log_level": "warning", "drain_s": 0, **settings}
     environment |= {f"FCOS_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=environment)
     address = f"http://127.0.0.1:{port}"

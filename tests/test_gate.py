@@ -221,11 +221,13 @@ def test_a_form_is_never_written_to_a_disk(model_file: Path, monkeypatch: pytest
 
 
 @contextmanager
-def begun(service: Served, length: int) -> Generator[socket.socket]:
-    """A request that announces a body, of which only a byte has come."""
+def begun(service: Served, length: int, count: int = 1) -> Generator[socket.socket]:
+    """Requests that announce a body, of which only a byte has come. Yields: The last one's connection."""
     host, port = urlsplit(service.address).netloc.split(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % length)
+    with ExitStack() as uploads:
+        for _ in range(count):
+            client = uploads.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % length)
         time.sleep(0.2)
         yield client
 
@@ -252,7 +254,7 @@ def test_what_is_announced_and_does_not_come_takes_no_room(model_file: Path) -> 
 
 def test_requests_that_are_being_sent_keep_no_others_out(model_file: Path) -> None:
     with serving(model=model_file, max_queue=1) as service, begun(service, len(PICTURE)) as slow:
-        with begun(service, 1000), begun(service, 1000):
+        with begun(service, 1000, count=2):
             assert httpx.post(f"{service.address}/detect", content=PICTURE).status_code == 200
         slow.sendall(PICTURE[1:])
         assert slow.recv(1000).startswith(b"HTTP/1.1 415 "), "its first byte was an x"
@@ -260,9 +262,7 @@ def test_requests_that_are_being_sent_keep_no_others_out(model_file: Path) -> No
 
 def test_requests_that_are_being_sent_have_a_bound(model_file: Path) -> None:
     with serving(model=model_file, max_queue=1) as service:
-        with ExitStack() as uploads:
-            for _ in range(UPLOADS_PER_PLACE):
-                uploads.enter_context(begun(service, 1000))
+        with begun(service, 1000, count=UPLOADS_PER_PLACE):
             refused = httpx.post(f"{service.address}/detect", content=PICTURE)
             assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
             assert f"Requests being sent: {UPLOADS_PER_PLACE}" in refused.json()["detail"]

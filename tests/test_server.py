@@ -171,7 +171,7 @@ def test_it_serves_many_where_a_shell_leaves_it_few_files_or_none(model_file: Pa
 
 def test_sigterm_does_not_wait_for_who_was_cut_off(model_file: Path) -> None:
     with contextlib.ExitStack() as stack:
-        with served(model=model_file, drain_s=0) as service:
+        with served(model=model_file) as service:
             host, _, port = urlsplit(service.address).netloc.partition(":")
             client = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
             client.sendall(b"POST /detect HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
@@ -249,7 +249,7 @@ def test_nothing_is_written_past_the_log_or_in_answer_to_noise(
 def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.onnx")
     newer = write_model(tmp_path / "newer.onnx", metadata(classes=["crimson", "green", "blue"]).to_json())
-    with served(model=model, drain_s=0) as service:
+    with served(model=model) as service:
         clients = Clients(service.address, 4)
         clients.wait_for_answers(10)
         newer.replace(model)

@@ -42,7 +42,7 @@ def test_a_collector_gets_a_span_with_the_stages(
         try:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
             monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-            with served(model=model_file, drain_s=0, **logged) as service:
+            with served(model=model_file, **logged) as service:
                 headers = {"Content-Type": "image/png", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
                 request = urllib.request.Request(f"{service.address}/detect", PICTURE, headers)
                 with urllib.request.urlopen(request) as response:
@@ -129,7 +129,7 @@ def test_a_variable_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.Monk
 
 def test_a_collector_that_is_gone_does_not_hold_up_the_end(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    with served(model=model_file, drain_s=0) as service:
+    with served(model=model_file) as service:
         headers = {"Content-Type": "image/png"}
         with urllib.request.urlopen(urllib.request.Request(f"{service.address}/detect", PICTURE, headers)):
             pass
