@@ -126,7 +126,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     whole = io.BytesIO()  # on a full disk, torch itself would report an unexpected position
     torch.save(document, whole)
-    write_bytes(path, whole.getbuffer())
+    # Not getbuffer(): a traceback would hold the view, and Python 3.12 complains where both are collected at once.
+    write_bytes(path, whole.getvalue())
 
 
 def load(path: Path) -> Checkpoint:

@@ -58,7 +58,7 @@ def _saying(what: str) -> Generator[None]:
         raise OSError(f"{what} ({error.strerror or error})") from None
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Raises: OSError: as `replaced`."""
     with replaced(path) as temporary:
         temporary.write_bytes(content)
