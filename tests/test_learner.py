@@ -80,6 +80,7 @@ def test_half_precision_learns_much_the_same(data: Data, tmp_path: Path, amp: An
     assert losses[amp] == pytest.approx(losses["off"], rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_every_shape_that_a_run_has_is_compiled(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = settings(data, tmp_path, compile=True, size=128, zooms=(0.5,))
     model = FCOS(*options.network(tuple(IDS), None))

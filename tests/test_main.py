@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -217,10 +218,10 @@ def test_a_dash_is_standard_output_which_holds_nothing_else(model_file: Path, tm
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 def test_without_stderr_the_pictures_are_answered_and_only_that_is_on_stdout(model_file: Path, tmp_path: Path) -> None:
     rectangle_picture().save(tmp_path / "a.png")
+    command = f"{shlex.quote(sys.executable)} -m app detect {tmp_path}/gone.png {tmp_path}/a.png 2>&-"
     done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m app detect {tmp_path}/gone.png {tmp_path}/a.png 2>&-"], cwd=ROOT,
-        env=environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu"), stdout=subprocess.PIPE, text=True, timeout=60,
-        check=False,
+        ["sh", "-c", command], cwd=ROOT, env=environment(FCOS_MODEL=model_file, FCOS_PROVIDER="cpu"),
+        stdout=subprocess.PIPE, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1, "as of one picture"
     assert done.stdout.startswith(f"{tmp_path}/a.png: red 0.9") and "gone.png" not in done.stdout

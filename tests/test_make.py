@@ -30,14 +30,14 @@ mkdir installing && echo "$2" >>log && sleep 0.05 && rmdir installing
 
 # Docker with compose as plugin, or with docker-compose 1 beside it. What runs stands in the file `running`, and if that
 # fails, its last words in `fails`; what was asked for, in `asked`.
-DOCKER = """#!PYTHON
+DOCKER = """
 import os, re, sys
 from pathlib import Path
 import yaml
 
 standalone = Path("standalone").exists()
-words = sys.argv[1:]
-if Path(sys.argv[0]).name == "docker" and words[0] == "compose":
+name, *words = sys.argv[1:]
+if name == "docker" and words[0] == "compose":
     if standalone:
         sys.exit(1)
     words = words[1:]
@@ -219,7 +219,9 @@ def up(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[st
     for model in ("model/weights/fcos-everyday.onnx", "a folder of mine, whose name is as long as it is/mine.onnx"):
         (tmp_path / model).parent.mkdir(parents=True)
         (tmp_path / model).touch()
-    docker = executable(tmp_path / "bin/docker", DOCKER.replace("PYTHON", sys.executable))
+    (tmp_path / "docker.py").write_text(DOCKER)
+    start = f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/docker.py" "${{0##*/}}" "$@"\n'
+    docker = executable(tmp_path / "bin/docker", start)
     if request.param == "standalone":
         (tmp_path / "standalone").touch()
         shutil.copy(docker, tmp_path / "bin/docker-compose")

@@ -99,7 +99,8 @@ def test_what_is_lacking_or_unknown_is_said(words: str, says: str, capsys: pytes
 def test_the_script_that_made_the_shipped_model_fits_together(tmp_path: Path) -> None:
     """Its commands are written down in place of being run: options exist, and what one reads another has written."""
     log, fake = tmp_path / "log", tmp_path / "python"
-    fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open('{log}', 'a'))\n")
+    noted = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{noted}" "$@" >>"{log}"\n')
     fake.chmod(0o755)
     script = ROOT / "model" / "weights" / "train.sh"
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}

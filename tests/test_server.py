@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -155,7 +156,7 @@ def test_a_second_ctrl_c_waits_for_nothing(model_file: Path) -> None:
 def test_it_serves_many_where_a_shell_leaves_it_few_files_or_none(model_file: Path, command: str) -> None:
     port = free_port()
     settings = {"FCOS_MODEL": str(model_file), "FCOS_PORT": str(port), "FCOS_PROVIDER": "cpu", "FCOS_DRAIN_S": "0"}
-    process = subprocess.Popen(["sh", "-c", command % sys.executable], cwd=ROOT, env=os.environ | settings)
+    process = subprocess.Popen(["sh", "-c", command % shlex.quote(sys.executable)], cwd=ROOT, env=os.environ | settings)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
         with contextlib.ExitStack() as stack:
