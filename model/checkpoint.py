@@ -126,7 +126,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     whole = io.BytesIO()  # on a full disk, torch itself would report an unexpected position
     torch.save(document, whole)
-    # Not getbuffer(): a traceback would hold the view, and Python 3.12 complains where both are collected at once.
+    # getbuffer() would leave a view in a failure's traceback: collected at once with its buffer, it ends Python 3.12.
     write_bytes(path, whole.getvalue())
 
 
