@@ -167,9 +167,10 @@ class OnnxRunner:
             ProviderError: The GPU fails; mostly, its memory is full.
         """
         shapes = [(canvas, size) for canvas in self.metadata.canvases for size in BATCH_SIZES if size <= largest_batch]
-        first, *others = (1, *self.wider) if largest_batch > 1 else (*reversed(self.wider), 1)
         # The largest first: what the others need then finds room in the memory that it has left, and not beside it.
-        for canvas, size in sorted(shapes, key=lambda shape: shape[0].area * shape[1], reverse=True):
+        shapes.sort(key=lambda shape: shape[0].area * shape[1], reverse=True)
+        first, *others = (1, *self.wider) if largest_batch > 1 else (*reversed(self.wider), 1)
+        for canvas, size in shapes:
             try:
                 self.check(canvas, size, first)
             except Exception as error:
@@ -180,7 +181,7 @@ class OnnxRunner:
                     "is full, lower FCOS_MAX_BATCH, or raise FCOS_GPU_MEMORY_LIMIT_BYTES if that is set."
                 ) from None
         for cores in others:
-            self.check(max(self.metadata.canvases, key=lambda canvas: canvas.area), cores=cores)
+            self.check(shapes[0][0], cores=cores)
 
     def check(self, canvas: Size, batch_size: int = 1, cores: int = 1) -> None:
         """Runs the canary picture, a ramp of every colour, on one canvas. Raises: As `warm_up`."""
