@@ -254,6 +254,7 @@ def test_a_lone_picture_has_all_cores(
             for _ in range(3):
                 tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
                 await until(lambda: len(held.cores) == min(len(tasks), service._engine._sessions))
+                await until(lambda: len(held.cores) + len(service._engine._batcher) == len(tasks))
             held.open.set()
             await asyncio.gather(*tasks)
             assert sorted(held.cores, reverse=True) == together

@@ -291,13 +291,15 @@ def test_a_graph_that_does_not_run_is_refused(
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(
-    exported: Path,
-    model: FCOS,
-    checkpoint: checkpoints.Checkpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: FCOS, checkpoint: checkpoints.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.convert.to_onnx", lambda _: with_halved_boxes(onnx.load(exported)))
+    def translate_something_else(_: FCOS) -> onnx.ModelProto:
+        other = checkpoint.model()
+        with torch.no_grad():
+            other.head.class_logits.bias.add_(0.01)
+        return to_onnx(other)
+
+    monkeypatch.setattr("export.convert.to_onnx", translate_something_else)
     output = tmp_path / "wrong.onnx"
     output.write_bytes(b"the model in use")
     with pytest.raises(ValueError, match="nothing was written"):
