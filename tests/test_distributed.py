@@ -18,8 +18,6 @@ from tests.two_processes import gradients, share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
 
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(data: Data) -> None:
     whole, in_parts = gradients(data, ALONE), gradients(data, ALONE, accumulate=4)
@@ -66,7 +64,8 @@ def test_torchrun_trains_what_one_process_does(data: Data, tmp_path: Path) -> No
         data, tmp_path / "alone", epochs=2, lr=0.01, optimizer="sgd", backbone_norm="frozen", ema_decay=0.0
     )
     shared = dataclasses.replace(alone, output=tmp_path / "shared")
-    command = [*TORCHRUN, "--log-dir", str(tmp_path / "log"), "model/train.py", *words(shared)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--log-dir", str(tmp_path / "log"), "model/train.py", *words(shared)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr

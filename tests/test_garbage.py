@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -47,6 +47,13 @@ def running(model: Path) -> Generator[httpx.Client]:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
         yield client
+
+
+@pytest.fixture(autouse=True)
+def collector_is_back() -> Iterator[None]:
+    """These tests turn it off."""
+    yield
+    gc.enable()
 
 
 def left() -> list[object]:
@@ -124,10 +131,7 @@ def test_a_failure_of_the_model_leaves_neither_pictures_nor_the_model_for_the_co
             await service.reload()
             await until(lambda: len(left()) <= before and engine() is None)
 
-    try:
-        asyncio.run(run())
-    finally:
-        gc.enable()
+    asyncio.run(run())
 
 
 @pytest.mark.usefixtures("session_thread")
@@ -147,10 +151,7 @@ def test_a_reload_does_not_go_through_all_objects_for_the_model_before(model_fil
             await until(lambda: before() is None)
             assert gc.get_stats()[-1]["collections"] == collections
 
-    try:
-        asyncio.run(run())
-    finally:
-        gc.enable()
+    asyncio.run(run())
 
 
 @pytest.mark.usefixtures("session_thread")
@@ -174,10 +175,7 @@ def test_a_model_that_fails_while_it_warms_up_leaves_nothing_for_the_collector(
                 await service.reload()
             await until(lambda: opened[0]() is None)
 
-    try:
-        asyncio.run(run())
-    finally:
-        gc.enable()
+    asyncio.run(run())
 
 
 def test_nothing_of_a_picture_waits_for_the_collector(
@@ -216,10 +214,7 @@ def test_nothing_of_a_picture_waits_for_the_collector(
             held.batches.clear()
             await until(lambda: len(left()) <= before)
 
-    try:
-        asyncio.run(run())
-    finally:
-        gc.enable()
+    asyncio.run(run())
 
 
 def test_an_answer_that_comes_before_its_worker_is_done_queueing_leaves_nothing_for_the_collector(
@@ -244,10 +239,7 @@ def test_an_answer_that_comes_before_its_worker_is_done_queueing_leaves_nothing_
             answered.set()
             await until(lambda: len(left()) <= before)
 
-    try:
-        asyncio.run(run())
-    finally:
-        gc.enable()
+    asyncio.run(run())
 
 
 class Sent(bytes):
@@ -271,10 +263,7 @@ def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(
             await until(lambda: not any(type(one) is Sent for one in gc.get_objects()))
             held.open.set()
 
-    try:
-        asyncio.run(run())
-    finally:
-        gc.enable()
+    asyncio.run(run())
 
 
 async def never() -> Message:
