@@ -4,6 +4,7 @@ And what it does to its standard files.
 A program calls `end_at_once` before its imports and `raise_again` after them; who imports its modules is not affected.
 """
 
+import errno
 import io
 import os
 import signal
@@ -68,6 +69,20 @@ def escape_unknown_letters() -> None:
     file or a class may be called so."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def closed_terminals() -> list[int]:
+    """Returns: Those of stdin, stdout and stderr, as numbers, that are a terminal whose window was closed or whose ssh
+    connection broke. To write to it is an error."""
+    return [file for file in range(3) if _is_closed_terminal(file)]
+
+
+def _is_closed_terminal(file: int) -> bool:
+    try:
+        os.get_terminal_size(file)
+    except OSError as error:
+        return error.errno in {errno.EIO, errno.ENXIO}  # what never was one has ENOTTY
+    return False
 
 
 def end_at_once() -> None:

@@ -4,7 +4,7 @@ SIGTERM   /readyz says 503 for `drain_s`, so that load balancers send no more; t
           are finished, and the process exits with 0. A second one closes the port at once. If a picture or the model
           hangs, it exits with 1 without finishing it.
 SIGINT    the same without the wait. Another one: the process ends at once, with 130
-SIGHUP    the model file is loaded again
+SIGHUP    the model file is loaded again. As SIGTERM if it comes because the terminal was closed, except under nohup
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from app import tracing
 from app.api import create_app
 from app.connection import Connection
 from app.errors import Refusal, StartError
+from app.launch import closed_terminals
 from app.memory import keep_freed_memory
 from app.open_files import allow_files
 from app.service import Service
@@ -44,8 +45,8 @@ def serve(settings: Settings) -> int:
     tracing.configure()
     # Until uvicorn handles signals, and again after it: it raises the signal that ended it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if _SIGHUP is not None:
-        signal.signal(_SIGHUP, signal.SIG_IGN)  # until then the file is being read anyway
+    if _SIGHUP is not None and not _is_ignored(_SIGHUP):
+        signal.signal(_SIGHUP, lambda *_: closed_terminals() and sys.exit(0))  # the file is being read anyway
     with (
         contextlib.closing(tracing),
         contextlib.closing(_listen(settings.host, settings.port)) as listener,
@@ -96,7 +97,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         if _SIGHUP is not None:
-            self._loop.add_signal_handler(_SIGHUP, self._begin_reload)
+            by_nohup = _is_ignored(_SIGHUP)
+            self._loop.add_signal_handler(_SIGHUP, self._begin_reload if by_nohup else self._hang_up)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -110,6 +112,12 @@ class Server(uvicorn.Server):
         log.info("Shutting down: /readyz says so for %g s, then the port closes.", self._drain_s)
         ending = super().handle_exit
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_s, ending, sig, None)
+
+    def _hang_up(self) -> None:
+        if closed_terminals():
+            self.handle_exit(signal.SIGTERM, None)
+        else:
+            self._begin_reload()
 
     def _begin_reload(self) -> None:
         if len(self._reloading) > 1:
@@ -125,6 +133,10 @@ class Server(uvicorn.Server):
             pass  # the log says why
         except Exception:
             log.exception("The model was not reloaded.")
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _leave(code: int, reason: str) -> None:

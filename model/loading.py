@@ -63,9 +63,10 @@ def plain_canvases(
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Both may be sent to every process of a group; a worker that obeyed would take down its parent, unsaved."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    """They may be sent to every process of a group; a worker that obeyed would take down its parent, unsaved."""
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def end_workers(loader: Iterable[Batch]) -> None:

@@ -1,13 +1,17 @@
 """Signals that ask a run to stop: it saves first."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Generator
 from types import FrameType
 
 import torch
 
+from app.launch import closed_terminals
 from model.distributed import Processes
+
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 class Stop:
@@ -21,6 +25,8 @@ class Stop:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        for file in closed_terminals():  # what is still said must not fail
+            os.dup2(os.open(os.devnull, os.O_RDWR), file)
 
     def requested(self) -> bool:
         if self.processes.count == 1:
@@ -32,7 +38,10 @@ class Stop:
 @contextlib.contextmanager
 def stop_on_signals(processes: Processes) -> Generator[Stop]:
     stop = Stop(processes)
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        numbers.append(SIGHUP)
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
     try:
         yield stop
     finally:

@@ -14,8 +14,8 @@ Annotations are checked before any work.
 The run's folder gets `config.json` (every option, the network), `last.pt` (resumable until the run is finished),
 `best.pt` (highest AP on val, averaged weights), `metrics.csv` (a line per epoch), `tensorboard/`, `batches.jpg` (what
 the network sees) and, with every evaluation, `metrics.json` (as `model/evaluate.py --json`); at the end
-`precision_recall.png`, `confusion.png` and `predictions.jpg`. Ctrl-C or SIGTERM saves and stops; a second Ctrl-C stops
-at once.
+`precision_recall.png`, `confusion.png` and `predictions.jpg`. Ctrl-C or SIGTERM saves and stops, as does the end of
+the terminal, unless nohup was used; a second Ctrl-C stops at once.
 """
 
 import sys

@@ -265,6 +265,29 @@ def test_sighup_swaps_the_model_under_load(tmp_path: Path) -> None:
     assert {status for status, _ in clients.answers} == {200}
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_with_its_terminal_the_service_ends_unless_started_by_nohup(model_file: Path, nohup: bool) -> None:
+    environment = os.environ | {"FCOS_MODEL": str(model_file), "FCOS_PORT": "0", "FCOS_DRAIN_S": "0"}
+    other_end, terminal = os.openpty()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # which the process inherits
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app"], cwd=ROOT, env=environment, stdin=terminal, stderr=subprocess.PIPE, text=True
+    )
+    signal.signal(signal.SIGHUP, before)
+    os.close(terminal)
+    assert process.stderr is not None
+    with process, process.stderr as lines:
+        assert any("is warm" in line for line in lines)
+        os.close(other_end)
+        process.send_signal(signal.SIGHUP)
+        if nohup:
+            assert any("is warm" in line for line in lines)  # the reloaded model
+            process.terminate()
+        else:
+            assert "is warm" not in lines.read()
+        assert process.wait(60) == 0
+
+
 def test_the_log_is_json_where_asked_for(model_file: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_")}
     environment |= {
