@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from app.metrics import STAGES, Metrics
+from app.server import FINISH_S, LAST_S
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAMING_SETTINGS = [
     *(ROOT / name for name in ("docker-compose.yml", "Dockerfile", "deploy/up", "deploy/detector.env", "README.md")),
-    *(ROOT / "deploy" / name for name in ("kubernetes/detector.yaml", "ray_serve.py")),
+    *(ROOT / "deploy" / name for name in ("kubernetes/detector.yaml", "ray_serve.py", "systemd/fcos-detect.service")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 COMPILED = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
@@ -94,6 +95,18 @@ def test_the_service_is_locked_down_and_limited(name: str) -> None:
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     models = next(volume for volume in service["volumes"] if volume["target"] == "/models")
     assert models["read_only"] is True
+
+
+def test_whatever_stops_the_service_waits_for_it_to_end() -> None:
+    pod = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/detector.yaml").read_text()))["spec"]["template"]["spec"]
+    pods_drain_s = next(one["value"] for one in pod["containers"][0]["env"] if one["name"] == "FCOS_DRAIN_S")
+    unit = (ROOT / "deploy/systemd/fcos-detect.service").read_text()
+    waits_s = {
+        "compose": int(re.findall(r":-(\d+)s", COMPOSE["services"]["detector"]["stop_grace_period"])[0]),
+        "kubernetes": pod["terminationGracePeriodSeconds"] - int(pods_drain_s),
+        "systemd": int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)[0]),
+    }
+    assert min(waits_s.values()) > Settings.model_fields["drain_s"].default + FINISH_S + LAST_S
 
 
 def test_profiles_keep_the_rest_out_of_a_plain_up() -> None:
