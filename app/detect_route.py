@@ -40,7 +40,7 @@ class Detect:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != DETECT or scope["method"] != "POST":
+        if scope["type"] != "http" or record_of(scope).path != DETECT or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         try:

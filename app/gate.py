@@ -39,11 +39,11 @@ class Gate:
         if scope["type"] == "http" and not scope["path"].isprintable():
             await counted_response(scope, nothing_at(scope["path"]))(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["path"] not in KEYED:
+        if scope["type"] != "http" or (path := record_of(scope).path) not in KEYED:
             await self._app(scope, receive, send)
             return
         service: Service = scope["app"].state.service
-        bounded = scope["path"] in PICTURES and scope["method"] == "POST"
+        bounded = path in PICTURES and scope["method"] == "POST"
         try:
             key = self._key(scope)
             record_of(scope).key = key.hex()[:8]
@@ -70,7 +70,8 @@ class Gate:
 
     def _key(self, scope: Scope) -> bytes:
         """Returns: The SHA-256 of the request's key; empty if no keys are set. Raises: Refusal: `unauthorized`."""
-        keys = self._admin_keys if scope["path"] == RELOAD else self._keys
+        reloads = record_of(scope).path == RELOAD
+        keys = self._admin_keys if reloads else self._keys
         if not keys:
             return b""
         scheme, _, value = header(scope, b"authorization").partition(" ")
@@ -79,7 +80,7 @@ class Gate:
         # By digests: how long a refusal takes reveals nothing about the keys, nor does it grow with their number.
         found = [key for one in given if (key := _digest(one.encode("latin-1"))) in keys]
         if not found:
-            wrong = "for reloading" if scope["path"] == RELOAD else "for this service"
+            wrong = "for reloading" if reloads else "for this service"
             raise Refusal(
                 "unauthorized",
                 f"The key is not valid {wrong}."

@@ -104,7 +104,7 @@ def _invalid(scope: Scope, error: RequestValidationError) -> Refusal:
             message = fault["msg"][:1].lower() + fault["msg"][1:]
             sentences.append(f"{name} has value {value}: {message}.")
     if unknown:
-        query = PictureQuery if scope["path"] == DETECT else DetectQuery
+        query = PictureQuery if record_of(scope).path == DETECT else DetectQuery
         sentences.append(f"It takes {', '.join(query.model_fields)}; /docs describes them.")
     return Refusal("invalid_parameter", " ".join(sentences))
 

@@ -14,6 +14,7 @@ class Record:
     """One request.
 
     Attributes:
+        path: Of the address, as routes and `addresses` have it: below where the application is mounted.
         headers: By name in lower case; of a repeated one the last, or all values of a list.
         begun, deadline: On `time.perf_counter`'s clock; only pictures have a deadline.
         timing_ms: Of the stages so far.
@@ -24,6 +25,7 @@ class Record:
     """
 
     request_id: str
+    path: str
     headers: Mapping[bytes, bytes]
     begun: float
     deadline: float = math.inf

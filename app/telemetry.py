@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
+from starlette._utils import get_route_path  # so that what is guarded is what is routed
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
@@ -37,7 +38,7 @@ class Telemetry:
             return
         begun = perf_counter()
         headers = _by_name(scope["headers"])
-        record = Record(_request_id(headers), headers, begun)
+        record = Record(_request_id(headers), get_route_path(scope), headers, begun)
         note_record(scope, record)
 
         async def sending(message: Message) -> None:
@@ -45,7 +46,7 @@ class Telemetry:
                 record.status = message["status"]
                 record.timing_ms["total"] = round((perf_counter() - begun) * 1000, 3)
                 # Middleware may answer these, before FastAPI has put them on the request's span.
-                route = scope["path"] if scope["path"] in KEYED else None
+                route = record.path if record.path in KEYED else None
                 # Here, because the end of the answer's body ends the span.
                 record.trace_id = tracing.note(scope["method"], route, record.request_id, record.timing_ms)
                 timing = ", ".join([f"{name};dur={value}" for name, value in record.timing_ms.items()])
@@ -64,7 +65,7 @@ class Telemetry:
     def _note(self, scope: Scope, record: Record) -> None:
         metrics: Metrics = scope["app"].state.service.metrics
         status, method = record.status, scope["method"]
-        metrics.answer(scope["path"], status)
+        metrics.answer(record.path, status)
         if status == 200 and "read" in record.timing_ms:
             metrics.stages["read"].observe(record.timing_ms["read"] / 1000)
             metrics.stages["total"].observe(perf_counter() - record.begun)

@@ -22,7 +22,7 @@ def test_a_body_that_does_not_say_its_size_is_bounded_by_what_has_come(sizes: tu
         + [{"type": "http.request", "body": b"", "more_body": False}]
     )
     scope: Scope = {"type": "http"}
-    note_record(scope, Record("", {}, 0.0))
+    note_record(scope, Record("", "", {}, 0.0))
 
     async def receive() -> Message:
         return next(messages)

@@ -5,15 +5,16 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app import gate
@@ -98,6 +99,32 @@ def test_no_address_is_asked_past_the_gate(model_file: Path) -> None:
             for end in ("%0a", "%0A%0a", "%0d%0a", "%00", "/", "%e2%80%a8"):
                 for response in (client.get(path + end), client.post(path + end, files={"images": PICTURE})):
                     assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+def test_under_a_path_keys_and_places_are_asked_for_as_well(model_file: Path) -> None:
+    """In somebody's application, behind `uvicorn --root-path` or Ray's `route_prefix`: there anyone could reload."""
+    detector = create_app(Settings(model=model_file, provider="cpu", api_keys=frozenset({KEY})))
+
+    @asynccontextmanager
+    async def lifespan(whole: FastAPI) -> AsyncGenerator[None]:
+        async with detector.router.lifespan_context(detector):
+            yield
+
+    whole = FastAPI(lifespan=lifespan)
+    whole.mount("/vision", detector)
+    with TestClient(whole) as client:
+        wait_for(lambda: client.get("/vision/readyz").status_code == 200)
+        for headers, status in (({}, 401), (bearer(KEY), 200)):
+            for response in (
+                client.post("/vision/detect", content=PICTURE, headers=headers),
+                client.post("/vision/detect/batch", files={"images": PICTURE}, headers=headers),
+                client.get("/vision/model", headers=headers),
+                client.post("/vision/admin/reload", headers=headers),
+            ):
+                assert response.status_code == status, response.request.url
+        late = client.post("/vision/detect", content=PICTURE, headers=bearer(KEY) | {"X-Deadline-Ms": "soon"})
+        assert late.json()["code"] == "invalid_parameter"
+        assert value_of(client.get("/vision/metrics").text, 'fcos_responses_total{path="/detect",status="2xx"}') == 1
 
 
 def test_without_keys_everybody_may_ask_but_not_reload(model_file: Path) -> None:

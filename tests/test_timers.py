@@ -86,7 +86,7 @@ def test_a_body_that_came_in_time_is_not_timed_any_more(model_file: Path) -> Non
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
         async with served(model_file) as service:
             now = perf_counter()
-            record = Record("1", {}, begun=now, deadline=now + RESOLUTION_S)
+            record = Record("1", "", {}, begun=now, deadline=now + RESOLUTION_S)
             data = await in_time(service, record, asyncio.sleep(0, b"a picture"))
             await asyncio.sleep(4 * RESOLUTION_S)
             return data
