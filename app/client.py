@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar
 
@@ -131,9 +132,10 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = httpx.Client(
-            base_url=_url(address), headers=_headers(api_key), timeout=timeout_s, transport=transport
+        self._connect = partial(
+            httpx.Client, base_url=_url(address), headers=_headers(api_key), timeout=timeout_s, transport=transport
         )
+        self._http, self._process = self._connect(), os.getpid()
         self._retries = retries
         self._sleep = sleep
         self._reached = False  # by any request
@@ -192,6 +194,9 @@ class Client:
         return _parsed(self._send("GET", "/model", _Asked()), dict)
 
     def _send(self, method: str, path: str, asked: "_Asked", **body: Any) -> httpx.Response:
+        # A forked process has its parent's connections: on them, each would get answers to the other's pictures.
+        if self._process != os.getpid():
+            self._http, self._process = self._connect(), os.getpid()
         request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
         attempts = _Attempts(request, self._retries, asked.deadline_s)
         while True:
@@ -225,12 +230,14 @@ class AsyncClient:
         at_once: int = 16,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=_url(address), headers=_headers(api_key), timeout=timeout_s, transport=transport
+        self._connect = partial(
+            httpx.AsyncClient, base_url=_url(address), headers=_headers(api_key), timeout=timeout_s, transport=transport
         )
+        self._at_once = at_once
+        self._http, self._places = self._connect(), _Places(at_once)
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the last request
         self._retries = retries
         self._reached = False  # by any request
-        self._places = _Places(at_once)
 
     async def __aenter__(self) -> Self:
         return self
@@ -274,13 +281,17 @@ class AsyncClient:
     async def _send(
         self, method: str, path: str, asked: "_Asked", read: Callable[[], dict[str, Any]] = dict
     ) -> httpx.Response:
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):  # connections and places are of the loop, and process, that they began in
+            self._http, self._places = self._connect(), _Places(self._at_once)
+        self._loop, http = loop, self._http
         async with self._places.one() as note_refusal:
             body = await asyncio.to_thread(read)
-            request = self._http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
+            request = http.build_request(method, path, params=asked.query, headers=asked.headers, **body)
             attempts = _Attempts(request, self._retries, asked.deadline_s)
             while True:
                 try:
-                    response = await self._http.send(attempts.next())
+                    response = await http.send(attempts.next())
                     self._reached = True
                     wait_s = attempts.after_s(response)
                     if wait_s is None:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import inspect
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from starlette.types import Receive, Scope, Send
 
 from app import schemas
 from app.api import create_app
@@ -22,6 +24,8 @@ from app.client import Answer, AsyncClient, Box, Client, Detection, ServiceProbl
 from app.settings import Settings
 from tests.serving import in_thread
 from tests.support import PICTURE
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +195,53 @@ def test_the_file_works_on_its_own(tmp_path: Path) -> None:
     code = "import client, sys; print({'numpy', 'PIL', 'pydantic', 'fastapi', 'app'} & set(sys.modules) or 'none')"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "none", result.stderr
+
+
+# --- other processes, other loops
+
+
+async def tell_port(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the port that a connection comes from."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b'{"port": %d}' % scope["client"][1]})
+
+
+FORKED = """
+import os, sys
+from app.client import Client
+
+client = Client(sys.argv[1])
+parents = client.model()
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(client.model() == parents)
+"""
+TWO_LOOPS = """
+import asyncio, sys
+from app.client import AsyncClient
+
+client = AsyncClient(sys.argv[1], at_once=2)
+
+async def ask():
+    return {answer["port"] for answer in await asyncio.gather(*(client.model() for _ in range(6)))}
+
+assert not asyncio.run(ask()) & asyncio.run(ask())
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(FORKED, marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")),
+        TWO_LOOPS,
+    ],
+    ids=["a forked process", "another loop"],
+)
+def test_connections_are_not_shared_with(code: str) -> None:
+    """Each process would get answers to the other's pictures, without an error; and a loop's end with it."""
+    with in_thread(tell_port, lifespan="off") as (host, port):
+        subprocess.run([sys.executable, "-c", code, f"http://{host}:{port}"], cwd=ROOT, check=True, timeout=60)
 
 
 # --- what is no answer of the service
