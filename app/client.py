@@ -1,4 +1,4 @@
-"""A client of the service: this file and httpx, nothing else.
+"""A client of the service: this file, httpx, and Python 3.11 or newer.
 
 with Client("http://127.0.0.1:8000") as client:
     for found in client.detect("cat.jpg", score_threshold=0.5).detections:

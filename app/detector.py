@@ -2,7 +2,7 @@
 
 runner = OnnxRunner.load(Path("model.onnx"))
 detector = Detector(runner.metadata, runner)
-detections = detector.detect(Image.open("cat.jpg").convert("RGB"))
+detections = detector.detect(detector.decode(Path("cat.jpg").read_bytes()))
 """
 
 from collections.abc import Callable
