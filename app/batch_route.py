@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from pydantic_core import to_json
+
 from app.errors import Refusal, failed
-from app.schemas import DetectQuery, Problem, Refused
+from app.schemas import DetectQuery
 from app.service import Service
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ async def detect_each(service: Service, pictures: Sequence[bytes], query: Detect
 
     def refused(refusal: Refusal) -> bytes:
         service.metrics.refusals[refusal.code].inc()
-        return Refused(problem=Problem.model_validate(refusal.problem())).model_dump_json().encode()
+        return to_json({"problem": refusal.problem()})
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(detect(data)) for data in pictures]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from app.artifact import LONGEST_NAME, MOST_DETECTIONS, Defaults, Metadata, Resize, Size
 from app.errors import Refusal
@@ -224,13 +225,19 @@ class Problem(BaseModel):
     code: str
 
 
-class Refused(Answerable):
-    """A picture of a batch that has no answer."""
+class BatchResult(TypedDict, total=False):
+    """Of one picture of a batch: an answer's members, or only `problem`."""
 
+    # Not `Answer | Refused`: in Kotlin, Rust and TypeScript, generated clients would want all members of both, and in
+    # Java take a problem for an answer.
+    detections: list[Detection]
+    image: PictureSize
+    model: ModelName
+    timing_ms: Timing
     problem: Problem
 
 
 class BatchAnswer(Answerable):
     """For each picture of a batch, in order, its answer or its problem."""
 
-    results: list[Answer | Refused]
+    results: list[BatchResult]

@@ -128,6 +128,19 @@ def test_generated_clients_have_short_names(client: TestClient) -> None:
     }  # fmt: skip
 
 
+def test_generators_can_read_a_batch(client: TestClient) -> None:
+    """openapi-generator 7.26: a union without a tag fails in Kotlin, Rust, TypeScript and Java, a bounded list of files
+    in Go."""
+    schema = client.get("/openapi.json").json()
+    schemas = schema["components"]["schemas"]
+    assert schemas["BatchAnswer"]["properties"]["results"]["items"] == {"$ref": "#/components/schemas/BatchResult"}
+    members = schemas["BatchResult"]["properties"]
+    assert members.keys() == schemas["Answer"]["properties"].keys() | {"problem"}
+    assert "required" not in schemas["BatchResult"]
+    body = schema["paths"]["/detect/batch"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert body["properties"]["images"].keys() == {"type", "items"}
+
+
 def test_rotating_the_exif_tag_does_not_move_a_box(client: TestClient) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -783,7 +783,7 @@ def test_the_apis_description_shows_every_operation(page: Page, service: Served)
         for method in item:
             expect(page.get_by_role("region", name=f"{method.upper()} {path}", exact=True)).to_be_visible()
     expect(page.locator("#post-detect")).to_contain_text("score_threshold")
-    expect(page.locator("#post-detect-batch")).to_contain_text("Refused")
+    expect(page.locator("#post-detect-batch")).to_contain_text("BatchResult")
     expect(page.locator("#post-detect-batch")).to_contain_text("problem")
 
 
