@@ -26,7 +26,6 @@ _MOST_BOUNDARIES = 1000  # far more than a form of too many pictures has, which 
 _LOOKED_AT = 1000  # bytes, among which every picture has some that are no text
 _LONGEST_PADDING = 128  # spaces and tabs behind a boundary
 _INDEX = re.compile(r"\[[0-9]*\]\Z")  # as PHP and axios write repeated fields: images[], images[0]
-_FILE = {"type": "string", "format": "binary", "description": "The picture file."}
 
 
 def body_docs(description: str, field: str, schema: Mapping[str, object], **content: object) -> dict[str, object]:
@@ -47,13 +46,14 @@ PICTURE_BODY = body_docs(
     f"A picture. {FORMATS_TEXT} can be read; of an animated one, the first frame is taken. A body without a content "
     f"type, or with curl's {_CURLS}, is read as a picture, too.",
     FIELD,
-    _FILE,
+    BINARY["schema"] | {"description": "The picture file."},
     **{"image/*": BINARY, "application/octet-stream": BINARY},
 )
 PICTURES_BODY = body_docs(
     f"Pictures, at most {MOST_PICTURES}, each a file in the field `{FIELDS}`.",
     FIELDS,
-    {"type": "array", "items": _FILE},  # with bounds, clients generated for Go do not compile
+    # With bounds, clients generated for Go do not compile.
+    {"type": "array", "items": BINARY["schema"], "description": f"Picture files, at most {MOST_PICTURES}."},
 )
 
 
@@ -174,7 +174,8 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
     # Of several Content-Type headers the one that was looked at.
     headers = Headers({"content-type": content_type})
     stream = _with_few_boundaries(request.stream(), options.get(b"boundary", b""))
-    parser = _InMemory(headers, stream, max_files=most, max_fields=1)
+    # Fields that are no files are refused with what is wrong with them: that needs them to be read.
+    parser = _InMemory(headers, stream, max_files=most, max_fields=MOST_PICTURES)
     try:
         files = await _files_of(await parser.parse(), field)
         if not parser.ended:

@@ -138,7 +138,7 @@ def test_generators_can_read_a_batch(client: TestClient) -> None:
     assert members.keys() == schemas["Answer"]["properties"].keys() | {"problem"}
     assert "required" not in schemas["BatchResult"]
     body = schema["paths"]["/detect/batch"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert body["properties"]["images"].keys() == {"type", "items"}
+    assert body["properties"]["images"].keys() == {"type", "items", "description"}
 
 
 def test_rotating_the_exif_tag_does_not_move_a_box(client: TestClient) -> None:
@@ -199,6 +199,12 @@ def test_parameters_are_obeyed(client: TestClient) -> None:
         ({"content": b"", "headers": {"Content-Type": CURLS}}, 400, "empty_body", "no body"),
         ({"files": {"image": (None, PICTURE)}}, 400, "malformed_request", "neither a file name nor a content type"),
         ({"files": {"picture": ("a.png", PICTURE)}}, 400, "malformed_request", "'picture'"),
+        (
+            {"files": {"image": PICTURE}, "data": {"score_threshold": "0.5", "classes": ["red", "green"]}},
+            400,
+            "malformed_request",
+            "parameters go into the query",
+        ),
         ({"files": [("image", PICTURE), ("image", PICTURE)]}, 400, "malformed_request", "Too many files"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "malformed_request", "boundary"),
         (
