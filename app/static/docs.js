@@ -82,16 +82,12 @@ function contents(content = {}, api) {
 function described(schema, api, depth) {
   const real = resolved(schema, api);
   const inner = real.type === "array" ? resolved(real.items, api) : real;
-  const several = (inner.anyOf ?? []).filter((one) => one.$ref);
   const members = Object.entries(inner.properties ?? {});
   const list = members.length && depth < DEEPEST
     ? element("dl", {}, members.flatMap(([name, member]) =>
       term(name, member, member.description, api, depth + 1)))
     : null;
-  const alternatives = several.length > 1 && depth < DEEPEST
-    ? element("dl", {}, several.flatMap((one) => term(resolved(one, api).title, one, null, api, depth + 1)))
-    : null;
-  return [kind(schema, api), inner.description && inner !== schema ? element("span", {}, ". ", prose(inner.description)) : null, list, alternatives]
+  return [kind(schema, api), inner.description && inner !== schema ? element("span", {}, ". ", prose(inner.description)) : null, list]
     .filter((node) => node !== null);
 }
 
