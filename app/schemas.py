@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Annotated, Literal
 from unicodedata import normalize
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from app.artifact import LONGEST_NAME, MOST_DETECTIONS, Defaults, Metadata, Resize, Size
@@ -182,6 +182,8 @@ class Answer(Answerable):
     timing_ms: Timing
 
 
+# By itself, pydantic describes a tuple's values one by one, and clients generated for Ruby cannot read /model.
+Canvas = Annotated[Size, WithJsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2})]
 ProviderNote = Annotated[
     str | None, Field(description="Why `auto` did not take CUDA; null if it did, or if a provider was named.")
 ]
@@ -193,7 +195,7 @@ class ModelInfo(ModelName):
     provider_note: ProviderNote
     classes: list[str]
     precision: str
-    canvases: Annotated[list[Size], Field(description="[height, width] of what the model sees.")]
+    canvases: Annotated[list[Canvas], Field(description="[height, width] of what the model sees.")]
     resize: Resize
     defaults: Defaults
     metrics: Annotated[

@@ -128,9 +128,9 @@ def test_generated_clients_have_short_names(client: TestClient) -> None:
     }  # fmt: skip
 
 
-def test_generators_can_read_a_batch(client: TestClient) -> None:
+def test_generators_can_read_what_is_described(client: TestClient) -> None:
     """openapi-generator 7.26: a union without a tag fails in Kotlin, Rust, TypeScript and Java, a bounded list of files
-    in Go."""
+    in Go, a list without `items` in Ruby."""
     schema = client.get("/openapi.json").json()
     schemas = schema["components"]["schemas"]
     assert schemas["BatchAnswer"]["properties"]["results"]["items"] == {"$ref": "#/components/schemas/BatchResult"}
@@ -139,6 +139,7 @@ def test_generators_can_read_a_batch(client: TestClient) -> None:
     assert "required" not in schemas["BatchResult"]
     body = schema["paths"]["/detect/batch"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert body["properties"]["images"].keys() == {"type", "items", "description"}
+    assert schemas["ModelInfo"]["properties"]["canvases"]["items"]["items"] == {"type": "integer"}
 
 
 def test_rotating_the_exif_tag_does_not_move_a_box(client: TestClient) -> None:
