@@ -130,10 +130,8 @@ class _InMemory(MultiPartParser):
     def on_headers_finished(self) -> None:
         part = self._current_part
         disposition = part.content_disposition or b""
-        named = b"filename" in parse_options_header(disposition)[1]
-        is_file = b"filename*=" in disposition or any(name == b"content-type" for name, _ in part.item_headers)
-        if disposition and not named and is_file:
-            part.content_disposition = disposition + b'; filename=""'
+        if b"filename*=" in disposition or any(name == b"content-type" for name, _ in part.item_headers):
+            part.content_disposition = disposition + b'; filename=""'  # which nobody reads
         super().on_headers_finished()
 
     def on_end(self) -> None:
@@ -174,8 +172,7 @@ async def _files(request: Request, field: str, most: int) -> list[bytes]:
     # Of several Content-Type headers the one that was looked at.
     headers = Headers({"content-type": content_type})
     stream = _with_few_boundaries(request.stream(), options.get(b"boundary", b""))
-    # Fields that are no files are refused with what is wrong with them: that needs them to be read.
-    parser = _InMemory(headers, stream, max_files=most, max_fields=MOST_PICTURES)
+    parser = _InMemory(headers, stream, max_files=most)
     try:
         files = await _files_of(await parser.parse(), field)
         if not parser.ended:
