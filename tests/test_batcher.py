@@ -118,6 +118,13 @@ def test_threads_get_every_item_once() -> None:
     assert len(batcher) == 0
 
 
+def test_what_is_expected_to_be_late_is_tried_if_it_has_the_most_time_left() -> None:
+    batcher: Batcher[str] = Batcher(4, lambda: 2.0)
+    for item, deadline_s in (("past", 1.0), ("last", 4.0), ("first", 3.0)):
+        batcher.put("canvas", item, deadline_s)
+    assert batcher.take(lambda: 9.0) == (["last"], ["past", "first"])
+
+
 def test_a_closed_batcher_hands_out_what_it_has_and_ends() -> None:
     batcher: Batcher[str] = Batcher(1)
     batcher.put("canvas", "a")

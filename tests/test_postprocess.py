@@ -140,6 +140,8 @@ def test_points_are_torchvisions_where_the_canvas_is_no_multiple_of_the_stride()
     points = metadata(points={"offset": 0, "step": "canvas"}).points
     centres = point_centres(STRIDES, points, Size(800, 1344))
     assert centres[-1].tolist() == [10 * 122, 6 * 114]
+    points = metadata(points={"offset": 0.5, "step": "stride"}).points
+    assert point_centres(STRIDES, points, Size(800, 1344))[-1].tolist() == [10.5 * 128, 6.5 * 128], "but not our own"
 
 
 def test_points_of_the_paper_are_the_middles_of_their_cells() -> None:
@@ -170,9 +172,12 @@ def test_boxes_may_overlap_as_much_as_is_allowed() -> None:
 
 
 def test_class_agnostic_suppresses_across_classes() -> None:
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 11]], np.float32)
-    assert nms(boxes, np.array([0, 1]), 0.5, 10).tolist() == [0, 1]
-    assert nms(boxes, np.array([0, 0]), 0.5, 10).tolist() == [0]
+    canvas = Size(160, 160)
+    heads = one_object(canvas)
+    heads.class_logits[0] = 3, 4, 5
+    for class_agnostic, classes in ((False, [2, 1, 0]), (True, [2])):
+        parameters = dataclasses.replace(PARAMETERS, class_agnostic=class_agnostic)
+        assert postprocess(heads, placed(canvas), metadata(), parameters).class_ids.tolist() == classes
 
 
 def one_object(canvas: Size, class_logit: float = 3.0, centerness: float = 3.0) -> PictureHeads:
@@ -240,11 +245,12 @@ def test_equal_scores_keep_the_order_of_their_points() -> None:
     heads = random_heads(0, canvas, 3)
     heads.class_logits[:], heads.centerness[:] = 2, 2
     heads.distances[:] = 0.25  # boxes that do not touch one another
-    limited = metadata(top_k=4)
-    found = postprocess(heads, placed(canvas), limited, Parameters(0.1, 0.6, 6))
-    assert found.class_ids.tolist() == [0, 1, 2, 0, 0, 1]  # four of the first level, then the second's
-    assert found.boxes[0].tolist() == [3.75, 3.75, 4.25, 4.25]
-    heads.class_logits[:, 1] = 3
+    heads.class_logits[5, 2] = 3
+    limited = metadata(top_k=5)
+    found = postprocess(heads, placed(canvas), limited, Parameters(0.1, 0.6, 7))
+    assert found.class_ids.tolist() == [2, 0, 1, 2, 0, 0, 1]  # five of the first level, then the second's
+    assert found.boxes[1].tolist() == [3.75, 3.75, 4.25, 4.25]
+    heads.class_logits[:, 1] = 4
     found = postprocess(heads, placed(canvas), metadata(), Parameters(0.1, 0.6, 500))
     assert set(found.class_ids) == {1}
     centres = point_centres(STRIDES, metadata().points, canvas)

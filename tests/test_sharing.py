@@ -29,6 +29,7 @@ from app.sharing import (
         ({}, 4, 1, 4),
         ({"threads": 3}, 4, 3, 1),
         ({"sessions": 2}, 2, 2, 1),
+        ({"sessions": 3}, 3, 1, 1),
         ({"sessions": 8}, 8, 1, 1),
         ({"sessions": 2, "threads": 1}, 2, 1, 1),
     ],
@@ -54,6 +55,7 @@ def test_a_pictures_time_is_that_of_the_run_that_was_disturbed_least(
     clock, lasting = [0.0], iter([3.0, 1.0, 2.0])
 
     def run(_: OnnxRunner, canvases: list[np.ndarray]) -> None:
+        assert [canvas.shape for canvas in canvases] == [(160, 160, 3)] * 2, "the largest"
         clock[0] += next(lasting)
 
     monkeypatch.setattr(OnnxRunner, "run_batch", run)
@@ -74,7 +76,7 @@ def test_on_a_cpu_a_pictures_time_is_its_own_however_busy_the_machine_is(
     ("cores", "settings", "workers", "drawers"),
     [
         (4, {}, 4, 1),
-        (4, {"sessions": 8}, 8, 1),
+        (6, {"sessions": 8}, 8, 1),
         (384, {}, 64, 64),
         (384, {"max_queue": 200}, 200, 96),
         (384, {"decode_threads": 100}, 100, 64),
