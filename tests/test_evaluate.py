@@ -405,13 +405,14 @@ def test_of_two_detections_of_one_object_the_surer_is_right(tmp_path: Path) -> N
     assert 0.3 <= evaluation.score_threshold < 0.8
 
 
-@pytest.mark.parametrize(("iou", "right"), [(0.45, 0), (0.55, 1)])
+@pytest.mark.parametrize(("iou", "right"), [(0.48, 0), (0.52, 1)])
 def test_a_box_counts_as_found_from_an_iou_of_one_half(tmp_path: Path, iou: float, right: int) -> None:
     document = document_of(tmp_path, 1, boxes=1)
     found = truth_as_found(document)
     found.boxes[:, 2] = found.boxes[:, 0] + iou * (found.boxes[:, 2] - found.boxes[:, 0])
     evaluation = score(found, document, CLASSES)
     assert evaluation.f1 == evaluation.confusion.trace() == right
+    assert evaluation.confusion.sum() == 2 - right, "else one is missed, and one is found where nothing is"
     name = CLASSES[int(found.class_ids[0])]
     assert evaluation.metrics["AP50"] == evaluation.per_class[name]["AP50"] == pytest.approx(right)
     assert evaluation.curves[name].max() == pytest.approx(right)

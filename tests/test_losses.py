@@ -186,9 +186,10 @@ def theirs() -> FCOS:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_losses_are_torchvisions(theirs: Any, seed: int) -> None:
+@pytest.mark.parametrize("canvas", [(256, 320), (1024, 1280)], ids=str)
+def test_the_losses_are_torchvisions(theirs: Any, seed: int, canvas: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(seed)
-    height, width = canvas = (256, 320)
+    height, width = canvas
     points, strides = canvas_points(canvas, FCOSConfig.torchvision(("cat", "dog", "bird")))
     corners = torch.rand(2, 6, 2, 2, generator=generator) * torch.tensor([width, height])
     boxes = list(torch.cat((corners.amin(2), corners.amax(2)), 2))
