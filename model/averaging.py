@@ -109,7 +109,6 @@ def measure_statistics(model: FCOS, parts: Sequence[Checkpoint], annotations: An
     with torch.no_grad():
         for canvases in _pictures(parts[0], annotations, images):
             model(canvases.to(model.mean.device, memory_format=torch.channels_last))
-    model.eval()
 
 
 def average(files: Sequence[Path], data: Path, output: Path, console: Console, *, small: bool = False) -> None:

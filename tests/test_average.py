@@ -68,7 +68,6 @@ def test_weights_are_the_mean_and_statistics_are_measured(data: Path, runs: list
     assert second.training["before"] == first.training
     without = {key: value for key, value in second.training.items() if key != "before"}
     assert mean.training == {"mean_of": [first.training, without]}
-    assert mean.resume is None
 
 
 def test_statistics_in_which_the_runs_agree_are_left_alone(data: Path, runs: list[Path], tmp_path: Path) -> None:
@@ -89,8 +88,11 @@ def test_the_mean_has_the_name_that_all_have(runs: list[Path]) -> None:
 
 
 def test_the_mean_of_one_run_is_that_run(data: Path, runs: list[Path], tmp_path: Path) -> None:
-    average(runs[:1], data, tmp_path / "mean.pt", QUIET)
-    one, mean = checkpoints.load(runs[0]), checkpoints.load(tmp_path / "mean.pt")
+    one, unfinished = checkpoints.load(runs[0]), tmp_path / "last.pt"
+    checkpoints.save(unfinished, dataclasses.replace(one, resume={"epoch": 1}, score_threshold=0.9))
+    average([unfinished], data, tmp_path / "mean.pt", QUIET)
+    mean = checkpoints.load(tmp_path / "mean.pt")
+    assert mean.resume is None
     assert all(mean.weights[key].equal(value) for key, value in one.weights.items())
     assert (mean.metrics, mean.score_threshold) == (one.metrics, one.score_threshold)
 
