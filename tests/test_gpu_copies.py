@@ -37,16 +37,36 @@ class Value:
 
 
 class Driver:
-    """`libcuda`. Args: result: what every copy returns; skipped: bytes at the end that it forgets."""
+    """`libcuda`, where copies to the GPU arrive once they are waited for.
 
-    def __init__(self, result: int = 0, skipped: int = 0) -> None:
-        def copy(target: int, source: int, size: int) -> int:
-            ctypes.memmove(target, source, size - skipped)
+    Args: result: what every copy returns; wrong: what is added to the last byte of one there, and of one back.
+    """
+
+    def __init__(self, result: int = 0, wrong: tuple[int, int] = (0, 0)) -> None:
+        sent: list[tuple[int, bytes]] = []
+
+        def there(target: int, source: int, size: int) -> int:
+            sent.append((target, _changed(source, size, wrong[0])))
             return result
 
+        def back(target: int, source: int, size: int) -> int:
+            ctypes.memmove(target, _changed(source, size, wrong[1]), size)
+            return result
+
+        def wait(stream: int | None) -> int:
+            for target, content in sent:
+                ctypes.memmove(target, content, len(content))
+            sent.clear()
+            return 0
+
         kinds = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-        self.cuMemcpyHtoD_v2 = self.cuMemcpyDtoH_v2 = ctypes.CFUNCTYPE(*kinds)(copy)
-        self.cuStreamSynchronize = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda stream: 0)
+        self.cuMemcpyHtoD_v2, self.cuMemcpyDtoH_v2 = (ctypes.CFUNCTYPE(*kinds)(copy) for copy in (there, back))
+        self.cuStreamSynchronize = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(wait)
+
+
+def _changed(source: int, size: int, added: int) -> bytes:
+    content = ctypes.string_at(source, size)
+    return content[:-1] + bytes([content[-1] + added & 255])
 
 
 @pytest.fixture
@@ -80,7 +100,8 @@ def test_the_drivers_copies_are_taken_if_they_are_right(caplog: pytest.LogCaptur
         (OSError("libcuda.so.1: cannot open shared object file"), "cannot open"),
         (object(), "cuMemcpyHtoD_v2"),
         (Driver(result=OUT_OF_MEMORY), "CUDA failure 2"),
-        (Driver(skipped=1), "something else"),
+        (Driver(wrong=(1, 0)), "something else"),
+        (Driver(wrong=(0, 1)), "something else"),
     ],
     indirect=["driver"],
 )
