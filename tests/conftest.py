@@ -38,6 +38,12 @@ def thawed() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The loop that asynchronous tests run in, of which each has its own."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model that finds coloured rectangles (see `support.py`)."""

@@ -118,7 +118,8 @@ def test_bad_batches_are_problems(
     assert hint in problem(client.post("/detect/batch", **request_), status, code)
 
 
-def test_what_nobody_waits_for_any_more_is_dropped() -> None:
+@pytest.mark.anyio
+async def test_what_nobody_waits_for_any_more_is_dropped() -> None:
     dropped = []
 
     class Slow:
@@ -134,26 +135,21 @@ def test_what_nobody_waits_for_any_more_is_dropped() -> None:
     async def leave() -> Message:
         return {"type": "http.disconnect"}
 
-    async def ask() -> None:
-        service: Any = Slow()
-        with pytest.raises(ClientDisconnect):
-            await while_connected(service, leave, detect_each(service, [b"a", b"b"], DEFAULTS, math.inf))
-        await asyncio.sleep(0.01)
-        assert sorted(dropped) == [b"a", b"b"]  # here: the end of the loop would cancel them anyway
-
-    asyncio.run(ask())
+    service: Any = Slow()
+    with pytest.raises(ClientDisconnect):
+        await while_connected(service, leave, detect_each(service, [b"a", b"b"], DEFAULTS, math.inf))
+    await asyncio.sleep(0.01)
+    assert sorted(dropped) == [b"a", b"b"]  # here: the end of the loop would cancel them anyway
 
 
-def test_a_failure_for_want_of_time_is_no_client_that_has_left() -> None:
+@pytest.mark.anyio
+async def test_a_failure_for_want_of_time_is_no_client_that_has_left() -> None:
     async def fail() -> None:
         raise TimeoutError("of the disk")
 
     async def stay() -> Message:
         return await asyncio.get_running_loop().create_future()
 
-    async def ask() -> None:
-        service: Any = SimpleNamespace(timers=Timers())
-        with pytest.raises(TimeoutError, match="of the disk"):
-            await while_connected(service, stay, fail())
-
-    asyncio.run(ask())
+    service: Any = SimpleNamespace(timers=Timers())
+    with pytest.raises(TimeoutError, match="of the disk"):
+        await while_connected(service, stay, fail())

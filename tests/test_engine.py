@@ -23,13 +23,15 @@ from app.session import OnnxRunner
 from tests.held import Held, HeldDecoder
 from tests.support import DEFAULTS, PICTURE, encoded, metric, rectangle_picture, served, until
 
+pytestmark = pytest.mark.anyio
+
 
 def code(result: Outcome | BaseException) -> str:
     return result.code if isinstance(result, Refusal) else type(result).__name__
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_one_pictures_fault_is_its_own(
+async def test_one_pictures_fault_is_its_own(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Seven good pictures and a corrupt one; then seven good ones and one on which the model fails."""
@@ -41,64 +43,58 @@ def test_one_pictures_fault_is_its_own(
             raise RuntimeError("this picture is too much")
         return run_session(runner, canvases, cores)
 
-    async def run() -> None:
-        async with served(model_file, max_batch=8) as service:
-            monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
-            held.install(monkeypatch)
-            for bad, expected in ((PICTURE[:-60], "corrupt_picture"), (poison, "RuntimeError")):
-                held.open.clear()
-                held.batches.clear()
-                first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-                await until(lambda: held.batches == [1])  # the rest gathers behind it
-                tasks = [
-                    asyncio.create_task(service.detect(bad if number == 3 else PICTURE, DEFAULTS))
-                    for number in range(8)
-                ]
-                waiting = 8 - (expected == "corrupt_picture")
-                await until(lambda: len(service._engine._batcher) == waiting)  # noqa: B023
-                held.open.set()
-                results = await asyncio.gather(first, *tasks, return_exceptions=True)
-                assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
-                assert held.batches[1] == waiting
-            assert metric(service, "fcos_batches_failed_total") == 2, "the shared one, and that of the picture alone"
-
-    asyncio.run(run())
+    async with served(model_file, max_batch=8) as service:
+        monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
+        held.install(monkeypatch)
+        for bad, expected in ((PICTURE[:-60], "corrupt_picture"), (poison, "RuntimeError")):
+            held.open.clear()
+            held.batches.clear()
+            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+            await until(lambda: held.batches == [1])  # the rest gathers behind it
+            tasks = [
+                asyncio.create_task(service.detect(bad if number == 3 else PICTURE, DEFAULTS)) for number in range(8)
+            ]
+            waiting = 8 - (expected == "corrupt_picture")
+            await until(lambda: len(service._engine._batcher) == waiting)  # noqa: B023
+            held.open.set()
+            results = await asyncio.gather(first, *tasks, return_exceptions=True)
+            assert [code(result) for result in results] == ["Outcome"] * 4 + [expected] + ["Outcome"] * 4
+            assert held.batches[1] == waiting
+        assert metric(service, "fcos_batches_failed_total") == 2, "the shared one, and that of the picture alone"
     assert "A batch of 8 failed; its pictures are run one by one: this picture is too much" in caplog.text
     assert "RuntimeError: this picture is too much" in caplog.text, "with its traceback"
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_parameters_in_a_shared_batch_give_what_they_give_alone(
+async def test_parameters_in_a_shared_batch_give_what_they_give_alone(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = [
         DetectQuery(), DetectQuery(max_detections=2), DetectQuery(score_threshold=0), DetectQuery(iou_threshold=0),
         DetectQuery(classes=["green"]), DetectQuery(class_agnostic=True, score_threshold=0.01),
     ]  # fmt: skip
-
-    async def run() -> None:
-        async with served(model_file, max_batch=8) as service:
-            alone = [await service.detect(PICTURE, query) for query in queries]
-            held.install(monkeypatch)
-            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-            await until(lambda: held.batches == [1])
-            tasks = [asyncio.create_task(service.detect(PICTURE, query)) for query in queries]
-            await until(lambda: len(service._engine._batcher) == len(queries))
-            held.open.set()
-            together = await asyncio.gather(*tasks)
-            await first
-            assert held.batches == [1, len(queries)]
-            for one, other in zip(alone, together, strict=True):
-                np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
-                np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-3)
-                np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-5)
-
-    asyncio.run(run())
+    async with served(model_file, max_batch=8) as service:
+        alone = [await service.detect(PICTURE, query) for query in queries]
+        held.install(monkeypatch)
+        first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+        await until(lambda: held.batches == [1])
+        tasks = [asyncio.create_task(service.detect(PICTURE, query)) for query in queries]
+        await until(lambda: len(service._engine._batcher) == len(queries))
+        held.open.set()
+        together = await asyncio.gather(*tasks)
+        await first
+        assert held.batches == [1, len(queries)]
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
+            np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-3)
+            np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-5)
 
 
 @pytest.mark.usefixtures("session_thread")
 @pytest.mark.parametrize(("count", "settings"), [(50, {}), (500, {"sessions": 2, "max_batch": 8})])
-def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: int, settings: dict[str, int]) -> None:
+async def test_many_at_a_time_get_what_they_get_one_by_one(
+    model_file: Path, count: int, settings: dict[str, int]
+) -> None:
     random = np.random.default_rng(0)
     colours = ("red", "green", "blue")
     pictures = []
@@ -108,17 +104,14 @@ def test_many_at_a_time_get_what_they_get_one_by_one(model_file: Path, count: in
         box = (left, top, min(width, left + width // 2 + 1), min(height, top + height // 2 + 1))
         pictures.append(encoded(rectangle_picture(width, height, box, colours[number % 3])))
 
-    async def run() -> None:
-        async with served(model_file, max_queue=count, deadline_s=300, **settings) as service:
-            one_by_one = [await service.detect(picture, DEFAULTS) for picture in pictures]
-            together = await asyncio.gather(*(service.detect(picture, DEFAULTS) for picture in pictures))
-            for one, other in zip(one_by_one, together, strict=True):
-                assert one.size == other.size
-                np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
-                np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-2)
-                np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-4)
-
-    asyncio.run(run())
+    async with served(model_file, max_queue=count, deadline_s=300, **settings) as service:
+        one_by_one = [await service.detect(picture, DEFAULTS) for picture in pictures]
+        together = await asyncio.gather(*(service.detect(picture, DEFAULTS) for picture in pictures))
+        for one, other in zip(one_by_one, together, strict=True):
+            assert one.size == other.size
+            np.testing.assert_array_equal(one.found.class_ids, other.found.class_ids)
+            np.testing.assert_allclose(one.found.boxes, other.found.boxes, atol=1e-2)
+            np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-4)
 
 
 async def detect_together(service: Service, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,83 +126,68 @@ async def detect_together(service: Service, count: int, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("settings", "batches"), [({"max_batch": 4}, [4, 2]), ({}, [1] * 6)])
-def test_a_worker_decodes_what_fills_a_batch(
+async def test_a_worker_decodes_what_fills_a_batch(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], batches: list[int]
 ) -> None:
     held.open.set()
-
-    async def run() -> None:
-        async with served(model_file, sessions=1, decode_threads=1, **settings) as service:
-            held.install(monkeypatch)
-            await detect_together(service, 6, monkeypatch)
-            assert held.batches == batches
-            assert metric(service, "fcos_pictures_inferred_total") == 6
-
-    asyncio.run(run())
+    async with served(model_file, sessions=1, decode_threads=1, **settings) as service:
+        held.install(monkeypatch)
+        await detect_together(service, 6, monkeypatch)
+        assert held.batches == batches
+        assert metric(service, "fcos_pictures_inferred_total") == 6
 
 
 @pytest.mark.parametrize(("count", "first"), [(3, 1), (8, 2), (12, 3), (20, 4), (40, 4)])
-def test_of_two_sessions_each_leaves_half_of_its_pictures_waiting(
+async def test_of_two_sessions_each_leaves_half_of_its_pictures_waiting(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, count: int, first: int
 ) -> None:
-    async def run() -> None:
-        async with served(model_file, sessions=2, decode_threads=1, max_batch=4) as service:
-            held.install(monkeypatch)
-            together = asyncio.create_task(detect_together(service, count, monkeypatch))
-            await until(lambda: held.batches != [])
-            held.open.set()
-            await together
-            assert held.batches[0] == first
-            assert sum(held.batches) == count
-
-    asyncio.run(run())
+    async with served(model_file, sessions=2, decode_threads=1, max_batch=4) as service:
+        held.install(monkeypatch)
+        together = asyncio.create_task(detect_together(service, count, monkeypatch))
+        await until(lambda: held.batches != [])
+        held.open.set()
+        await together
+        assert held.batches[0] == first
+        assert sum(held.batches) == count
 
 
 @pytest.mark.parametrize("last", ["corrupt", "abandoned"])
-def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
+async def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     decoder = HeldDecoder()
     held.open.set()
-
-    async def run() -> None:
-        async with served(model_file, sessions=1, decode_threads=1, max_batch=4) as service:
-            decoder.install(monkeypatch)
-            held.install(monkeypatch)
-            pictures = [PICTURE, PICTURE, PICTURE[:-60] if last == "corrupt" else PICTURE]
-            tasks = [asyncio.create_task(service.detect(picture, DEFAULTS)) for picture in pictures]
-            await asyncio.to_thread(decoder.begun.wait, 20)
-            if last == "abandoned":
-                tasks[-1].cancel()
-                await asyncio.wait(tasks[-1:])
-            decoder.open.set()
-            async with asyncio.timeout(20):
-                results = await asyncio.gather(*tasks, return_exceptions=True)
-            expected = "corrupt_picture" if last == "corrupt" else "CancelledError"
-            assert [code(result) for result in results] == ["Outcome", "Outcome", expected]
-            assert held.batches == [2]
-
-    asyncio.run(run())
+    async with served(model_file, sessions=1, decode_threads=1, max_batch=4) as service:
+        decoder.install(monkeypatch)
+        held.install(monkeypatch)
+        pictures = [PICTURE, PICTURE, PICTURE[:-60] if last == "corrupt" else PICTURE]
+        tasks = [asyncio.create_task(service.detect(picture, DEFAULTS)) for picture in pictures]
+        await asyncio.to_thread(decoder.begun.wait, 20)
+        if last == "abandoned":
+            tasks[-1].cancel()
+            await asyncio.wait(tasks[-1:])
+        decoder.open.set()
+        async with asyncio.timeout(20):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        expected = "corrupt_picture" if last == "corrupt" else "CancelledError"
+        assert [code(result) for result in results] == ["Outcome", "Outcome", expected]
+        assert held.batches == [2]
 
 
 @pytest.mark.parametrize(
     ("seconds", "max_batch", "batches"), [(0.009, 0, [4]), (0.011, 0, [1, 1, 1, 1]), (0.011, 2, [2, 2])]
 )
-def test_on_a_cpu_only_quick_models_have_batches_unless_they_are_set(
+async def test_on_a_cpu_only_quick_models_have_batches_unless_they_are_set(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, max_batch: int, batches: list[int]
 ) -> None:
     monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
     held = Held()
     held.open.set()
-
-    async def run() -> None:
-        async with served(model_file, sessions=1, decode_threads=1, max_batch=max_batch) as service:
-            held.install(monkeypatch)
-            await detect_together(service, 4, monkeypatch)
-            assert held.batches == batches
-            assert metric(service, "fcos_largest_batch") == batches[0]
-
-    asyncio.run(run())
+    async with served(model_file, sessions=1, decode_threads=1, max_batch=max_batch) as service:
+        held.install(monkeypatch)
+        await detect_together(service, 4, monkeypatch)
+        assert held.batches == batches
+        assert metric(service, "fcos_largest_batch") == batches[0]
 
 
 def on_four_cores(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -227,7 +205,7 @@ def on_four_cores(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         (0.001, {}, 1, [1, 1, 1]),  # too quick for it
     ],
 )
-def test_a_lone_picture_has_all_cores(
+async def test_a_lone_picture_has_all_cores(
     model_file: Path,
     held: Held,
     monkeypatch: pytest.MonkeyPatch,
@@ -237,54 +215,46 @@ def test_a_lone_picture_has_all_cores(
     together: list[int],
 ) -> None:
     on_four_cores(monkeypatch, seconds)
-
-    async def run() -> None:
-        several = {"threads": 0, "sessions": 0, "decode_threads": 4, "deadline_s": 300}
-        async with served(model_file, **several | settings) as service:
-            held.install(monkeypatch)
-            held.open.set()
-            service._engine.pace.batch_s = 60  # whoever came along lately is remembered for minutes
-            for _ in range(2):
-                await service.detect(PICTURE, DEFAULTS)
-            assert held.cores == [alone] * 2
-
-            held.open.clear()
-            held.cores.clear()
-            tasks = []
-            for _ in range(3):
-                tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
-                await until(lambda: len(held.cores) == min(len(tasks), service._engine._sessions))
-                await until(lambda: len(held.cores) + len(service._engine._batcher) == len(tasks))
-            held.open.set()
-            await asyncio.gather(*tasks)
-            assert sorted(held.cores, reverse=True) == together
+    several = {"threads": 0, "sessions": 0, "decode_threads": 4, "deadline_s": 300}
+    async with served(model_file, **several | settings) as service:
+        held.install(monkeypatch)
+        held.open.set()
+        service._engine.pace.batch_s = 60  # whoever came along lately is remembered for minutes
+        for _ in range(2):
             await service.detect(PICTURE, DEFAULTS)
-            assert held.cores[-1] == 1, "the others have only just left"
+        assert held.cores == [alone] * 2
 
-            service._engine._crowd_until = 0
-            await service.detect(PICTURE, DEFAULTS)
-            assert held.cores[-1] == alone
+        held.open.clear()
+        held.cores.clear()
+        tasks = []
+        for _ in range(3):
+            tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
+            await until(lambda: len(held.cores) == min(len(tasks), service._engine._sessions))
+            await until(lambda: len(held.cores) + len(service._engine._batcher) == len(tasks))
+        held.open.set()
+        await asyncio.gather(*tasks)
+        assert sorted(held.cores, reverse=True) == together
+        await service.detect(PICTURE, DEFAULTS)
+        assert held.cores[-1] == 1, "the others have only just left"
 
-    asyncio.run(run())
+        service._engine._crowd_until = 0
+        await service.detect(PICTURE, DEFAULTS)
+        assert held.cores[-1] == alone
 
 
-def test_a_picture_that_had_all_cores_tells_what_it_takes_on_one(
+async def test_a_picture_that_had_all_cores_tells_what_it_takes_on_one(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_four_cores(monkeypatch, 0.1)
-
-    async def run() -> None:
-        async with served(model_file, threads=0, sessions=0) as service:
-            pace = service._engine.pace
-            pace.batch_s = pace.picture_s = 0  # unknown
-            await service.detect(PICTURE, DEFAULTS)
-            assert pace.picture_s == pytest.approx(pace.batch_s), "four sessions would not be faster"
-
-    asyncio.run(run())
+    async with served(model_file, threads=0, sessions=0) as service:
+        pace = service._engine.pace
+        pace.batch_s = pace.picture_s = 0  # unknown
+        await service.detect(PICTURE, DEFAULTS)
+        assert pace.picture_s == pytest.approx(pace.batch_s), "four sessions would not be faster"
 
 
 @pytest.mark.parametrize(("largest", "sizes"), [(1, [1]), (4, [1, 2, 4])])
-def test_every_canvas_is_warm_in_every_size_of_batch(
+async def test_every_canvas_is_warm_in_every_size_of_batch(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, session_thread: None, largest: int, sizes: list[int]
 ) -> None:
     ran = set()
@@ -295,32 +265,24 @@ def test_every_canvas_is_warm_in_every_size_of_batch(
         return run_session(runner, canvases, *rest)
 
     monkeypatch.setattr(OnnxRunner, "__call__", noting)
-
-    async def run() -> None:
-        async with served(model_file, max_batch=largest) as service:
-            canvases = service.runner.metadata.canvases
-            assert ran == {(size, *canvas) for size in sizes for canvas in canvases}
-
-    asyncio.run(run())
+    async with served(model_file, max_batch=largest) as service:
+        canvases = service.runner.metadata.canvases
+        assert ran == {(size, *canvas) for size in sizes for canvas in canvases}
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_a_decoded_picture_holds_its_canvas_and_no_more(
+async def test_a_decoded_picture_holds_its_canvas_and_no_more(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = encoded(Image.new("RGB", (2000, 2000)))
-
-    async def run() -> None:
-        async with served(model_file) as service:
-            held.install(monkeypatch)
-            task = asyncio.create_task(service.detect(large, DEFAULTS))
-            await until(lambda: len(held.batches) == 1)
-            assert metric(service, "fcos_in_flight_pixels") == 160 * 160
-            held.open.set()
-            await task
-            assert metric(service, "fcos_in_flight_pixels") == 0
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        held.install(monkeypatch)
+        task = asyncio.create_task(service.detect(large, DEFAULTS))
+        await until(lambda: len(held.batches) == 1)
+        assert metric(service, "fcos_in_flight_pixels") == 160 * 160
+        held.open.set()
+        await task
+        assert metric(service, "fcos_in_flight_pixels") == 0
 
 
 # --- drawing
@@ -335,77 +297,68 @@ def test_a_decoded_picture_holds_its_canvas_and_no_more(
         ("WEBP", {}, 5),  # libwebp keeps what it decoded with as long as the picture is there
     ],
 )
-def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
+async def test_a_drawn_picture_counts_into_the_pixels_until_it_is_let_go(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exif: dict[int, int], times: int
 ) -> None:
     tags = Image.Exif()
     tags.update(exif)
     content, size = encoded(rectangle_picture(), kind, exif=tags), rectangle_picture().size
     held: list[int] = []
+    async with served(model_file) as service:
 
-    async def run() -> None:
-        async with served(model_file) as service:
+        def look(picture: Image.Image, *rest: Any) -> bytes:
+            held.append(service._pixels.used)
+            return drawing(picture, *rest)
 
-            def look(picture: Image.Image, *rest: Any) -> bytes:
-                held.append(service._pixels.used)
-                return drawing(picture, *rest)
-
-            monkeypatch.setattr("app.engine.drawing", look)
-            outcome = await service.detect(content, DEFAULTS, draw=PNG)
-            assert outcome.drawn is not None
-            assert Image.open(io.BytesIO(outcome.drawn)).size == size
-            assert metric(service, "fcos_in_flight_pixels") == len(outcome.drawn) // 4
-            for stage, milliseconds in outcome.timing_ms.items():
-                seconds = metric(service, f'fcos_stage_seconds_sum{{stage="{stage}"}}')
-                assert seconds == pytest.approx(milliseconds / 1000, abs=1e-6)
-            outcome.let_go()
-            assert metric(service, "fcos_in_flight_pixels") == 0
-
-    asyncio.run(run())
+        monkeypatch.setattr("app.engine.drawing", look)
+        outcome = await service.detect(content, DEFAULTS, draw=PNG)
+        assert outcome.drawn is not None
+        assert Image.open(io.BytesIO(outcome.drawn)).size == size
+        assert metric(service, "fcos_in_flight_pixels") == len(outcome.drawn) // 4
+        for stage, milliseconds in outcome.timing_ms.items():
+            seconds = metric(service, f'fcos_stage_seconds_sum{{stage="{stage}"}}')
+            assert seconds == pytest.approx(milliseconds / 1000, abs=1e-6)
+        outcome.let_go()
+        assert metric(service, "fcos_in_flight_pixels") == 0
     assert held == [times * size[0] * size[1]]
 
 
-def test_a_drawing_for_which_nobody_waits_counts_no_longer(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        async with served(model_file) as service:
-            may_end = threading.Event()
+async def test_a_drawing_for_which_nobody_waits_counts_no_longer(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(model_file) as service:
+        may_end = threading.Event()
 
-            def late(*arguments: Any) -> bytes:
-                may_end.wait(20)
-                return drawing(*arguments)
+        def late(*arguments: Any) -> bytes:
+            may_end.wait(20)
+            return drawing(*arguments)
 
-            monkeypatch.setattr("app.engine.drawing", late)
-            with pytest.raises(Refusal, match="in time"):
-                await service.detect(PICTURE, DEFAULTS, draw=PNG, deadline=perf_counter() + 0.3)
-            assert metric(service, "fcos_in_flight_pixels") > 0
-            may_end.set()
-            await until(lambda: metric(service, "fcos_in_flight_pixels") == 0)
-
-    asyncio.run(run())
+        monkeypatch.setattr("app.engine.drawing", late)
+        with pytest.raises(Refusal, match="in time"):
+            await service.detect(PICTURE, DEFAULTS, draw=PNG, deadline=perf_counter() + 0.3)
+        assert metric(service, "fcos_in_flight_pixels") > 0
+        may_end.set()
+        await until(lambda: metric(service, "fcos_in_flight_pixels") == 0)
 
 
-def test_a_drawing_that_comes_as_its_client_leaves_counts_no_longer(
+async def test_a_drawing_that_comes_as_its_client_leaves_counts_no_longer(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle = Job._settle
+    async with served(model_file) as service:
+        asked = asyncio.create_task(service.detect(PICTURE, DEFAULTS, draw=PNG))
 
-    async def run() -> None:
-        async with served(model_file) as service:
-            asked = asyncio.create_task(service.detect(PICTURE, DEFAULTS, draw=PNG))
+        def settle_too_late(*arguments: Any) -> None:
+            settle(*arguments)
+            asked.cancel()
 
-            def settle_too_late(*arguments: Any) -> None:
-                settle(*arguments)
-                asked.cancel()
-
-            monkeypatch.setattr(Job, "_settle", settle_too_late)
-            with pytest.raises(asyncio.CancelledError):
-                await asked
-            assert metric(service, "fcos_in_flight_pixels") == 0
-
-    asyncio.run(run())
+        monkeypatch.setattr(Job, "_settle", settle_too_late)
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert metric(service, "fcos_in_flight_pixels") == 0
 
 
-def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawing_begun, may_draw = threading.Event(), threading.Event()
 
     def wait(*arguments: Any) -> bytes:
@@ -413,34 +366,29 @@ def test_drawing_keeps_nobody_else_waiting(model_file: Path, monkeypatch: pytest
         may_draw.wait(20)
         return drawing(*arguments)
 
-    async def run() -> None:
-        monkeypatch.setattr("app.engine.drawing", wait)
-        async with served(model_file, decode_threads=1) as service:
-            drawn = asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG))
-            others = [asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG)) for _ in range(3)]
-            await asyncio.to_thread(drawing_begun.wait, 20)
-            await service.detect(PICTURE, DEFAULTS)
-            await asyncio.sleep(0.05)
-            assert not drawn.done()
-            may_draw.set()
-            assert (await drawn).timing_ms["draw"] > 50
-            await asyncio.gather(*others)
-
-    asyncio.run(run())
+    monkeypatch.setattr("app.engine.drawing", wait)
+    async with served(model_file, decode_threads=1) as service:
+        drawn = asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG))
+        others = [asyncio.ensure_future(service.detect(PICTURE, DEFAULTS, draw=PNG)) for _ in range(3)]
+        await asyncio.to_thread(drawing_begun.wait, 20)
+        await service.detect(PICTURE, DEFAULTS)
+        await asyncio.sleep(0.05)
+        assert not drawn.done()
+        may_draw.set()
+        assert (await drawn).timing_ms["draw"] > 50
+        await asyncio.gather(*others)
 
 
-def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(
+    model_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     widest, wide = (encoded(Image.new("RGB", (width, 10))) for width in (65_500, 65_501))
-
-    async def run() -> None:
-        async with served(model_file) as service:
-            assert (await service.detect(widest, DEFAULTS, draw=JPEG)).drawn
-            with pytest.raises(Refusal, match="Ask for PNG"):
-                await service.detect(wide, DEFAULTS, draw=JPEG)
-            assert (await service.detect(wide, DEFAULTS, draw=PNG)).drawn
-            assert metric(service, "fcos_ready") == 1
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        assert (await service.detect(widest, DEFAULTS, draw=JPEG)).drawn
+        with pytest.raises(Refusal, match="Ask for PNG"):
+            await service.detect(wide, DEFAULTS, draw=JPEG)
+        assert (await service.detect(wide, DEFAULTS, draw=PNG)).drawn
+        assert metric(service, "fcos_ready") == 1
     assert not [line for line in caplog.records if line.exc_info]
 
 
@@ -449,117 +397,95 @@ def test_a_picture_too_wide_for_jpeg_is_the_clients_fault(model_file: Path, capl
 
 @pytest.mark.parametrize("name", Heads._fields)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_model_that_goes_wrong_says_so(
+async def test_a_model_that_goes_wrong_says_so(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: float
 ) -> None:
     """Values that are not finite are never an empty answer."""
+    async with served(model_file) as service:
+        run_batch = OnnxRunner.run_batch
 
-    async def run() -> None:
-        async with served(model_file) as service:
-            run_batch = OnnxRunner.run_batch
+        def broken(runner: OnnxRunner, canvases: list[np.ndarray], cores: int) -> Heads:
+            heads = run_batch(runner, canvases, cores)
+            head = getattr(heads, name).copy()
+            head[..., -1] = value
+            return heads._replace(**{name: head})
 
-            def broken(runner: OnnxRunner, canvases: list[np.ndarray], cores: int) -> Heads:
-                heads = run_batch(runner, canvases, cores)
-                head = getattr(heads, name).copy()
-                head[..., -1] = value
-                return heads._replace(**{name: head})
-
-            monkeypatch.setattr(OnnxRunner, "run_batch", broken)
-            with pytest.raises(FloatingPointError):
-                await service.detect(PICTURE, DEFAULTS)
-            assert metric(service, "fcos_ready") == 0
-            with pytest.raises(Refusal, match="fails on every picture"):
-                await service.require_working()
-            monkeypatch.undo()
+        monkeypatch.setattr(OnnxRunner, "run_batch", broken)
+        with pytest.raises(FloatingPointError):
+            await service.detect(PICTURE, DEFAULTS)
+        assert metric(service, "fcos_ready") == 0
+        with pytest.raises(Refusal, match="fails on every picture"):
             await service.require_working()
-            assert metric(service, "fcos_ready") == 1
-
-    asyncio.run(run())
+        monkeypatch.undo()
+        await service.require_working()
+        assert metric(service, "fcos_ready") == 1
     assert "not finite" in caplog.text
 
 
-def test_a_model_that_fails_on_a_picture_is_not_ready_until_it_works(
+async def test_a_model_that_fails_on_a_picture_is_not_ready_until_it_works(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run() -> None:
-        async with served(model_file) as service:
-            with monkeypatch.context() as broken:
-                broken.setattr(OnnxRunner, "__call__", lambda *_: 1 / 0)
-                with pytest.raises(ZeroDivisionError):
-                    await service.detect(PICTURE, DEFAULTS)
-                assert metric(service, "fcos_ready") == 0
-                assert metric(service, "fcos_in_flight_pixels") == 0
-            await service.detect(PICTURE, DEFAULTS)
-            assert metric(service, "fcos_ready") == 1
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        with monkeypatch.context() as broken:
+            broken.setattr(OnnxRunner, "__call__", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await service.detect(PICTURE, DEFAULTS)
+            assert metric(service, "fcos_ready") == 0
+            assert metric(service, "fcos_in_flight_pixels") == 0
+        await service.detect(PICTURE, DEFAULTS)
+        assert metric(service, "fcos_ready") == 1
 
 
-def test_a_service_too_busy_to_try_its_model_is_not_said_to_be_broken(
+async def test_a_service_too_busy_to_try_its_model_is_not_said_to_be_broken(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run() -> None:
-        async with served(model_file, max_queue=1) as service:
-            service._engine.failing = True
-            held.install(monkeypatch)
-            task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-            await until(lambda: held.batches == [1])
-            await service.require_working()
-            held.open.set()
-            await task
-
-    asyncio.run(run())
+    async with served(model_file, max_queue=1) as service:
+        service._engine.failing = True
+        held.install(monkeypatch)
+        task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+        await until(lambda: held.batches == [1])
+        await service.require_working()
+        held.open.set()
+        await task
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_a_session_that_does_not_come_back_is_noticed(
+async def test_a_session_that_does_not_come_back_is_noticed(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
-
-    async def run() -> None:
-        async with served(model_file, deadline_s=0.1) as service:
-            held.install(monkeypatch)
-            with pytest.raises(Refusal, match="in time"):
-                await service.detect(PICTURE, DEFAULTS)
-            await until(lambda: metric(service, "fcos_ready") == 0)
-            with pytest.raises(Refusal, match="hangs"):
-                await service.require_working()
-            held.open.set()
-            await until(lambda: metric(service, "fcos_ready") == 1)
+    async with served(model_file, deadline_s=0.1) as service:
+        held.install(monkeypatch)
+        with pytest.raises(Refusal, match="in time"):
+            await service.detect(PICTURE, DEFAULTS)
+        await until(lambda: metric(service, "fcos_ready") == 0)
+        with pytest.raises(Refusal, match="hangs"):
             await service.require_working()
+        held.open.set()
+        await until(lambda: metric(service, "fcos_ready") == 1)
+        await service.require_working()
 
-    asyncio.run(run())
 
-
-def test_work_within_a_long_deadline_does_not_hang(
+async def test_work_within_a_long_deadline_does_not_hang(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
-
-    async def run() -> None:
-        async with served(model_file, deadline_s=300) as service:
-            held.install(monkeypatch)
-            task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-            await until(lambda: held.batches == [1])
-            assert metric(service, "fcos_ready") == 1
-            held.open.set()
-            await task
-
-    asyncio.run(run())
+    async with served(model_file, deadline_s=300) as service:
+        held.install(monkeypatch)
+        task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+        await until(lambda: held.batches == [1])
+        assert metric(service, "fcos_ready") == 1
+        held.open.set()
+        await task
 
 
-def test_a_picture_that_cannot_be_decoded_neither_hangs_nor_holds_anything(
+async def test_a_picture_that_cannot_be_decoded_neither_hangs_nor_holds_anything(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
-
-    async def run() -> None:
-        async with served(model_file, deadline_s=0.1) as service:
-            with pytest.raises(Refusal, match="cannot be decoded"):
-                await service.detect(PICTURE[:-60], DEFAULTS)
-            await asyncio.sleep(0.12)
-            assert metric(service, "fcos_ready") == 1
-            assert metric(service, "fcos_in_flight_pixels") == 0
-
-    asyncio.run(run())
+    async with served(model_file, deadline_s=0.1) as service:
+        with pytest.raises(Refusal, match="cannot be decoded"):
+            await service.detect(PICTURE[:-60], DEFAULTS)
+        await asyncio.sleep(0.12)
+        assert metric(service, "fcos_ready") == 1
+        assert metric(service, "fcos_in_flight_pixels") == 0

@@ -36,6 +36,8 @@ from tests.held import Held
 from tests.serving import in_thread
 from tests.support import DEFAULTS, PICTURE, encoded, rectangle_picture, served, until
 
+pytestmark = pytest.mark.anyio
+
 TRUNCATED = PICTURE[:-30]
 run_session = OnnxRunner.__call__
 
@@ -103,59 +105,51 @@ def poisoned(runner: OnnxRunner, canvases: np.ndarray, cores: int) -> Heads:
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_a_failure_of_the_model_leaves_neither_pictures_nor_the_model_for_the_collector(
+async def test_a_failure_of_the_model_leaves_neither_pictures_nor_the_model_for_the_collector(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A drawing may have any size, and a model that filled the GPU must be gone for the next one to find room."""
     poison = encoded(rectangle_picture(colour="blue"))
     caplog.set_level(logging.CRITICAL, "app.engine")  # pytest keeps what is logged, and the frames with it
-
-    async def run() -> None:
-        async with served(model_file, max_batch=4) as service:
-            monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
-            held.install(monkeypatch)
-            gc.collect()
-            gc.disable()
-            before, engine = len(left()), weakref.ref(service._engine)
-            first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
-            await until(lambda: held.batches == [1])
-            tasks = [asyncio.create_task(service.detect(data, DEFAULTS, draw=PNG)) for data in (PICTURE, poison)]
-            await until(lambda: len(service._engine._batcher) == 2)
-            held.open.set()
-            await first
-            assert (await tasks[0]).drawn
-            with pytest.raises(RuntimeError, match="too much") as failure:
-                await tasks[1]
-            assert "in poisoned" in failure.value.__notes__[0], "where it came from"
-            del failure, first, tasks
-            await service.reload()
-            await until(lambda: len(left()) <= before and engine() is None)
-
-    asyncio.run(run())
+    async with served(model_file, max_batch=4) as service:
+        monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
+        held.install(monkeypatch)
+        gc.collect()
+        gc.disable()
+        before, engine = len(left()), weakref.ref(service._engine)
+        first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
+        await until(lambda: held.batches == [1])
+        tasks = [asyncio.create_task(service.detect(data, DEFAULTS, draw=PNG)) for data in (PICTURE, poison)]
+        await until(lambda: len(service._engine._batcher) == 2)
+        held.open.set()
+        await first
+        assert (await tasks[0]).drawn
+        with pytest.raises(RuntimeError, match="too much") as failure:
+            await tasks[1]
+        assert "in poisoned" in failure.value.__notes__[0], "where it came from"
+        del failure, first, tasks
+        await service.reload()
+        await until(lambda: len(left()) <= before and engine() is None)
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_a_reload_does_not_go_through_all_objects_for_the_model_before(model_file: Path) -> None:
+async def test_a_reload_does_not_go_through_all_objects_for_the_model_before(model_file: Path) -> None:
     """Which takes 0.1 s, in which nobody is answered; and that model is freed without it."""
-
-    async def run() -> None:
-        async with served(model_file) as service:
-            gc.collect()
-            gc.disable()
-            collections = gc.get_stats()[-1]["collections"]
-            assert await service.detect(PICTURE, DEFAULTS)
-            with contextlib.suppress(Refusal):
-                await service.detect(TRUNCATED, DEFAULTS)
-            before = weakref.ref(service._engine)
-            await service.reload()
-            await until(lambda: before() is None)
-            assert gc.get_stats()[-1]["collections"] == collections
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        gc.collect()
+        gc.disable()
+        collections = gc.get_stats()[-1]["collections"]
+        assert await service.detect(PICTURE, DEFAULTS)
+        with contextlib.suppress(Refusal):
+            await service.detect(TRUNCATED, DEFAULTS)
+        before = weakref.ref(service._engine)
+        await service.reload()
+        await until(lambda: before() is None)
+        assert gc.get_stats()[-1]["collections"] == collections
 
 
 @pytest.mark.usefixtures("session_thread")
-def test_a_model_that_fails_while_it_warms_up_leaves_nothing_for_the_collector(
+async def test_a_model_that_fails_while_it_warms_up_leaves_nothing_for_the_collector(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the GPU's memory, which it may have filled, would lack room for the next attempt."""
@@ -165,59 +159,52 @@ def test_a_model_that_fails_while_it_warms_up_leaves_nothing_for_the_collector(
         opened.append(weakref.ref(runner))
         raise ProviderError("its memory is full")
 
-    async def run() -> None:
-        async with served(model_file) as service:
-            monkeypatch.setattr(OnnxRunner, "warm_up", fail)
-            monkeypatch.setattr("app.service.log.disabled", True)  # pytest keeps what is logged
-            gc.collect()
-            gc.disable()
-            with pytest.raises(Refusal, match="its memory is full"):
-                await service.reload()
-            await until(lambda: opened[0]() is None)
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        monkeypatch.setattr(OnnxRunner, "warm_up", fail)
+        monkeypatch.setattr("app.service.log.disabled", True)  # pytest keeps what is logged
+        gc.collect()
+        gc.disable()
+        with pytest.raises(Refusal, match="its memory is full"):
+            await service.reload()
+        await until(lambda: opened[0]() is None)
 
 
-def test_nothing_of_a_picture_waits_for_the_collector(
+async def test_nothing_of_a_picture_waits_for_the_collector(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in a cycle counts for no bound, and a picture that cannot be decoded may be as large as any."""
+    async with served(model_file, deadline_s=300) as service:
+        gc.collect()
+        gc.disable()
+        # Again so in the end: a worker may have a picture in hand for a moment after its answer.
+        before = len(left())
+        for _ in range(3):
+            assert await service.detect(PICTURE, DEFAULTS)
+            assert await while_connected(service, never, service.detect(PICTURE, DEFAULTS, draw="image/png"))
+        await until(lambda: len(left()) <= before)
+        for data in (PICTURE[:-30], b"no picture", b""):
+            with contextlib.suppress(Refusal):
+                await service.detect(data, DEFAULTS)
+            with contextlib.suppress(Refusal):
+                await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 0.0001)
+        answering = detect_each(service, [PICTURE[:-30], PICTURE], DEFAULTS, perf_counter() + 9)
+        batch = await while_connected(service, never, answering)
+        assert b'"problem"' in batch
+        await until(lambda: len(left()) <= before)
 
-    async def run() -> None:
-        async with served(model_file, deadline_s=300) as service:
-            gc.collect()
-            gc.disable()
-            # Again so in the end: a worker may have a picture in hand for a moment after its answer.
-            before = len(left())
-            for _ in range(3):
-                assert await service.detect(PICTURE, DEFAULTS)
-                assert await while_connected(service, never, service.detect(PICTURE, DEFAULTS, draw="image/png"))
-            await until(lambda: len(left()) <= before)
-            for data in (PICTURE[:-30], b"no picture", b""):
-                with contextlib.suppress(Refusal):
-                    await service.detect(data, DEFAULTS)
-                with contextlib.suppress(Refusal):
-                    await service.detect(PICTURE, DEFAULTS, deadline=perf_counter() + 0.0001)
-            answering = detect_each(service, [PICTURE[:-30], PICTURE], DEFAULTS, perf_counter() + 9)
-            batch = await while_connected(service, never, answering)
-            assert b'"problem"' in batch
-            await until(lambda: len(left()) <= before)
-
-            held.install(monkeypatch)
-            waiting = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(4)]
-            await until(lambda: len(held.batches) == 1)
-            for task in waiting:
-                task.cancel()
-            await asyncio.wait(waiting)
-            held.open.set()
-            del waiting, task
-            held.batches.clear()
-            await until(lambda: len(left()) <= before)
-
-    asyncio.run(run())
+        held.install(monkeypatch)
+        waiting = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(4)]
+        await until(lambda: len(held.batches) == 1)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        held.open.set()
+        del waiting, task
+        held.batches.clear()
+        await until(lambda: len(left()) <= before)
 
 
-def test_an_answer_that_comes_before_its_worker_is_done_queueing_leaves_nothing_for_the_collector(
+async def test_an_answer_that_comes_before_its_worker_is_done_queueing_leaves_nothing_for_the_collector(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, answered = Batcher.put, threading.Event()
@@ -229,41 +216,34 @@ def test_an_answer_that_comes_before_its_worker_is_done_queueing_leaves_nothing_
 
     monkeypatch.setattr("app.engine.OWN_THREAD", frozenset({CPU}))
     monkeypatch.setattr(Batcher, "put", slow)
-
-    async def run() -> None:
-        async with served(model_file) as service:
-            gc.collect()
-            gc.disable()
-            before = len(left())
-            assert await service.detect(PICTURE, DEFAULTS)
-            answered.set()
-            await until(lambda: len(left()) <= before)
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        gc.collect()
+        gc.disable()
+        before = len(left())
+        assert await service.detect(PICTURE, DEFAULTS)
+        answered.set()
+        await until(lambda: len(left()) <= before)
 
 
 class Sent(bytes):
     """A picture that the collector knows of."""
 
 
-def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(
+async def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def leave() -> Message:
         return {"type": "http.disconnect"}
 
-    async def run() -> None:
-        async with served(model_file) as service:
-            held.install(monkeypatch)
-            gc.disable()
-            with pytest.raises(ClientDisconnect):
-                await while_connected(
-                    service, leave, detect_each(service, [Sent(PICTURE), Sent(PICTURE)], DEFAULTS, perf_counter() + 9)
-                )
-            await until(lambda: not any(type(one) is Sent for one in gc.get_objects()))
-            held.open.set()
-
-    asyncio.run(run())
+    async with served(model_file) as service:
+        held.install(monkeypatch)
+        gc.disable()
+        with pytest.raises(ClientDisconnect):
+            await while_connected(
+                service, leave, detect_each(service, [Sent(PICTURE), Sent(PICTURE)], DEFAULTS, perf_counter() + 9)
+            )
+        await until(lambda: not any(type(one) is Sent for one in gc.get_objects()))
+        held.open.set()
 
 
 async def never() -> Message:

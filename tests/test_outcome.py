@@ -1,10 +1,10 @@
 """What is found, as an answer."""
 
-import asyncio
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from app.artifact import Size
 from app.outcome import Outcome
@@ -35,11 +35,9 @@ def test_an_answer_says_a_millionth_of_a_score_and_a_thousandth_of_a_pixel() -> 
     assert outcome.answer.model_dump() == json.loads(outcome.to_json())
 
 
-def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
-    async def run() -> Outcome:
-        async with served(model_file) as service:
-            return await service.detect(PICTURE, DEFAULTS)
-
-    outcome = asyncio.run(run())
+@pytest.mark.anyio
+async def test_both_forms_of_an_answer_are_the_same(model_file: Path) -> None:
+    async with served(model_file) as service:
+        outcome = await service.detect(PICTURE, DEFAULTS)
     assert outcome.found
     assert Answer.model_validate_json(outcome.to_json()) == outcome.answer

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,54 +43,46 @@ def test_what_is_not_cancelled_is_called_once_and_not_too_early(plan: Sequence[t
     assert all(moment >= plan[number][0] for number, moment in called)
 
 
-def test_a_callback_may_add_and_cancel_others() -> None:
-    async def run() -> list[str]:
-        timers, said = Timers(), list[str]()
+@pytest.mark.anyio
+async def test_a_callback_may_add_and_cancel_others() -> None:
+    timers, said = Timers(), list[str]()
 
-        def first() -> None:
-            later.cancel()
-            now.cancel()
-            timers.call_at(perf_counter(), lambda: said.append("second"))
+    def first() -> None:
+        later.cancel()
+        now.cancel()
+        timers.call_at(perf_counter(), lambda: said.append("second"))
 
-        timers.call_at(perf_counter(), first)
-        now = timers.call_at(perf_counter(), lambda: said.append("cancelled"))
-        later = timers.call_at(perf_counter() + 0.05, lambda: said.append("cancelled"))
-        ended = asyncio.Event()
-        timers.call_at(perf_counter() + 0.05, ended.set)
-        await ended.wait()
-        await until(lambda: "second" in said)
-        return said
-
-    assert asyncio.run(run()) == ["second"]
+    timers.call_at(perf_counter(), first)
+    now = timers.call_at(perf_counter(), lambda: said.append("cancelled"))
+    later = timers.call_at(perf_counter() + 0.05, lambda: said.append("cancelled"))
+    ended = asyncio.Event()
+    timers.call_at(perf_counter() + 0.05, ended.set)
+    await ended.wait()
+    await until(lambda: "second" in said)
+    assert said == ["second"]
 
 
-def test_a_callback_that_fails_keeps_no_other_from_its_turn() -> None:
-    async def run() -> list[str]:
-        timers, said = Timers(), list[str]()
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["exception"])))
+@pytest.mark.anyio
+async def test_a_callback_that_fails_keeps_no_other_from_its_turn() -> None:
+    timers, said = Timers(), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context["exception"])))
 
-        def fail() -> None:
-            raise ValueError("no")
+    def fail() -> None:
+        raise ValueError("no")
 
-        timers.call_at(perf_counter(), fail)
-        timers.call_at(perf_counter(), lambda: said.append("yes"))
-        await until(lambda: "yes" in said)
-        return said
-
-    assert sorted(asyncio.run(run())) == ["no", "yes"]
+    timers.call_at(perf_counter(), fail)
+    timers.call_at(perf_counter(), lambda: said.append("yes"))
+    await until(lambda: "yes" in said)
+    assert sorted(said) == ["no", "yes"]
 
 
-def test_a_body_that_came_in_time_is_not_timed_any_more(model_file: Path) -> None:
+@pytest.mark.anyio
+async def test_a_body_that_came_in_time_is_not_timed_any_more(model_file: Path) -> None:
     failures: list[dict[str, object]] = []
-
-    async def run() -> bytes:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-        async with served(model_file) as service:
-            now = perf_counter()
-            record = Record("1", "", {}, begun=now, deadline=now + RESOLUTION_S)
-            data = await in_time(service, record, asyncio.sleep(0, b"a picture"))
-            await asyncio.sleep(4 * RESOLUTION_S)
-            return data
-
-    assert asyncio.run(run()) == b"a picture"
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with served(model_file) as service:
+        now = perf_counter()
+        record = Record("1", "", {}, begun=now, deadline=now + RESOLUTION_S)
+        assert await in_time(service, record, asyncio.sleep(0, b"a picture")) == b"a picture"
+        await asyncio.sleep(4 * RESOLUTION_S)
     assert not failures
