@@ -107,8 +107,9 @@ def uninterrupted(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def held() -> Iterator[Held]:
-    held = Held()
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """Holds nothing before its `install`."""
+    held = Held(monkeypatch)
     yield held
     held.open.set()
 

@@ -14,12 +14,13 @@ from app.session import OnnxRunner
 class Held:
     """Holds the session's batches until it is opened, and remembers them."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
         self.batches: list[int] = []
         self.cores: list[int] = []
+        self._monkeypatch = monkeypatch
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(self) -> None:
         run = OnnxRunner.run_batch
 
         def holding(runner: OnnxRunner, canvases: list[np.ndarray], cores: int = 1) -> Heads:
@@ -29,7 +30,7 @@ class Held:
                 self.open.set()  # a test that failed before it did so must not hold all the others up
             return run(runner, canvases, cores)
 
-        monkeypatch.setattr(OnnxRunner, "run_batch", holding)
+        self._monkeypatch.setattr(OnnxRunner, "run_batch", holding)
 
 
 class HeldDecoder:

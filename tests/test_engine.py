@@ -45,7 +45,7 @@ async def test_one_pictures_fault_is_its_own(
 
     async with served(model_file, max_batch=8) as service:
         monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
-        held.install(monkeypatch)
+        held.install()
         for bad, expected in ((PICTURE[:-60], "corrupt_picture"), (poison, "RuntimeError")):
             held.open.clear()
             held.batches.clear()
@@ -66,16 +66,14 @@ async def test_one_pictures_fault_is_its_own(
 
 
 @pytest.mark.usefixtures("session_thread")
-async def test_parameters_in_a_shared_batch_give_what_they_give_alone(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_parameters_in_a_shared_batch_give_what_they_give_alone(model_file: Path, held: Held) -> None:
     queries = [
         DetectQuery(), DetectQuery(max_detections=2), DetectQuery(score_threshold=0), DetectQuery(iou_threshold=0),
         DetectQuery(classes=["green"]), DetectQuery(class_agnostic=True, score_threshold=0.01),
     ]  # fmt: skip
     async with served(model_file, max_batch=8) as service:
         alone = [await service.detect(PICTURE, query) for query in queries]
-        held.install(monkeypatch)
+        held.install()
         first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
         await until(lambda: held.batches == [1])
         tasks = [asyncio.create_task(service.detect(PICTURE, query)) for query in queries]
@@ -131,7 +129,7 @@ async def test_a_worker_decodes_what_fills_a_batch(
 ) -> None:
     held.open.set()
     async with served(model_file, sessions=1, decode_threads=1, **settings) as service:
-        held.install(monkeypatch)
+        held.install()
         await detect_together(service, 6, monkeypatch)
         assert held.batches == batches
         assert metric(service, "fcos_pictures_inferred_total") == 6
@@ -142,7 +140,7 @@ async def test_of_two_sessions_each_leaves_half_of_its_pictures_waiting(
     model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, count: int, first: int
 ) -> None:
     async with served(model_file, sessions=2, decode_threads=1, max_batch=4) as service:
-        held.install(monkeypatch)
+        held.install()
         together = asyncio.create_task(detect_together(service, count, monkeypatch))
         await until(lambda: held.batches != [])
         held.open.set()
@@ -159,7 +157,7 @@ async def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
     held.open.set()
     async with served(model_file, sessions=1, decode_threads=1, max_batch=4) as service:
         decoder.install(monkeypatch)
-        held.install(monkeypatch)
+        held.install()
         pictures = [PICTURE, PICTURE, PICTURE[:-60] if last == "corrupt" else PICTURE]
         tasks = [asyncio.create_task(service.detect(picture, DEFAULTS)) for picture in pictures]
         await asyncio.to_thread(decoder.begun.wait, 20)
@@ -178,13 +176,12 @@ async def test_a_batch_does_not_wait_for_a_picture_that_does_not_come(
     ("seconds", "max_batch", "batches"), [(0.009, 0, [4]), (0.011, 0, [1, 1, 1, 1]), (0.011, 2, [2, 2])]
 )
 async def test_on_a_cpu_only_quick_models_have_batches_unless_they_are_set(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, max_batch: int, batches: list[int]
+    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, seconds: float, max_batch: int, batches: list[int]
 ) -> None:
     monkeypatch.setattr("app.engine.seconds_per_picture", lambda *_, **__: seconds)
-    held = Held()
     held.open.set()
     async with served(model_file, sessions=1, decode_threads=1, max_batch=max_batch) as service:
-        held.install(monkeypatch)
+        held.install()
         await detect_together(service, 4, monkeypatch)
         assert held.batches == batches
         assert metric(service, "fcos_largest_batch") == batches[0]
@@ -217,7 +214,7 @@ async def test_a_lone_picture_has_all_cores(
     on_four_cores(monkeypatch, seconds)
     several = {"threads": 0, "sessions": 0, "decode_threads": 4, "deadline_s": 300}
     async with served(model_file, **several | settings) as service:
-        held.install(monkeypatch)
+        held.install()
         held.open.set()
         service._engine.pace.batch_s = 60  # whoever came along lately is remembered for minutes
         for _ in range(2):
@@ -271,12 +268,10 @@ async def test_every_canvas_is_warm_in_every_size_of_batch(
 
 
 @pytest.mark.usefixtures("session_thread")
-async def test_a_decoded_picture_holds_its_canvas_and_no_more(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_decoded_picture_holds_its_canvas_and_no_more(model_file: Path, held: Held) -> None:
     large = encoded(Image.new("RGB", (2000, 2000)))
     async with served(model_file) as service:
-        held.install(monkeypatch)
+        held.install()
         task = asyncio.create_task(service.detect(large, DEFAULTS))
         await until(lambda: len(held.batches) == 1)
         assert metric(service, "fcos_in_flight_pixels") == 160 * 160
@@ -436,12 +431,10 @@ async def test_a_model_that_fails_on_a_picture_is_not_ready_until_it_works(
         assert metric(service, "fcos_ready") == 1
 
 
-async def test_a_service_too_busy_to_try_its_model_is_not_said_to_be_broken(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_service_too_busy_to_try_its_model_is_not_said_to_be_broken(model_file: Path, held: Held) -> None:
     async with served(model_file, max_queue=1) as service:
         service._engine.failing = True
-        held.install(monkeypatch)
+        held.install()
         task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
         await until(lambda: held.batches == [1])
         await service.require_working()
@@ -455,7 +448,7 @@ async def test_a_session_that_does_not_come_back_is_noticed(
 ) -> None:
     monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
     async with served(model_file, deadline_s=0.1) as service:
-        held.install(monkeypatch)
+        held.install()
         with pytest.raises(Refusal, match="in time"):
             await service.detect(PICTURE, DEFAULTS)
         await until(lambda: metric(service, "fcos_ready") == 0)
@@ -471,7 +464,7 @@ async def test_work_within_a_long_deadline_does_not_hang(
 ) -> None:
     monkeypatch.setattr("app.engine.MOST_WORK_S", 0.0)
     async with served(model_file, deadline_s=300) as service:
-        held.install(monkeypatch)
+        held.install()
         task = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
         await until(lambda: held.batches == [1])
         assert metric(service, "fcos_ready") == 1

@@ -113,7 +113,7 @@ async def test_a_failure_of_the_model_leaves_neither_pictures_nor_the_model_for_
     caplog.set_level(logging.CRITICAL, "app.engine")  # pytest keeps what is logged, and the frames with it
     async with served(model_file, max_batch=4) as service:
         monkeypatch.setattr(OnnxRunner, "__call__", poisoned)
-        held.install(monkeypatch)
+        held.install()
         gc.collect()
         gc.disable()
         before, engine = len(left()), weakref.ref(service._engine)
@@ -169,9 +169,7 @@ async def test_a_model_that_fails_while_it_warms_up_leaves_nothing_for_the_colle
         await until(lambda: opened[0]() is None)
 
 
-async def test_nothing_of_a_picture_waits_for_the_collector(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_of_a_picture_waits_for_the_collector(model_file: Path, held: Held) -> None:
     """What is in a cycle counts for no bound, and a picture that cannot be decoded may be as large as any."""
     async with served(model_file, deadline_s=300) as service:
         gc.collect()
@@ -192,7 +190,7 @@ async def test_nothing_of_a_picture_waits_for_the_collector(
         assert b'"problem"' in batch
         await until(lambda: len(left()) <= before)
 
-        held.install(monkeypatch)
+        held.install()
         waiting = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(4)]
         await until(lambda: len(held.batches) == 1)
         for task in waiting:
@@ -229,14 +227,12 @@ class Sent(bytes):
     """A picture that the collector knows of."""
 
 
-async def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_of_a_batch_whose_client_has_left_waits_for_the_collector(model_file: Path, held: Held) -> None:
     async def leave() -> Message:
         return {"type": "http.disconnect"}
 
     async with served(model_file) as service:
-        held.install(monkeypatch)
+        held.install()
         gc.disable()
         with pytest.raises(ClientDisconnect):
             await while_connected(

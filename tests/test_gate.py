@@ -156,9 +156,9 @@ def test_a_reload_does_not_take_a_file_from_the_request(model_file: Path) -> Non
         assert "FCOS_MODEL says which" in response.json()["detail"]
 
 
-def test_a_key_has_its_share(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_has_its_share(model_file: Path, held: Held) -> None:
     with client_of(model_file, api_keys=f"{KEY},{OTHER_KEY}", max_per_key=1) as client, ThreadPoolExecutor(4) as pool:
-        held.install(monkeypatch)
+        held.install()
         for _ in range(2):  # it has no more, and no less, for what has ended
             held.open.clear()
             before = len(held.batches)
@@ -173,11 +173,9 @@ def test_a_key_has_its_share(model_file: Path, held: Held, monkeypatch: pytest.M
         assert client.post("/detect", content=PICTURE, headers=bearer(KEY)).status_code == 200
 
 
-def test_a_full_service_refuses_before_the_body_is_read(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_service_refuses_before_the_body_is_read(model_file: Path, held: Held) -> None:
     with client_of(model_file, max_queue=2) as client, ThreadPoolExecutor(4) as pool:
-        held.install(monkeypatch)
+        held.install()
         accepted = [pool.submit(client.post, "/detect", content=PICTURE) for _ in range(2)]
         wait_for(lambda: metric(client, "fcos_in_flight_pictures") == 2)
         for address in ("/detect", "/detect/batch"):
@@ -218,14 +216,12 @@ def test_the_documentation_says_which_addresses_want_a_key(model_file: Path) -> 
         assert not locked(client)
 
 
-def test_bodies_that_are_held_together_have_a_bound_and_one_alone_has_room(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bodies_that_are_held_together_have_a_bound_and_one_alone_has_room(model_file: Path, held: Held) -> None:
     def in_pieces() -> Iterator[bytes]:
         yield from (PICTURE[:10], PICTURE[10:])
 
     with client_of(model_file, max_queue_bytes=len(PICTURE) // 2) as client, ThreadPoolExecutor(1) as pool:
-        held.install(monkeypatch)
+        held.install()
         first = pool.submit(client.post, "/detect", content=PICTURE)
         wait_for(lambda: len(held.batches) == 1)
         for content in (PICTURE, in_pieces()):
@@ -338,9 +334,9 @@ def test_a_body_that_does_not_come_in_time_is_the_clients_fault(model_file: Path
     assert (response.status_code, response.json()["code"]) == (408, "request_timeout")
 
 
-def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requests_own_deadline(model_file: Path, held: Held) -> None:
     with client_of(model_file) as client, ThreadPoolExecutor(1) as pool:
-        held.install(monkeypatch)
+        held.install()
         first = pool.submit(client.post, "/detect", content=PICTURE)
         wait_for(lambda: len(held.batches) == 1)
         late = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": "20"})
@@ -355,11 +351,9 @@ def test_a_requests_own_deadline(model_file: Path, held: Held, monkeypatch: pyte
             assert client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": value}).status_code == 200
 
 
-def test_a_client_cannot_ask_for_more_time_than_the_service_gives(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_cannot_ask_for_more_time_than_the_service_gives(model_file: Path, held: Held) -> None:
     with client_of(model_file, deadline_s=0.2) as client:
-        held.install(monkeypatch)
+        held.install()
         late = client.post("/detect", content=PICTURE, headers={"X-Deadline-Ms": "60000"})
         held.open.set()
         assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")

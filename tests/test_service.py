@@ -20,11 +20,9 @@ from tests.support import DEFAULTS, PICTURE, metric, served, until
 pytestmark = pytest.mark.anyio
 
 
-async def test_where_all_places_are_taken_the_next_is_refused_at_once(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_where_all_places_are_taken_the_next_is_refused_at_once(model_file: Path, held: Held) -> None:
     async with served(model_file, max_queue=3) as service:
-        held.install(monkeypatch)
+        held.install()
         tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(3)]
         await until(lambda: metric(service, "fcos_in_flight_pictures") == 3)
         with pytest.raises(Refusal) as caught:
@@ -38,10 +36,10 @@ async def test_where_all_places_are_taken_the_next_is_refused_at_once(
         assert metric(service, "fcos_in_flight_pixels") == 0
 
 
-async def test_decoded_pixels_are_bounded(model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_decoded_pixels_are_bounded(model_file: Path, held: Held) -> None:
     canvas_pixels = 128 * 160
     async with served(model_file, max_queue_pixels=3 * canvas_pixels) as service:
-        held.install(monkeypatch)
+        held.install()
         tasks = []
         for number in range(1, 4):
             tasks.append(asyncio.create_task(service.detect(PICTURE, DEFAULTS)))
@@ -64,13 +62,11 @@ async def test_answers_that_are_still_to_be_taken_have_places_but_take_no_time(m
 
 
 @pytest.mark.usefixtures("session_thread")
-async def test_the_queue_that_is_shown_is_all_that_waits(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_queue_that_is_shown_is_all_that_waits(model_file: Path, held: Held) -> None:
     """On the CPU it waits undecoded: who decodes a picture runs it, too."""
     async with served(model_file, max_batch=1, sessions=1, decode_threads=1) as service:
         assert metric(service, "fcos_queue_pictures") == 0
-        held.install(monkeypatch)
+        held.install()
         tasks = [asyncio.create_task(service.detect(PICTURE, DEFAULTS)) for _ in range(6)]
         await until(lambda: metric(service, "fcos_queue_pictures") == 5)
         held.open.set()
@@ -82,11 +78,9 @@ async def test_the_queue_that_is_shown_is_all_that_waits(
 
 
 @pytest.mark.usefixtures("session_thread")
-async def test_late_pictures_are_refused_and_never_computed(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_late_pictures_are_refused_and_never_computed(model_file: Path, held: Held) -> None:
     async with served(model_file, deadline_s=0.05) as service:
-        held.install(monkeypatch)
+        held.install()
         first = asyncio.create_task(service.detect(PICTURE, DEFAULTS, deadline=math.inf))
         await until(lambda: len(held.batches) == 1)
         with pytest.raises(Refusal) as caught:
@@ -101,10 +95,10 @@ async def test_late_pictures_are_refused_and_never_computed(
 
 @pytest.mark.usefixtures("session_thread")
 async def test_a_picture_that_a_run_would_make_late_is_not_computed_while_another_waits(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, held: Held
 ) -> None:
     async with served(model_file) as service:
-        held.install(monkeypatch)
+        held.install()
         deadlines = (math.inf, perf_counter() + 60, math.inf)
         tasks = []
         for number, deadline in enumerate(deadlines, 1):
@@ -119,13 +113,11 @@ async def test_a_picture_that_a_run_would_make_late_is_not_computed_while_anothe
         assert metric(service, "fcos_pictures_dropped_total") == 1
 
 
-async def test_a_picture_that_would_be_late_is_refused_at_once(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_picture_that_would_be_late_is_refused_at_once(model_file: Path, held: Held) -> None:
     async with served(model_file, deadline_s=60) as service:
         service._engine.pace.batch_s = 0
         service._engine.pace.picture_s = 1.8
-        held.install(monkeypatch)
+        held.install()
         first = asyncio.create_task(service.detect(PICTURE, DEFAULTS))
         await until(lambda: len(held.batches) == 1)
         with pytest.raises(Refusal) as caught:
@@ -168,11 +160,9 @@ async def test_a_pause_of_the_machine_does_not_close_the_service(model_file: Pat
 
 @pytest.mark.usefixtures("session_thread")
 @pytest.mark.parametrize("how", ["cancelled", "gone"])
-async def test_two_hundred_that_left_cost_at_most_one_batch(
-    model_file: Path, held: Held, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_two_hundred_that_left_cost_at_most_one_batch(model_file: Path, held: Held, how: str) -> None:
     async with served(model_file, max_queue=300, max_batch=4) as service:
-        held.install(monkeypatch)
+        held.install()
         left = asyncio.Event()
 
         async def receive() -> Message:

@@ -93,13 +93,11 @@ def test_bad_data_stop_a_run_or_are_left_out(
     assert train(settings(bad, tmp_path / "run", bad_data="skip"), ALONE, QUIET)
 
 
-def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(data: Data, tmp_path: Path) -> None:
+def test_a_picture_that_breaks_later_is_named_without_the_workers_traceback(tmp_path: Path) -> None:
     mine = write_coco(tmp_path, 8)
     broken = np.random.default_rng(0).integers(0, 255, 400, dtype=np.uint8).tobytes()
     file = mine[1] / "picture-3.png"
-    file.write_bytes(
-        file.read_bytes()[:60] + broken + b"IEND"
-    )  # its header and its end, which the check reads, are whole
+    file.write_bytes(file.read_bytes()[:60] + broken + b"IEND")  # what the check reads is whole
     with pytest.raises(ValueError, match=r"picture-3\.png") as error:
         train(settings(mine, tmp_path / "run"), ALONE, QUIET)
     assert "\n" not in str(error.value)
