@@ -17,7 +17,7 @@ from model.learner import Learner
 from model.run import evaluate_on_val
 from model.stopping import Stop
 from model.training import train
-from tests.toy import ALONE, IDS, QUIET, Data, settings, write_coco
+from tests.toy import ALONE, QUIET, Data, learner_of, network, noise_with_boxes, settings, write_coco
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ def test_four_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     document, _ = read_checked(*data)
     options = settings(data, tmp_path, lr=0.02, ema_decay=0.9)
     torch.manual_seed(0)
-    model = FCOS(*options.network(tuple(IDS), None))
+    model = network(options)
     metadata = checkpoints.metadata_of(model.config, model.input_config)
     pictures = TrainingPictures(Plans(Annotations.from_document(document), metadata, NO_AUGMENTATION), data[1])
     square = metadata.canvases[-1]
@@ -44,8 +44,7 @@ def test_four_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("assignment", get_args(Rule))
 def test_batches_without_a_single_box_train(data: Data, tmp_path: Path, quality: Any, assignment: Any) -> None:
     options = settings(data, tmp_path, quality=quality, assignment=assignment)
-    config, input_config = options.network(tuple(IDS), None)
-    learner = Learner(FCOS(config, input_config), options, ALONE, 2)
+    learner = learner_of(options, 2)
     before = {key: value.clone() for key, value in learner.model.named_parameters()}
     images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
     batch = Batch(images, [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2, [0, 1])
@@ -58,11 +57,11 @@ def test_batches_without_a_single_box_train(data: Data, tmp_path: Path, quality:
 
 def test_the_losses_are_those_of_the_objective_in_the_settings(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, quality="iou", assignment="atss", amp="off")
-    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
-    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
-    boxes, labels = [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2
-    expected = learner.model.losses(images, boxes, labels, Objective(quality="iou", assignment="atss"))
-    found = learner.backward([Batch(images, boxes, labels, [0, 1])])
+    learner = learner_of(options)
+    batch = noise_with_boxes()
+    objective = Objective(quality="iou", assignment="atss")
+    expected = learner.model.losses(batch.images, batch.boxes, batch.labels, objective)
+    found = learner.backward([batch])
     assert found == pytest.approx({key: value.item() for key, value in expected.items()}, rel=1e-4)
 
 
@@ -72,10 +71,9 @@ def test_half_precision_learns_much_the_same(data: Data, tmp_path: Path, amp: An
     for precision in ("off", amp):
         options = settings(data, tmp_path, amp=precision)
         torch.manual_seed(0)
-        learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 3)
+        learner = learner_of(options, 3)
         torch.manual_seed(0)
-        images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
-        batch = Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])
+        batch = noise_with_boxes()
         losses[precision] = [learner.step([batch], iteration)["class_loss"] for iteration in range(3)]
     assert losses[amp] == pytest.approx(losses["off"], rel=0.05)
 
@@ -83,7 +81,7 @@ def test_half_precision_learns_much_the_same(data: Data, tmp_path: Path, amp: An
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_every_shape_that_a_run_has_is_compiled(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = settings(data, tmp_path, compile=True, size=128, zooms=(0.5,))
-    model = FCOS(*options.network(tuple(IDS), None))
+    model = network(options)
     graphs: list[Any] = []
 
     def count(graph: Any, _: Any) -> Any:
@@ -104,15 +102,12 @@ def test_every_shape_that_a_run_has_is_compiled(data: Data, tmp_path: Path, monk
 def test_what_is_drawn_inside_the_network_depends_on_the_runs_seed_and_the_iteration_alone(
     data: Data, tmp_path: Path
 ) -> None:
-    batch = Batch(
-        torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8), [torch.tensor([[10.0, 10, 60, 70]])] * 2,
-        [torch.tensor([1])] * 2, [0, 1],
-    )  # fmt: skip
+    batch = noise_with_boxes()
 
     def losses(before: int, iteration: int, seed: int = 0) -> dict[str, float]:
         options = settings(data, tmp_path, seed=seed)
         torch.manual_seed(0)
-        model = FCOS(*options.network(tuple(IDS), None))
+        model = network(options)
         model.fpn.register_forward_pre_hook(
             lambda _, inputs: ([nn.functional.dropout(level, 0.5) for level in inputs[0]], *inputs[1:])
         )
@@ -127,11 +122,9 @@ def test_what_is_drawn_inside_the_network_depends_on_the_runs_seed_and_the_itera
 
 def test_a_gradient_is_clipped(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, optimizer="sgd", lr=1.0, clip_norm=1e-3, weight_decay=0.0, warmup_iterations=0)
-    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    learner = learner_of(options)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    images = torch.zeros(4, 3, 96, 96, dtype=torch.uint8)
-    boxes = [torch.tensor([[8.0, 8.0, 60.0, 60.0]])] * 4
-    learner.step([Batch(images, boxes, [torch.tensor([0])] * 4, [0, 1, 2, 3])], 0)
+    learner.step([noise_with_boxes()], 0)
     moved = [new.detach() - old for new, old in zip(learner.model.parameters(), before, strict=True)]
     length = torch.cat([part.flatten() for part in moved]).norm().item()
     assert 0 < length <= 1.01e-3 * options.base_lr
@@ -140,21 +133,17 @@ def test_a_gradient_is_clipped(data: Data, tmp_path: Path) -> None:
 @pytest.mark.parametrize("clip_norm", [0.0, 10.0])
 def test_a_gradient_that_is_not_finite_leaves_the_weights(data: Data, tmp_path: Path, clip_norm: float) -> None:
     options = settings(data, tmp_path, clip_norm=clip_norm)
-    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    learner = learner_of(options)
     learner.model.head.class_logits.bias.register_hook(lambda gradient: gradient * math.inf)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    batch = Batch(
-        torch.zeros(2, 3, 96, 96, dtype=torch.uint8), [torch.tensor([[10.0, 10, 60, 70]])] * 2,
-        [torch.tensor([1])] * 2, [0, 1],
-    )  # fmt: skip
     with pytest.raises(FloatingPointError, match="gradient"):
-        learner.step([batch], 0)
+        learner.step([noise_with_boxes()], 0)
     assert all(new.equal(old) for new, old in zip(learner.model.parameters(), before, strict=True))
 
 
 def test_the_scale_of_a_half_precision_loss_is_resumed(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, amp="fp16")
-    one, other = (Learner(FCOS(*options.network(("a",), None)), options, ALONE, 1) for _ in range(2))
+    one, other = (learner_of(options) for _ in range(2))
     one.scaler.scale(torch.ones(()))  # sets it up
     one.scaler.update(1024.0)
     other.restore(one.state(), one.averaged_weights())
@@ -164,7 +153,7 @@ def test_the_scale_of_a_half_precision_loss_is_resumed(data: Data, tmp_path: Pat
 def test_the_averaged_weights_are_those_of_about_the_last_tenth(data: Data, tmp_path: Path) -> None:
     """The window of the average, in iterations, grows with the run."""
     options = settings(data, tmp_path)
-    learner = Learner(FCOS(*options.network(("a",), None)), options, ALONE, 10_000)
+    learner = learner_of(options, 10_000)
     for iterations in (1_000, 10_000):
         window = 1 / (1 - learner.ema.get_decay(iterations))
         assert window == pytest.approx(iterations**0.75) and 0.05 < window / iterations < 0.25

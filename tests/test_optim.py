@@ -10,11 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from model.data import Batch
-from model.fcos import FCOS
-from model.learner import Learner
 from model.optim import freeze, lr_factor, make_optimizer
-from tests.toy import ALONE, IDS, Data, settings
+from tests.toy import Data, learner_of, network, noise_with_boxes, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,14 +19,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("level", ["c2", "c3"])
 def test_frozen_layers_do_not_move(data: Data, tmp_path: Path, level: Any) -> None:
     options = settings(data, tmp_path, freeze=level, backbone_norm="frozen")
-    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    learner = learner_of(options)
     before = {key: value.clone() for key, value in learner.model.state_dict().items()}
-    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
-    learner.step([Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])], 0)
+    batch = noise_with_boxes()
+    learner.step([batch], 0)
     moved = {key for key, value in learner.model.state_dict().items() if not value.equal(before[key])}
     frozen = {key for key, value in learner.model.named_parameters() if not value.requires_grad}
     assert frozen and not moved & frozen
-    c3, c4, _ = learner.model.backbone(images.float())
+    c3, c4, _ = learner.model.backbone(batch.images.float())
     assert c3.requires_grad == (level == "c2") and c4.requires_grad  # all up to the level, and nothing above it
     assert not any("running" in key for key in moved)
     assert any(key.startswith("backbone.") for key in moved)  # what lies above the level
@@ -45,7 +42,7 @@ def test_frozen_layers_do_not_move(data: Data, tmp_path: Path, level: Any) -> No
 )
 def test_c2_is_all_up_to_stride_4(data: Data, tmp_path: Path, backbone: str, last: str, next_: str) -> None:
     options = settings(data, tmp_path, freeze="c2", backbone=backbone)
-    model = FCOS(*options.network(tuple(IDS), None))
+    model = network(options)
     freeze(model, options)
     learning = {name: parameter.requires_grad for name, parameter in model.backbone.body.named_parameters()}
     assert not next(iter(learning.values()))
@@ -56,11 +53,10 @@ def test_c2_is_all_up_to_stride_4(data: Data, tmp_path: Path, backbone: str, las
 
 def test_statistics_of_frozen_layers_do_not_move_and_all_others_do(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, freeze="c3", backbone_norm="trained")
-    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
+    learner = learner_of(options)
     norms = {key: part for key, part in learner.model.named_modules() if isinstance(part, nn.BatchNorm2d)}
     before = {key: norm.running_mean.clone() for key, norm in norms.items()}
-    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
-    learner.step([Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])], 0)
+    learner.step([noise_with_boxes()], 0)
     still = {key for key, norm in norms.items() if norm.running_mean.equal(before[key])}
     frozen = {key for key, norm in norms.items() if not norm.weight.requires_grad}
     assert still == frozen and 0 < len(frozen) < len(norms)
@@ -70,9 +66,8 @@ def test_statistics_of_frozen_layers_do_not_move_and_all_others_do(data: Data, t
 def test_all_that_learns_has_a_gradient(data: Data, tmp_path: Path, level: Any) -> None:
     """Several processes wait for each of them; HRNet has features, and their parameters, that are not asked for."""
     options = settings(data, tmp_path, freeze=level, backbone="hrnet_w18_small", amp="off")
-    learner = Learner(FCOS(*options.network(tuple(IDS), None)), options, ALONE, 1)
-    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
-    learner.backward([Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])])
+    learner = learner_of(options)
+    learner.backward([noise_with_boxes()])
     lacking = [key for key, p in learner.model.named_parameters() if p.requires_grad and p.grad is None]
     learning = [p.requires_grad for p in learner.model.backbone.parameters()]
     assert not lacking
@@ -81,7 +76,7 @@ def test_all_that_learns_has_a_gradient(data: Data, tmp_path: Path, level: Any) 
 
 def test_weight_decay_spares_norms_and_biases_and_the_backbone_is_slower(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, lr=0.01, batch_size=32)
-    model = FCOS(*options.network(tuple(IDS), None))
+    model = network(options)
     group_of = {id(p): group for group in make_optimizer(model, options).param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         group = group_of[id(parameter)]
@@ -92,7 +87,7 @@ def test_weight_decay_spares_norms_and_biases_and_the_backbone_is_slower(data: D
 
 def test_sgd_goes_on_with_nine_tenths_of_its_last_step(data: Data, tmp_path: Path) -> None:
     options = settings(data, tmp_path, optimizer="sgd")
-    model = FCOS(*options.network(tuple(IDS), None))
+    model = network(options)
     optimizer, bias = make_optimizer(model, options), model.head.centerness.bias
     assert bias is not None
     bias.grad = torch.ones_like(bias)

@@ -7,14 +7,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 
 from model.checkpoint import Checkpoint
 from model.coco import Document
-from model.data import Annotations, read_checked
+from model.data import Annotations, Batch, read_checked
 from model.distributed import Processes, choose_device
+from model.fcos import FCOS
 from model.layout import Augmentation
+from model.learner import Learner
 from model.settings import Settings
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 200, 0), "red": (255, 0, 0)}
@@ -169,6 +172,21 @@ def settings(data: Data, output: Path, **changes: Any) -> Settings:
         "plain_epochs": 0,
     }
     return Settings(**{**values, **changes})
+
+
+def network(options: Settings) -> FCOS:
+    """New, and of the toy classes."""
+    return FCOS(*options.network(tuple(IDS), None))
+
+
+def learner_of(options: Settings, iterations: int = 1) -> Learner:
+    return Learner(network(options), options, ALONE, iterations)
+
+
+def noise_with_boxes() -> Batch:
+    """Two pictures of 96 x 96 pixels, with the same box."""
+    images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    return Batch(images, [torch.tensor([[10.0, 10, 60, 70]])] * 2, [torch.tensor([1])] * 2, [0, 1])
 
 
 def words(options: Settings) -> list[str]:
